@@ -1,0 +1,1 @@
+"""dreambench: exact, resumable evaluation of models that read and paint."""

@@ -1,0 +1,63 @@
+"""Errors that are the user's to solve, each one line: what is wrong, where, and what to type next.
+
+    DreambenchError
+    ├── UsageError            an option, a name or a combination of them is not accepted
+    ├── DataError             a benchmark's file is missing, malformed or inconsistent
+    ├── MissingWeightsError   weights that a model, an extractor or a judge needs are not here
+    ├── MissingExtraError     an optional dependency is not installed
+    ├── ModelError            a model cannot do what a task asks of it, or broke while answering
+    ├── JudgeError            a judge cannot be reached or does not answer in its format
+    └── RunError              a run's folder is held by another process, damaged, or of another make
+
+The command line prints them without a traceback and leaves with exit status 2. Anything else is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DataError",
+    "DreambenchError",
+    "JudgeError",
+    "MissingExtraError",
+    "MissingWeightsError",
+    "ModelError",
+    "RunError",
+    "UsageError",
+]
+
+
+class DreambenchError(Exception):
+    """The user must do something. ``str(error)`` is one line that says what, where, and what to do."""
+
+    exit_status = 2
+
+
+class UsageError(DreambenchError):
+    """An option, a name or a combination of them is not accepted."""
+
+
+class DataError(DreambenchError):
+    """A benchmark's file is missing, malformed or inconsistent with another."""
+
+
+class MissingWeightsError(DreambenchError):
+    """Weights are not on this machine (and may not be downloaded)."""
+
+
+class MissingExtraError(DreambenchError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'dreambench[{extra}]'")
+
+
+class ModelError(DreambenchError):
+    """A model cannot do what a task asks of it, or broke while answering."""
+
+
+class JudgeError(DreambenchError):
+    """A judge cannot be reached or does not answer in its format."""
+
+
+class RunError(DreambenchError):
+    """A run's folder is held by another process, damaged, or made by something else."""

@@ -1,0 +1,1 @@
+"""The benchmarks, one module or small package each, found through the entry-point group ``dreambench.tasks``."""
