@@ -1,0 +1,111 @@
+"""Documents: text and images in reading order. A prompt is one, an answer is one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from dreambench.errors import DataError
+
+__all__ = [
+    "JSON",
+    "Document",
+    "Image",
+    "Part",
+    "Text",
+    "canonical_json",
+    "digest",
+    "document_text",
+    "from_json",
+    "to_json",
+]
+
+JSON: TypeAlias = Any
+"""What `json` reads and writes: None, bool, int, float, str, lists and string-keyed dicts of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A stretch of text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image file by path, or its encoded bytes (PNG, JPEG, ...) on their way to one."""
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.data is None):
+            raise ValueError("an Image has either a path or data")
+
+    def read(self) -> bytes:
+        """The encoded bytes. A file that is missing or changed since its digest was noted is a `DataError`."""
+        if self.data is not None:
+            return self.data
+        try:
+            data = Path(self.path or "").read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"image {self.path}: {error.strerror or error}; say where the pictures are with --images DIR"
+            ) from error
+        if self.sha256 is not None and hashlib.sha256(data).hexdigest() != self.sha256:
+            raise DataError(
+                f"image {self.path} is not the file that was recorded (its sha256 differs): restore it or start with --fresh"
+            )
+        return data
+
+    def digest(self) -> str:
+        """sha256 of the encoded bytes, in hex."""
+        return self.sha256 or hashlib.sha256(self.read()).hexdigest()
+
+
+Part: TypeAlias = Text | Image
+Document: TypeAlias = tuple[Part, ...]
+
+
+def document_text(document: Document) -> str:
+    """The text parts of a document, joined as they stand."""
+    return "".join(part.text for part in document if isinstance(part, Text))
+
+
+def to_json(document: Document) -> JSON:
+    """Plain data for a log: texts as they are; images by path, or by digest where they are still bytes."""
+    parts: list[JSON] = []
+    for part in document:
+        if isinstance(part, Text):
+            parts.append({"text": part.text})
+        elif part.path is not None:
+            parts.append({"image": part.path} | ({"sha256": part.sha256} if part.sha256 else {}))
+        else:
+            parts.append({"sha256": part.digest()})
+    return parts
+
+
+def from_json(parts: Sequence[Mapping[str, JSON]]) -> Document:
+    """The inverse of `to_json`, for documents whose images have paths."""
+    document: list[Part] = []
+    for part in parts:
+        if "text" in part:
+            document.append(Text(part["text"]))
+        else:
+            document.append(Image(path=part["image"], sha256=part.get("sha256")))
+    return tuple(document)
+
+
+def canonical_json(value: JSON) -> str:
+    """One string per value: sorted keys, no spaces, no NaN. What is hashed and what is logged."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: JSON) -> str:
+    """sha256, in hex, of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

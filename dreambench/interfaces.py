@@ -1,0 +1,207 @@
+"""The two small interfaces that everything else hangs on: a task and a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dreambench.documents import JSON, digest
+from dreambench.errors import ModelError, UsageError
+from dreambench.requests import Kind, Request, Response, Sample
+from dreambench.scores import Protocol, Scored
+
+if TYPE_CHECKING:
+    from dreambench.store import RunFolder
+
+__all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "TaskOptions", "sample_choice"]
+
+
+class OutOfMemoryError(ModelError):
+    """A batch did not fit; the runner halves it and writes the halves into the plan."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is to be loaded. `location` is what follows the colon of ``--model NAME:LOCATION``."""
+
+    name: str
+    location: str | None = None
+    arguments: Mapping[str, str] = field(default_factory=dict[str, str])
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+
+    def only(self, *known: str) -> None:
+        """Refuse ``--model-arg`` keys that this model does not have: every flag acts or errors."""
+        for key in self.arguments:
+            if key not in known:
+                accepted = ", ".join(known) if known else "none"
+                raise UsageError(
+                    f"--model-arg {key}: the model {self.name} has no such argument (accepted: {accepted})"
+                )
+
+
+class Model(ABC):
+    """Something that answers requests. Constructed with `ModelOptions`; construction loads the weights."""
+
+    capabilities: ClassVar[frozenset[Kind]]
+
+    def __init__(self, options: ModelOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, JSON]:
+        """What is measured: at least ``name``; weights' hash; ``training`` where there is something to say. Part of the run's id."""
+
+    @abstractmethod
+    def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
+        """Answer a batch, in any order, each request exactly once.
+
+        A request that cannot be answered (a broken image, a refusal of the server) yields a `Response` with an `error`; what
+        makes every further request pointless (a server that is gone) raises `ModelError`. `OutOfMemoryError` has the batch halved.
+        """
+
+    def batch_size(self, kind: Kind) -> int:
+        """Requests per batch under ``--batch-size auto``; must be the same in every process."""
+        return 16
+
+    def environment(self) -> Mapping[str, JSON]:
+        """Device, dtype and the like: recorded, and not to be changed within a run."""
+        return {}
+
+    def notes(self) -> Sequence[str]:
+        """Sentences to be shown with every figure, for instance that the weights are untrained."""
+        return ()
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What the user asked of a task. Paths are absolute; None means the task's default, which its protocol then names."""
+
+    data: Path | None = None
+    images: Path | None = None
+    real: Path | None = None
+    protocols: tuple[str, ...] = ()
+    split: str | None = None
+    features: str | None = None
+    judge: str | None = None
+    generation: tuple[str, ...] = ()
+    seed: int = 0
+    offline: bool = False
+    device: str = "auto"
+
+    def to_json(self) -> JSON:
+        return {
+            "data": _path(self.data),
+            "images": _path(self.images),
+            "real": _path(self.real),
+            "protocols": list(self.protocols),
+            "split": self.split,
+            "features": self.features,
+            "judge": self.judge,
+            "generation": list(self.generation),
+            "seed": self.seed,
+            "offline": self.offline,
+            "device": self.device,
+        }
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, JSON]) -> TaskOptions:
+        paths: dict[str, Any] = {name: Path(line[name]) if line[name] else None for name in ("data", "images", "real")}
+        sequences: dict[str, Any] = {name: tuple(line[name]) for name in ("protocols", "generation")}
+        return cls(**{**line, **paths, **sequences})
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+class Task(ABC):
+    """A benchmark: load, prompt, score, aggregate. Constructed with `TaskOptions`; construction reads nothing.
+
+    The order of calls is `samples`, `request`, `protocols` before the model answers; `settle` on each answered batch; then, over the
+    run's folder alone, `gather` (impure and resumable: features, judgements) and `score` (pure).
+    """
+
+    name: ClassVar[str]
+    kinds: ClassVar[frozenset[Kind]]
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Which of the options images, real, split, features, judge mean something here; the others are refused."""
+    presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {"default": {}}
+    """Generation settings by name; ``default`` is the benchmark's own, and further ones start from it."""
+
+    def __init__(self, options: TaskOptions) -> None:
+        self.options = options
+        for name in ("images", "real", "split", "features", "judge"):
+            if getattr(options, name) is not None and name not in self.uses:
+                raise UsageError(f"--{name} means nothing to the task {self.name}: leave it out")
+        self.generation = resolve_generation(self.name, self.presets, options.generation)
+
+    @abstractmethod
+    def samples(self) -> list[Sample]:
+        """Every sample of the split, in a fixed order. A broken file is a `DataError`."""
+
+    @abstractmethod
+    def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
+        """The protocols asked for, headline first. Whatever they need (weights, references) is looked for here, before hours of work."""
+
+    @abstractmethod
+    def request(self, sample: Sample) -> Request:
+        """The sample's request; the prompt text of the benchmark is visible in here."""
+
+    def settle(self, requests: Sequence[Request], responses: Sequence[Response]) -> Sequence[Response]:
+        """A last step on a batch's answers before they are written, for instance choosing among candidates."""
+        return responses
+
+    def gather(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
+        """Collect the facts that scoring needs beyond the answers, into the run's folder. Called again, it goes on."""
+        return
+
+    @abstractmethod
+    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
+        """Rows and figures from the run's files alone: no clock, no network, no unseeded chance."""
+
+    def subject(self) -> Mapping[str, JSON]:
+        """What the benchmark leaves open and this run fixes: prompt wording and decoding."""
+        return {"generation": dict(self.generation)}
+
+
+def sample_choice(samples: Sequence[Sample]) -> JSON:
+    """The protocol field that says which samples were taken, in which order."""
+    return {"n": len(samples), "ids_sha256": digest([sample.id for sample in samples])}
+
+
+def resolve_generation(
+    task: str, presets: Mapping[str, Mapping[str, JSON]], asked: Sequence[str]
+) -> Mapping[str, JSON]:
+    """Settings from ``--generation``: a preset's name first, then KEY=VALUE pairs whose keys the default has."""
+    settings: dict[str, JSON] = dict(presets["default"])
+    settings["preset"] = "default"
+    for word in asked:
+        key, equals, value = word.partition("=")
+        if not equals:
+            if key not in presets:
+                raise UsageError(
+                    f"--generation {word}: {task} has the presets {', '.join(presets)} and takes KEY=VALUE"
+                )
+            settings |= presets[key]
+            settings["preset"] = key
+        elif key not in presets["default"]:
+            raise UsageError(f"--generation {word}: {task} has the settings {', '.join(presets['default']) or 'none'}")
+        else:
+            settings[key] = _typed(value, presets["default"][key], word)
+    return settings
+
+
+def _typed(value: str, like: JSON, word: str) -> JSON:
+    if isinstance(like, str):
+        return value
+    try:
+        if isinstance(like, bool):
+            return {"true": True, "false": False}[value]
+        return type(like)(value)
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"--generation {word}: {value!r} is not a {type(like).__name__}") from error

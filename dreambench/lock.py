@@ -1,0 +1,168 @@
+"""One launch at a time on a run.
+
+The lock is a folder, made by exclusive creation (which network file systems keep, unlike flock); it names the launch and holds one file
+per process of it, with host, process id and a heartbeat. Process 0 of a launch takes the lock and the others join it. A lock all of
+whose processes are gone is taken over: on this host by looking for them, on another host when no heart has beaten for two minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+from dreambench.errors import RunError
+
+__all__ = ["HEARTBEAT_S", "STALE_S", "RunLock", "launch_id", "rank_and_world"]
+
+HEARTBEAT_S = 15.0
+STALE_S = 120.0
+JOIN_S = 120.0
+"""How long process k waits for process 0 to have taken the lock."""
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and the number of processes, as `torchrun` and `accelerate launch` set them; (0, 1) alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launch_id() -> str:
+    """One name for all processes of a launch and no other."""
+    _, world = rank_and_world()
+    if world == 1:
+        return uuid.uuid4().hex
+    parts = [
+        os.environ.get(name, "")
+        for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+    ]
+    # Two launches on one host may share all of these; their launcher, the parent of local processes, they do not share.
+    local = [] if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" else [socket.gethostname(), str(os.getppid())]
+    return "-".join([*parts, *local]).strip("-") or f"parent-{os.getppid()}"
+
+
+def _started(pid: int) -> str | None:
+    """When the kernel says process `pid` began, so that a reused number is not taken for the same process; None where unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+class RunLock:
+    """``with RunLock(folder):`` raises `RunError` while another launch writes there."""
+
+    def __init__(self, folder: Path, *, alone: bool = False) -> None:
+        """`alone` has every process count as a launch of its own, also those of one launch."""
+        self.path = folder / "lock"
+        self.rank = 0 if alone else rank_and_world()[0]
+        self.launch = uuid.uuid4().hex if alone else launch_id()
+        self._own = self.path / f"rank-{self.rank:05d}.json"
+        self._stop = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def __enter__(self) -> RunLock:
+        if self.rank == 0:
+            self._take()
+        else:
+            self._join()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._heart is not None:
+            self._heart.join()
+        with contextlib.suppress(FileNotFoundError):
+            self._own.unlink()
+        if not list(self.path.glob("rank-*.json")):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def _take(self) -> None:
+        for _ in range(3):
+            # Made aside and renamed into place, a lock is never seen without its owner; the rename fails where a lock stands.
+            aside = self.path.with_name(f".lock-{uuid.uuid4().hex}")
+            aside.mkdir(parents=True)
+            (aside / "launch").write_text(self.launch)
+            self._write_rank(aside / self._own.name)
+            try:
+                aside.rename(self.path)
+            except OSError:
+                shutil.rmtree(aside)
+            else:
+                return
+            holder = self._holder()
+            if holder is not None:
+                raise RunError(
+                    f"{self.path.parent} is being written by another launch ({holder}): wait for it, or stop it and start again"
+                )
+            self._set_aside()
+        raise RunError(f"{self.path} changes hands too fast: several launches are started on one run; start one")
+
+    def _join(self) -> None:
+        deadline = time.monotonic() + JOIN_S
+        while time.monotonic() < deadline:
+            if self._read_launch() == self.launch:
+                self._write_rank(self._own)
+                return
+            time.sleep(0.05)
+        raise RunError(
+            f"{self.path}: process 0 of this launch did not take the lock within {JOIN_S:.0f} s; see its message"
+        )
+
+    def _read_launch(self) -> str | None:
+        try:
+            return (self.path / "launch").read_text()
+        except OSError:
+            return None
+
+    def _write_rank(self, path: Path) -> None:
+        path.write_text(
+            json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
+        )
+
+    def _holder(self) -> str | None:
+        """Who of the standing lock is alive, for the message; None when nobody is."""
+        for file in sorted(self.path.glob("rank-*.json")):
+            try:
+                who = json.loads(file.read_text())
+                age = time.time() - file.stat().st_mtime
+            except (OSError, ValueError):
+                continue
+            if who["host"] == socket.gethostname():
+                alive = Path(f"/proc/{who['pid']}").exists() if who["started"] else age < STALE_S
+                alive = alive and _started(who["pid"]) == who["started"]
+            else:
+                alive = age < STALE_S
+            if alive:
+                return f"host {who['host']}, process {who['pid']}"
+        return None
+
+    def _set_aside(self) -> None:
+        """Move a dead lock away. If a live one came into its place meanwhile, it is put back."""
+        aside = self.path.with_name(f".lock-{uuid.uuid4().hex}")
+        try:
+            self.path.rename(aside)
+        except OSError:
+            return
+        moved = RunLock.__new__(RunLock)
+        moved.path = aside
+        if moved._holder() is not None:
+            with contextlib.suppress(OSError):
+                aside.rename(self.path)
+            return
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):
+                os.utime(self._own)

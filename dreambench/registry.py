@@ -1,0 +1,74 @@
+"""Names of tasks and models: entry points of installed packages, or ``package.module:Class`` written out."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from dreambench.errors import MissingExtraError, UsageError
+from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions
+
+__all__ = ["MODELS", "TASKS", "load_model", "load_task", "names", "parse_model"]
+
+TASKS = "dreambench.tasks"
+MODELS = "dreambench.models"
+
+T = TypeVar("T")
+
+
+def names(group: str) -> dict[str, EntryPoint]:
+    """Registered names of a group, sorted."""
+    return {point.name: point for point in sorted(entry_points(group=group), key=lambda point: point.name)}
+
+
+def _find(group: str, name: str, kind: type[T]) -> type[T]:
+    word = group.rpartition(".")[2].rstrip("s")
+    registered = names(group)
+    if name in registered:
+        found = registered[name].load()
+    elif ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is None or not module.startswith(error.name):
+                raise
+            raise UsageError(f"{word} {name}: no module {error.name} can be imported from here") from error
+        except AttributeError as error:
+            raise UsageError(f"{word} {name}: the module {module} has no {attribute}") from error
+    else:
+        near = difflib.get_close_matches(name, registered, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"no {word} is called {name}: {hint}`dreambench list {word}s` shows the names, or write package.module:Class"
+        )
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UsageError(f"{word} {name} is not a {kind.__module__}.{kind.__name__}: derive it from that class")
+    return found
+
+
+def load_task(name: str, options: TaskOptions) -> Task:
+    """The task of that name, given its options."""
+    return _find(TASKS, name, Task)(options)  # pyright: ignore[reportAbstractUsage] - a subclass, as _find has seen to
+
+
+def parse_model(spec: str) -> tuple[str, str | None]:
+    """``NAME[:LOCATION]`` as (name, location); a spec that is ``package.module:Class`` has no location."""
+    name, colon, location = spec.partition(":")
+    if name in names(MODELS) or "." not in name:
+        return name, (location if colon else None)
+    return spec, None
+
+
+def load_model(options: ModelOptions) -> Model:
+    """The model of that name, with its weights loaded."""
+    kind = _find(MODELS, options.name, Model)
+    try:
+        return kind(options)  # pyright: ignore[reportAbstractUsage] - a subclass, as _find has seen to
+    except ModuleNotFoundError as error:
+        extras = {"openai": "judge", "openpyxl": "sheets"}
+        if error.name in extras:
+            raise MissingExtraError(error.name, extras[error.name], f"the model {options.name}") from error
+        raise

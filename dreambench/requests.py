@@ -1,0 +1,120 @@
+"""What a task asks of a model, and what the model answers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Literal, TypeAlias
+
+from dreambench.documents import JSON, Document, Text, document_text, from_json, to_json
+
+__all__ = ["Failure", "Kind", "Request", "Response", "Sample", "sample_seed"]
+
+Kind: TypeAlias = Literal["read", "paint", "compose", "likelihood"]
+
+
+def sample_seed(seed: int, sample_id: str) -> int:
+    """A seed in [0, 2**63) that depends on the run's seed and the sample's id only: never on batch, order or process."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{sample_id}".encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item of a benchmark. `targets` holds whatever its scorer needs, as plain JSON; `group` says which samples share an image."""
+
+    id: str
+    prompt: Document
+    targets: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to a model.
+
+    `settings` are the task's generation settings (field names of the trade: ``max_new_tokens``, ``num_inference_steps``, ...);
+    `choices` are the continuations to be weighed by a ``likelihood`` request; `seed` is already the sample's own.
+    """
+
+    id: str
+    kind: Kind
+    document: Document
+    settings: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+    seed: int = 0
+    group: str | None = None
+    choices: tuple[str, ...] = ()
+
+    def length(self) -> int:
+        """Characters of text: the length rule by which the plan puts requests together."""
+        return len(document_text(self.document)) + sum(map(len, self.choices))
+
+    def identity(self) -> JSON:
+        """What makes this request this request. Image files count by name: their folder may move, their bytes are in the data's fingerprint."""
+        parts = [
+            part.text if isinstance(part, Text) else [PurePath(part.path).name if part.path else part.digest()]
+            for part in self.document
+        ]
+        return [self.id, self.kind, parts, dict(self.settings), self.seed, self.group, list(self.choices)]
+
+    def to_json(self) -> JSON:
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "document": to_json(self.document),
+            "settings": dict(self.settings),
+            "seed": self.seed,
+            "group": self.group,
+            "choices": list(self.choices),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request has no answer: a typed reason, counted and named in the results."""
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A model's answer to the request of the same id: a document, or `scores` for ``likelihood``, or an `error`."""
+
+    id: str
+    document: Document = ()
+    finish_reason: str = "stop"
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    scores: tuple[float, ...] | None = None
+    error: Failure | None = None
+    details: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+
+    def to_json(self) -> JSON:
+        line: dict[str, JSON] = {"id": self.id, "document": to_json(self.document), "finish_reason": self.finish_reason}
+        if self.prompt_tokens is not None:
+            line["prompt_tokens"] = self.prompt_tokens
+        if self.new_tokens is not None:
+            line["new_tokens"] = self.new_tokens
+        if self.scores is not None:
+            line["scores"] = list(self.scores)
+        if self.error is not None:
+            line["error"] = {"type": self.error.type, "message": self.error.message}
+        if self.details:
+            line["details"] = dict(self.details)
+        return line
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, JSON]) -> Response:
+        error, scores = line.get("error"), line.get("scores")
+        return cls(
+            id=line["id"],
+            document=from_json(line["document"]),
+            finish_reason=line["finish_reason"],
+            prompt_tokens=line.get("prompt_tokens"),
+            new_tokens=line.get("new_tokens"),
+            scores=None if scores is None else tuple(scores),
+            error=None if error is None else Failure(error["type"], error["message"]),
+            details=line.get("details", {}),
+        )

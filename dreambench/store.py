@@ -1,0 +1,248 @@
+"""A run's folder: every answer is safe in it before the next is asked for, and nothing outside it is needed to score again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dreambench.documents import JSON, Document, Image, Part, canonical_json, from_json, to_json
+from dreambench.errors import RunError
+from dreambench.files import inside, write_atomically, write_once
+from dreambench.requests import Response, Sample
+
+__all__ = ["FORMAT", "RunFolder"]
+
+FORMAT = 1
+"""The layout of the folder; a run of another layout is refused rather than misread."""
+
+
+class RunFolder:
+    """``runs/<task>-<model>-<8 hex>/``; see docs/runs.md for the files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run. Raises `RunError` where there is none."""
+        if not (path / "run.json").is_file():
+            raise RunError(f"{path} is not a run (no run.json in it): give a folder that `dreambench run` made")
+        run = cls(path)
+        made = run.plan_file().get("format")
+        if made != FORMAT:
+            raise RunError(
+                f"{path} has layout {made}, this version reads {FORMAT}: score it with the version that made it"
+            )
+        return run
+
+    # --- what was asked and planned -------------------------------------------------------------------------------
+
+    def begin(self, asked: JSON, samples: Sequence[Sample]) -> bool:
+        """Write samples and run.json; False where another process, or an earlier start, already did."""
+        if (self.path / "run.json").exists():
+            return False
+        write_atomically(self.path / "samples.parquet", _samples_table(samples))
+        return write_once(self.path / "run.json", (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def plan_file(self) -> dict[str, JSON]:
+        """run.json."""
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{self.path / 'run.json'} is damaged ({error}): start again with --fresh") from error
+
+    def samples(self) -> list[Sample]:
+        """The samples as they were when the run began, in the task's order; image paths absolute."""
+        import pyarrow.parquet as pq
+
+        return [
+            Sample(
+                id=row["id"],
+                prompt=_lenient(json.loads(row["prompt"])),
+                targets=json.loads(row["targets"]),
+                group=row["group"],
+            )
+            for row in pq.read_table(self.path / "samples.parquet").to_pylist()
+        ]
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _answers_file(self, rank: int) -> Path:
+        return self.path / "responses" / f"rank-{rank:05d}.jsonl"
+
+    def mend(self, rank: int) -> None:
+        """Cut off the last lines that a killed process of this number left torn."""
+        responses = self.path / "responses"
+        for path in (self._answers_file(rank), responses / f"splits-{rank:05d}.jsonl"):
+            if path.exists():
+                data = path.read_bytes()
+                end = data.rfind(b"\n") + 1
+                if end < len(data):
+                    os.truncate(path, end)
+
+    def append(self, rank: int, batch: str, responses: Sequence[Response]) -> None:
+        """Add a batch's answers, on disk when this returns. Image bytes become files first, so that a line never names a missing one."""
+        lines: list[str] = []
+        for response in responses:
+            line = {
+                "batch": batch,
+                "of": len(responses),
+                **replace(response, document=self._keep_images(response)).to_json(),
+            }
+            lines.append(canonical_json(line) + "\n")
+        self._append_lines(self._answers_file(rank), lines)
+
+    def note_split(self, rank: int, batch: str) -> None:
+        """Make it part of the plan that `batch` is answered in two halves."""
+        self._append_lines(self.path / "responses" / f"splits-{rank:05d}.jsonl", [canonical_json(batch) + "\n"])
+
+    def splits(self) -> set[str]:
+        """Names of the batches that were halved."""
+        files = sorted((self.path / "responses").glob("splits-*.jsonl"))
+        return {name for path in files for name in _whole_lines(path)}
+
+    def note_timing(self, rank: int, timing: Mapping[str, JSON]) -> None:
+        """Seconds and memory, kept apart from everything that is scored."""
+        path = self.path / "timings.jsonl" if rank == 0 else self.path / f"timings-{rank:05d}.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(canonical_json(dict(timing)) + "\n")
+
+    def answered(self) -> dict[str, dict[str, Response]]:
+        """Complete batches by name, each with its answers by request id. Leftovers of a batch that was cut short are passed over."""
+        complete: dict[str, dict[str, Response]] = {}
+        for path in sorted((self.path / "responses").glob("rank-*.jsonl")):
+            pending: list[JSON] = []
+            for line in _whole_lines(path):
+                if pending and pending[-1]["batch"] != line["batch"]:
+                    pending = []
+                pending.append(line)
+                if len(pending) == line["of"]:
+                    complete.setdefault(
+                        line["batch"], {one["id"]: self._absolute(Response.from_json(one)) for one in pending}
+                    )
+                    pending = []
+        return complete
+
+    def responses(self) -> dict[str, Response]:
+        """All answers of complete batches, by request id."""
+        return {id_: response for batch in self.answered().values() for id_, response in batch.items()}
+
+    def _keep_images(self, response: Response) -> Document:
+        kept: list[Part] = []
+        candidate = 0
+        for part in response.document:
+            if isinstance(part, Image):
+                data = part.read()
+                name = hashlib.sha256(f"{response.id}\0{candidate}".encode()).hexdigest()[:32]
+                relative = f"images/{name[:2]}/{name}.{_extension(data)}"
+                write_atomically(self.path / relative, data)
+                kept.append(Image(path=relative, sha256=hashlib.sha256(data).hexdigest()))
+                candidate += 1
+            else:
+                kept.append(part)
+        return tuple(kept)
+
+    def _absolute(self, response: Response) -> Response:
+        def resolve(image: Image) -> Image:
+            path = inside(self.path, image.path or "")
+            if path is None:
+                raise RunError(f"{self.path}: an answer names {image.path}, which lies outside the run")
+            return Image(path=str(path), sha256=image.sha256)
+
+        parts = tuple(resolve(part) if isinstance(part, Image) else part for part in response.document)
+        return replace(response, document=parts)
+
+    def _append_lines(self, path: Path, lines: Sequence[str]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    # --- results ------------------------------------------------------------------------------------------------------
+
+    def clear_leftovers(self) -> None:
+        """Remove the half-written temporary files of a killed process."""
+        for leftover in self.path.rglob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                leftover.unlink()
+
+    def write_scores(self, rows: Sequence[Mapping[str, JSON]]) -> None:
+        """scores.parquet: one row per sample, full precision."""
+        import pandas as pd
+
+        buffer = io.BytesIO()
+        pd.DataFrame(list(rows)).to_parquet(buffer, index=False, compression="zstd")
+        write_atomically(self.path / "scores.parquet", buffer.getvalue())
+
+    def write_metrics(self, metrics: JSON) -> None:
+        """metrics.json, last of all: its existence means that the run is complete."""
+        write_atomically(
+            self.path / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode()
+        )
+
+    def metrics(self) -> dict[str, JSON] | None:
+        """metrics.json, or None while the run is not complete."""
+        try:
+            return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunError(
+                f"{self.path / 'metrics.json'} is damaged ({error}): `dreambench score {self.path}` writes it anew"
+            ) from error
+
+
+def _whole_lines(path: Path) -> Iterator[JSON]:
+    """The complete lines of a JSON Lines file; a torn last one is left out, damage elsewhere is an error."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise RunError(
+                    f"{path}, line {number} is damaged: remove the line, or start again with --fresh"
+                ) from error
+
+
+def _samples_table(samples: Sequence[Sample]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.string()
+    table = pa.table(
+        {
+            "id": pa.array([sample.id for sample in samples], texts),
+            "group": pa.array([sample.group for sample in samples], texts),
+            "prompt": pa.array([canonical_json(to_json(sample.prompt)) for sample in samples], texts),
+            "targets": pa.array([canonical_json(dict(sample.targets)) for sample in samples], texts),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _lenient(parts: JSON) -> Document:
+    """A stored prompt. An image that never was a file is known by its digest only."""
+    return from_json(
+        [part if "text" in part or "image" in part else {"text": f"[image {part['sha256'][:8]}]"} for part in parts]
+    )
+
+
+def _extension(data: bytes) -> str:
+    if data.startswith(b"\x89PNG"):
+        return "png"
+    if data.startswith(b"\xff\xd8"):
+        return "jpg"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    raise RunError("a model answered with an image that is neither PNG, JPEG nor WebP: its adapter must encode it")
