@@ -1,0 +1,101 @@
+"""What is said about a scene: short captions and long narratives. The words are American, as the benchmarks' are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dreambench_tasks.playground.scene import Dice, Scene, Thing
+
+__all__ = ["PLACES", "a", "captions", "enumerated", "narrative", "place", "relation"]
+
+PLACES = (
+    ("top left", "top center", "top right"),
+    ("middle left", "center", "middle right"),
+    ("bottom left", "bottom center", "bottom right"),
+)
+NUMBERS = ("no", "one", "two", "three")
+
+_LEADS = ("", "there is ", "we see ", "a picture of ")
+_OPENINGS = (
+    "In this picture we can see {count} on a plain {background} background.",
+    "This is a drawing of {count} on a {background} background that is lit from above.",
+    "The picture shows {count} placed on a soft {background} background.",
+)
+_ALONE = (
+    "It is the only shape here, and it casts a soft shadow below it.",
+    "There is nothing beside it, and a soft shadow can be seen just below it.",
+)
+_ENDINGS = (
+    "The rest of the picture is empty, and only the {background} background is seen there.",
+    "Nothing else is in the picture, so all other places show the {background} background.",
+)
+
+
+def place(thing: Thing) -> str:
+    return PLACES[thing.row][thing.column]
+
+
+def a(words: str) -> str:
+    """The words after their indefinite article."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def enumerated(items: Sequence[str]) -> str:
+    """``x``, ``x and y``, ``x, y and z``."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def relation(thing: Thing, other: Thing) -> str:
+    """How ``thing`` lies as seen from ``other``: "above and to the left of", "below", …"""
+    vertical = "above" if thing.row < other.row else "below" if thing.row > other.row else ""
+    side = "to the left of" if thing.column < other.column else "to the right of" if thing.column > other.column else ""
+    return " and ".join(filter(None, (vertical, side)))
+
+
+def captions(scene: Scene, dice: Dice) -> list[str]:
+    """Five different short captions. Each names every thing's colour and shape and the background, some more."""
+    things, ground = scene.things, scene.background
+    names = enumerated([a(t.name) for t in things])
+    sized = enumerated([a(f"{t.size} {t.name}") for t in things])
+    placed = enumerated([f"{a(t.name)} in the {place(t)}" for t in things])
+    whole = enumerated([f"{a(f'{t.size} {t.name}')} in the {place(t)}" for t in things])
+    told = [
+        f"{dice.pick(_LEADS)}{names} on {a(ground)} background",
+        f"{dice.pick(_LEADS)}{sized} on {a(ground)} background",
+        f"{dice.pick(_LEADS)}{placed}, on {a(ground)} background",
+        f"on {a(ground)} background {'is' if len(things) == 1 else 'are'} {whole}",
+        _related(scene),
+    ]
+    return [f"{text[0].upper()}{text[1:]}." for text in dice.sample(told, len(told))]
+
+
+def narrative(scene: Scene, dice: Dice) -> list[str]:
+    """The sentences of a spoken description of 40 words or more, which names every thing in reading order.
+
+    The first sentence is of the whole picture, the next ones of one thing each; what is left is again of the whole.
+    """
+    things, ground = scene.things, scene.background
+    count = f"{NUMBERS[len(things)]} shape{'s' if len(things) > 1 else ''}"
+    sentences = [dice.pick(_OPENINGS).format(count=count, background=ground)]
+    first = things[0]
+    sentences.append(f"In the {place(first)} there is {a(f'{first.size} {first.name}')}.")
+    for before, thing in zip(things, things[1:], strict=False):
+        where = relation(thing, before)
+        sentences.append(
+            f"{where[0].upper()}{where[1:]} the {before.name}, in the {place(thing)}, "
+            f"there is {a(f'{thing.size} {thing.name}')}."
+        )
+    if len(things) == 1:
+        sentences.append(dice.pick(_ALONE))
+    sentences.append(dice.pick(_ENDINGS).format(background=ground))
+    return sentences
+
+
+def _related(scene: Scene) -> str:
+    """Where one thing is, or two are to each other."""
+    names = [a(t.name) for t in scene.things]
+    if len(names) == 1:
+        return f"{a(scene.background)} background with {names[0]} in the {place(scene.things[0])} and nothing else"
+    pair = f"{names[0]} {relation(scene.things[0], scene.things[1])} {names[1]}"
+    rest = f" with {names[2]}" if len(names) == 3 else ""
+    return f"{pair}{rest} on {a(scene.background)} background"

@@ -1,0 +1,152 @@
+"""The small world: what a scene holds, how one is drawn, and which part of the data it belongs to.
+
+A scene's *content* (background, and each object's shape, colour, size and place) decides its part by a stable hash, so that no
+content of ``val`` or ``test`` ever occurs in ``train``. Its *look* (a shift of a pixel, tilts, light) varies freely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TypeVar
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "PARTS",
+    "SHAPES",
+    "SIZES",
+    "WORLD",
+    "Dice",
+    "Scene",
+    "Thing",
+    "draw_scene",
+    "part_of",
+]
+
+WORLD = "1"
+"""Version of the world. Raise it with any change of what a (part, index, seed) looks like or is said to be."""
+
+SHAPES = ("circle", "square", "triangle", "star", "heart")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
+BACKGROUNDS = ("cream", "mint", "gray", "navy")
+SIZES = ("small", "large")
+PARTS = ("train", "val", "test")
+
+LIGHTS = 3
+TILTS = (-12, -6, 0, 6, 12)
+_SHARES = (80, 95, 100)  # per cent of all contents, cumulated in the order of PARTS
+_COUNTS = (1,) * 9 + (2,) * 7 + (3,) * 4  # one object 45 %, two 35 %, three 20 %
+
+T = TypeVar("T")
+
+
+class Dice:
+    """Integers from BLAKE2b in counter mode: a function of ``key`` alone, equal on every platform and with every numpy."""
+
+    def __init__(self, *key: object) -> None:
+        self._key = "/".join(map(str, key)).encode()
+        self._block = 0
+        self._words: list[int] = []
+
+    def below(self, n: int) -> int:
+        """An integer of 0 … n - 1 (bias under n / 2³²)."""
+        if not self._words:
+            digest = hashlib.blake2b(self._key, salt=self._block.to_bytes(16, "little")).digest()
+            self._words = list(struct.unpack("<16I", digest))
+            self._block += 1
+        return (self._words.pop() * n) >> 32
+
+    def pick(self, items: Sequence[T]) -> T:
+        return items[self.below(len(items))]
+
+    def sample(self, items: Sequence[T], k: int) -> list[T]:
+        """``k`` different items in random order."""
+        pool = list(items)
+        for i in range(k):
+            j = i + self.below(len(pool) - i)
+            pool[i], pool[j] = pool[j], pool[i]
+        return pool[:k]
+
+    def chance(self, percent: int) -> bool:
+        return self.below(100) < percent
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One object: its words, and its place on the 3 x 3 grid (row 0 is the top, column 0 the left)."""
+
+    shape: str
+    colour: str
+    size: str
+    row: int
+    column: int
+    tilt: int = 0  # degrees, part of the look only
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One to three things in reading order, no two alike in both shape and colour, on a background."""
+
+    background: str
+    things: tuple[Thing, ...]
+    shift: tuple[int, int] = (0, 0)  # pixels right and down, part of the look only
+    light: int = 0  # 0 … LIGHTS - 1, part of the look only
+
+    @property
+    def content(self) -> str:
+        """The canonical text of what the scene holds, without its look."""
+        things = (f"{t.row}{t.column} {t.size} {t.colour} {t.shape}" for t in self.things)
+        return f"{self.background}: {', '.join(things)}"
+
+
+def part_of(scene: Scene) -> str:
+    """The part a scene belongs to, from its content only."""
+    digest = hashlib.blake2b(scene.content.encode(), digest_size=8, person=b"dreambench-part").digest()
+    place = int.from_bytes(digest, "little") % 100
+    return next(part for part, end in zip(PARTS, _SHARES, strict=True) if place < end)
+
+
+def draw_scene(part: str, index: int, seed: int = 0) -> Scene:
+    """Scene ``index`` of a part: a function of its arguments, with no end to the index.
+
+    Contents repeat (there are 2,160 with one object) with another look; over parts they never do.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part is one of {', '.join(PARTS)}, not {part!r}")
+    dice = Dice("scene", WORLD, part, index, seed)
+    while True:
+        scene = _draw(dice)
+        if part_of(scene) == part and not _crowded(scene):
+            return scene
+
+
+def _draw(dice: Dice) -> Scene:
+    count = dice.pick(_COUNTS)
+    cells = sorted(dice.sample(range(9), count))
+    kinds = dice.sample(range(len(SHAPES) * len(COLOURS)), count)
+    things = tuple(
+        Thing(
+            shape=SHAPES[kind % len(SHAPES)],
+            colour=COLOURS[kind // len(SHAPES)],
+            size=dice.pick(SIZES),
+            row=cell // 3,
+            column=cell % 3,
+            tilt=dice.pick(TILTS),
+        )
+        for cell, kind in zip(cells, kinds, strict=True)
+    )
+    return Scene(dice.pick(BACKGROUNDS), things, (dice.below(3) - 1, dice.below(3) - 1), dice.below(LIGHTS))
+
+
+def _crowded(scene: Scene) -> bool:
+    """Whether two large things are side by side or one above the other: they would overlap."""
+    large = [t for t in scene.things if t.size == "large"]
+    return any(abs(a.row - b.row) + abs(a.column - b.column) == 1 for a, b in combinations(large, 2))
