@@ -1,1 +1,57 @@
-"""dreambench: exact, resumable evaluation of models that read and paint."""
+"""dreambench: exact, resumable evaluation of models that read and paint.
+
+>>> import dreambench
+>>> result = dreambench.run("coco_fid", model="dreamllm", limit=128)   # doctest: +SKIP
+>>> result.scores[0].value                                             # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dreambench.api import Asked, Result, rerun, run, score_run
+    from dreambench.documents import Document, Image, Text
+    from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions
+    from dreambench.requests import Failure, Request, Response, Sample
+    from dreambench.scores import Protocol, Score, Scored
+
+__all__ = [
+    "Asked",
+    "Document",
+    "Failure",
+    "Image",
+    "Model",
+    "ModelOptions",
+    "Protocol",
+    "Request",
+    "Response",
+    "Result",
+    "Sample",
+    "Score",
+    "Scored",
+    "Task",
+    "TaskOptions",
+    "Text",
+    "rerun",
+    "run",
+    "score_run",
+]
+
+_PLACES = {
+    "api": ("Asked", "Result", "rerun", "run", "score_run"),
+    "documents": ("Document", "Image", "Text"),
+    "interfaces": ("Model", "ModelOptions", "Task", "TaskOptions"),
+    "requests": ("Failure", "Request", "Response", "Sample"),
+    "scores": ("Protocol", "Score", "Scored"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are loaded when they are first used, so that ``import dreambench`` costs nothing."""
+    from importlib import import_module
+
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"dreambench.{module}"), name)
+    raise AttributeError(f"module 'dreambench' has no attribute {name!r}")

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreambench.adapters.responses import Responses
 from dreambench.documents import JSON, digest
-from dreambench.errors import ModelError, RunError, UsageError
+from dreambench.errors import DataError, ModelError, RunError, UsageError
 from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions
 from dreambench.lock import RunLock, rank_and_world
 from dreambench.plan import batches
@@ -107,6 +108,8 @@ def prepare(asked: Asked, out: Path, model: Model | None = None) -> Prepared:
         model = load_model(
             ModelOptions(name, location, asked.model_arguments, asked.device, asked.dtype, asked.options.offline)
         )
+    if isinstance(model, Responses):
+        model.bind(_known_answers(task, model.path, samples))
     for kind in sorted({request.kind for request in requests}):
         if kind not in model.capabilities:
             can = ", ".join(sorted(model.capabilities))
@@ -122,6 +125,17 @@ def prepare(asked: Asked, out: Path, model: Model | None = None) -> Prepared:
     folder = out / f"{_slug(task.name)}-{_slug(asked.model)}-{digest(identity)[:8]}"
     batch_size = asked.batch_size or min(model.batch_size(request.kind) for request in requests)
     return Prepared(asked, task, model, samples, requests, protocols, batch_size, folder)
+
+
+def _known_answers(task: Task, path: Path, samples: Sequence[Sample]) -> Mapping[str, str]:
+    """Answers from a file, or `DataError` where none of them belongs to these samples."""
+    texts = task.read_responses(path)
+    if not any(sample.id in texts for sample in samples):
+        raise DataError(
+            f"{path}: none of its {len(texts)} answers is to a sample of these data (first ids: "
+            f"{next(iter(texts), 'none')} there, {samples[0].id} here)"
+        )
+    return texts
 
 
 def choose(samples: list[Sample], limit: int | None, ids: Sequence[str] | None) -> list[Sample]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dreambench.answers import read_lines
 from dreambench.documents import JSON, digest
 from dreambench.errors import ModelError, UsageError
 from dreambench.requests import Kind, Request, Response, Sample
@@ -128,6 +129,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     kinds: ClassVar[frozenset[Kind]]
+    protocol_names: ClassVar[Mapping[str, str]]
+    """What ``--protocol`` accepts, each with a line about it; the first is the default."""
     uses: ClassVar[frozenset[str]] = frozenset()
     """Which of the options images, real, split, features, judge mean something here; the others are refused."""
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {"default": {}}
@@ -138,6 +141,9 @@ class Task(ABC):
         for name in ("images", "real", "split", "features", "judge"):
             if getattr(options, name) is not None and name not in self.uses:
                 raise UsageError(f"--{name} means nothing to the task {self.name}: leave it out")
+        for name in options.protocols:
+            if name not in self.protocol_names:
+                raise UsageError(f"--protocol {name}: {self.name} has {', '.join(self.protocol_names)}")
         self.generation = resolve_generation(self.name, self.presets, options.generation)
 
     @abstractmethod
@@ -152,6 +158,10 @@ class Task(ABC):
     def request(self, sample: Sample) -> Request:
         """The sample's request; the prompt text of the benchmark is visible in here."""
 
+    def read_responses(self, path: Path) -> Mapping[str, str]:
+        """Answers made elsewhere, by sample id: our own lines, and in a task that knows it the benchmark's result format."""
+        return read_lines(path)
+
     def settle(self, requests: Sequence[Request], responses: Sequence[Response]) -> Sequence[Response]:
         """A last step on a batch's answers before they are written, for instance choosing among candidates."""
         return responses
@@ -163,6 +173,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
         """Rows and figures from the run's files alone: no clock, no network, no unseeded chance."""
+
+    def estimate(self, samples: Sequence[Sample]) -> Sequence[str]:
+        """Lines for ``--dry-run`` about what scoring will cost, for instance a judge's calls and tokens."""
+        return ()
 
     def subject(self) -> Mapping[str, JSON]:
         """What the benchmark leaves open and this run fixes: prompt wording and decoding."""

@@ -51,7 +51,7 @@ class Request:
         return len(document_text(self.document)) + sum(map(len, self.choices))
 
     def identity(self) -> JSON:
-        """What makes this request this request. Image files count by name: their folder may move, their bytes are in the data's fingerprint."""
+        """What makes this request this request. Image files count by name: their folder may move."""
         parts = [
             part.text if isinstance(part, Text) else [PurePath(part.path).name if part.path else part.digest()]
             for part in self.document

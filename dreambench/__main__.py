@@ -1,0 +1,5 @@
+"""``python -m dreambench``."""
+
+from dreambench.cli import main
+
+main()

@@ -1,0 +1,57 @@
+"""Answers made elsewhere, read from a benchmark's own result format: what ``dreambench score --responses`` asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from dreambench.documents import JSON, Text
+from dreambench.errors import DataError, UsageError
+from dreambench.files import sha256_file
+from dreambench.interfaces import Model, ModelOptions
+from dreambench.requests import Failure, Kind, Request, Response
+
+__all__ = ["Responses"]
+
+
+class Responses(Model):
+    """Answers from a file: ``responses:FILE``, in the task's result format or as {"id", "text"} lines.
+
+    The task reads the file (`Task.read_responses`), because only it knows its benchmark's formats; `bind` hands the answers over.
+    """
+
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"read"})
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__(options)
+        options.only()
+        if not options.location:
+            raise UsageError("--model responses: write responses:FILE")
+        self.path = Path(options.location)
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file of answers")
+        self._sha256 = sha256_file(self.path)
+        self._texts: Mapping[str, str] | None = None
+
+    def bind(self, texts: Mapping[str, str]) -> None:
+        """Take the answers, by sample id."""
+        self._texts = texts
+
+    def identity(self) -> Mapping[str, JSON]:
+        return {"name": "responses", "sha256": self._sha256}
+
+    def batch_size(self, kind: Kind) -> int:
+        return 4096
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
+        if self._texts is None:
+            raise UsageError(f"{self.path}: the task does not read answers from a file")
+        for request in requests:
+            text = self._texts.get(request.id)
+            if text is None:
+                yield Response(
+                    request.id, error=Failure("no-answer", f"{self.path.name} has no answer to {request.id}")
+                )
+            else:
+                yield Response(request.id, (Text(text),))

@@ -1,0 +1,47 @@
+"""The command line. Each verb is a plain function that reads options and calls the Python API."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit status: 0 done, 1 a threshold missed, 2 the user must act, 130 interrupted."""
+    from dreambench.cli.app import build
+    from dreambench.errors import DreambenchError
+
+    try:
+        build()(args=arguments, prog_name="dreambench", standalone_mode=False)
+    except SystemExit:
+        raise
+    except KeyboardInterrupt:
+        _leave("interrupted: what was answered is safe, the same command goes on", 130)
+    except DreambenchError as error:
+        _leave(f"error: {error}", error.exit_status)
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`); there is nobody to tell.
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        _leave_if_usage(error)
+        raise
+
+
+def _leave_if_usage(error: Exception) -> None:
+    """The parser's own complaints, in our one-line form."""
+    status = getattr(error, "exit_code", None)
+    if status is None:
+        return
+    if type(error).__name__ == "Abort":
+        _leave("interrupted: what was answered is safe, the same command goes on", 130)
+    message = getattr(error, "format_message", lambda: "")()
+    if message:
+        _leave(f"error: {' '.join(message.split())} (--help shows an example)", 2)
+    sys.exit(status)
+
+
+def _leave(line: str, status: int) -> None:
+    print(f"dreambench: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(status)

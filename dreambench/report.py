@@ -1,0 +1,127 @@
+"""Results on the terminal: the headline in one line, the rest as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambench.documents import JSON
+from dreambench.errors import RunError
+from dreambench.scores import Score
+
+if TYPE_CHECKING:
+    from dreambench.api import Prepared, Result
+
+__all__ = ["headline", "number", "print_plan", "print_result", "print_runs", "thresholds"]
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, and two decimals where those are more."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
+
+def headline(score: Score) -> str:
+    """``vqav2 accuracy 72.78 % [70.60, 74.90] (95 %, cluster by image), n = 1500, protocol official@1-3f2a9c01``."""
+    group = f" {score.group}" if score.group else ""
+    unit = f" {score.unit}" if score.unit else ""
+    if score.interval is None:
+        sure = f"no interval: {score.interval_method}"
+    else:
+        low, high = score.interval
+        sure = f"[{number(low)}, {number(high)}] ({score.confidence:.0%}, {score.interval_method})"
+    unscored = f", {score.unscored} unscored" if score.unscored else ""
+    if score.bounds is not None and score.unscored:
+        unscored += f" (between {number(score.bounds[0])} and {number(score.bounds[1])} with them)"
+    return (
+        f"{score.metric}{group} {number(score.value)}{unit} {sure}, n = {score.n}{unscored}, protocol {score.protocol}"
+    )
+
+
+def print_result(result: Result) -> None:
+    """The figures of a run, the warnings that belong to them, and where everything lies."""
+    if result.metrics is None:
+        print(f"{result.folder}: not complete yet")
+        return
+    if result.repeated:
+        print(f"{result.folder} is complete (--fresh asks anew)")
+    _print_metrics(result.folder, result.metrics)
+
+
+def _print_metrics(folder: Path, metrics: Mapping[str, JSON]) -> None:
+    scores = [Score.from_json(line) for line in metrics["scores"]]
+    _print_table(f"{metrics['task']} of {metrics['model']}", scores)
+    errors = metrics["errors"]
+    if errors["n"]:
+        kinds = ", ".join(f"{name}: {kind['n']} (first {kind['ids'][0]})" for name, kind in errors["types"].items())
+        print(f"{errors['n']} samples ended in an error: {kinds}")
+    for note in [*metrics["notes"], *dict.fromkeys(note for score in scores for note in score.notes)]:
+        print(f"note: {note}")
+    for score in scores:
+        if score.group is None:
+            print(f"{metrics['task']}: {headline(score)}")
+    print(f"run: {folder}")
+
+
+def _print_table(title: str, scores: Sequence[Score]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="")
+    for column in ("metric", "group", "protocol"):
+        table.add_column(column, no_wrap=column != "group")
+    for column in ("value", "interval", "n", "unscored"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for score in scores:
+        interval = "–" if score.interval is None else f"{number(score.interval[0])} … {number(score.interval[1])}"
+        value = f"{number(score.value)} {score.unit}".strip()
+        cells = (score.metric, score.group or "", score.protocol, value, interval, str(score.n), str(score.unscored))
+        # Brackets of a metric's name, or of a category in the data, are not rich's markup.
+        table.add_row(*(Text(cell) for cell in cells))
+    console = Console()
+    if not console.is_terminal:
+        # Not to be folded where nobody looks at a width.
+        console = Console(width=200)
+    console.print(table)
+
+
+def print_runs(folders: Sequence[Path]) -> None:
+    """The tables of complete runs; one that is not complete is an error that says how to finish it."""
+    from dreambench.store import RunFolder
+
+    for folder in folders:
+        metrics = RunFolder.open(folder).metrics()
+        if metrics is None:
+            raise RunError(f"{folder} is not complete: `dreambench rerun {folder}` finishes it")
+        _print_metrics(folder, metrics)
+
+
+def print_plan(prepared: Prepared) -> None:
+    """What a run would ask, for ``--dry-run``."""
+    count = len(prepared.requests)
+    batches = -(-count // prepared.batch_size)
+    print(
+        f"{prepared.task.name} of {prepared.asked.model}: {count} requests in {batches} batches of {prepared.batch_size}"
+    )
+    for protocol in prepared.protocols:
+        print(f"protocol {protocol.id}: {dict(protocol.fields)}")
+    print(f"subject: {prepared.subject}")
+    for line in prepared.task.estimate(prepared.samples):
+        print(line)
+    for note in prepared.model.notes():
+        print(f"note: {note}")
+    print(f"run: {prepared.folder} ({'exists' if prepared.folder.exists() else 'new'})")
+
+
+def thresholds(result: Result, max_errors: int | None, max_unscored: int | None) -> list[str]:
+    """Sentences about each threshold that the user set and the run did not meet."""
+    missed: list[str] = []
+    if max_errors is not None and result.errors > max_errors:
+        missed.append(f"{result.errors} samples ended in an error, more than --max-errors {max_errors}")
+    unscored = max((score.unscored for score in result.scores), default=0)
+    if max_unscored is not None and unscored > max_unscored:
+        missed.append(f"{unscored} samples are unscored, more than --max-unscored {max_unscored}")
+    return missed
