@@ -1,0 +1,146 @@
+"""What a DreamLLM is made of. The parts keep their own libraries' configurations; only what joins them is ours."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import CONFIG_MAPPING, AutoConfig, CLIPVisionConfig, PreTrainedConfig
+
+from dreamllm.errors import CheckpointError, UsageError
+
+# Token strings and the configuration field that holds each one's id. Ids differ between checkpoints: never assume an order.
+SPECIAL_TOKEN_FIELDS = {
+    "[PAD]": "pad_token_id",
+    "<image>": "image_token_id",
+    "<im_patch>": "im_patch_token_id",
+    "<im_start>": "im_start_token_id",
+    "<im_end>": "im_end_token_id",
+    "<dream>": "dream_token_id",
+    "<dream_start>": "dream_start_token_id",
+    "<dream_end>": "dream_end_token_id",
+}
+UNTRAINED = "none: random weights"
+
+
+class ImageDecoderConfig(PreTrainedConfig):
+    """A latent diffusion model: the configurations that diffusers writes for its parts, unchanged.
+
+    `kind` names the conditioning interface. "stable-diffusion" (1.x, 2.x: one sequence of condition vectors) is the one there is;
+    an SDXL head (two widths, pooled vector, time ids) would be another kind with its own projector.
+    """
+
+    model_type = "dreamllm_image_decoder"
+    base_config_key = "image_decoder_config"
+
+    kind: str = "stable-diffusion"
+    resolution: int = 512  # pixels, height and width
+    vae: dict[str, Any] | None = None  # AutoencoderKL
+    unet: dict[str, Any] | None = None  # UNet2DConditionModel
+    scheduler: dict[str, Any] | None = None  # any of diffusers' schedulers; its noise schedule and prediction type are used
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.vae, self.unet, self.scheduler = dict(self.vae or {}), dict(self.unet or {}), dict(self.scheduler or {})
+        if self.kind != "stable-diffusion":
+            raise UsageError(f"image decoder kind {self.kind!r} is not known; there is 'stable-diffusion'")
+
+    @property
+    def condition_size(self) -> int:
+        """Width of the UNet's cross-attention."""
+        return int(self.unet.get("cross_attention_dim", 1280))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image's latents."""
+        downscale = 2 ** (len(self.vae.get("block_out_channels", (64,))) - 1)
+        return int(self.unet.get("in_channels", 4)), self.resolution // downscale, self.resolution // downscale
+
+
+class DreamLLMConfig(PreTrainedConfig):
+    """A causal decoder, a CLIP visual encoder and a latent diffusion model, and how they are joined.
+
+    `text_config` may be that of any Llama-like causal language model that transformers knows.
+    """
+
+    model_type = "dreamllm"
+    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
+        "text_config": AutoConfig,
+        "vision_config": CLIPVisionConfig,
+        "image_decoder_config": ImageDecoderConfig,
+    }
+
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: dict[str, Any] | CLIPVisionConfig | None = None
+    image_decoder_config: dict[str, Any] | ImageDecoderConfig | None = None
+
+    num_dream_queries: int = 64
+    vision_select_layer: int = -2  # hidden state of CLIP that is read; the class token is dropped
+    visual_projector_depth: int = 1  # 1: linear; more: linear layers with exact GELU between
+    visual_projector_layernorm: bool = False  # LayerNorm after the visual projector
+    condition_projector_depth: int = 1
+    initializer_range: float = 0.02  # of the dream queries
+    loss_weight_lm: float = 1.0
+    loss_weight_vm: float = 10.0
+    loss_scale_schedule: str = "none"
+
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int | None = None
+    image_token_id: int | None = None  # placeholder in prompts, never reaches the model
+    im_patch_token_id: int | None = None  # stands at image positions and at dream-query positions
+    im_start_token_id: int | None = None
+    im_end_token_id: int | None = None
+    dream_token_id: int | None = None  # placeholder in prompts, never reaches the model
+    dream_start_token_id: int | None = None
+    dream_end_token_id: int | None = None
+
+    training: str | None = None  # how the weights came about; UNTRAINED for random ones, None where it is not known
+    released_names: dict[str, str] | None = None  # what a released checkpoint calls its CLIP and diffusion models
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if "plugins_init_kwargs" in kwargs:
+            raise CheckpointError(
+                "this config.json is of the released layout: read the checkpoint with dreamllm.load(folder, clip=DIR, diffusion=DIR)"
+            )
+        super().__post_init__(**kwargs)
+        text = self.text_config or {}
+        if isinstance(text, dict):
+            text = dict(text)
+            text = CONFIG_MAPPING[text.pop("model_type", "llama")](**text)
+        vision = self.vision_config or {}
+        decoder = self.image_decoder_config or {}
+        self.text_config = text
+        self.vision_config = CLIPVisionConfig(**vision) if isinstance(vision, dict) else vision
+        self.image_decoder_config = ImageDecoderConfig(**decoder) if isinstance(decoder, dict) else decoder
+        self.tie_word_embeddings = bool(getattr(text, "tie_word_embeddings", False))
+        self._check_special_tokens()
+
+    def _check_special_tokens(self) -> None:
+        ids = {token: getattr(self, field) for token, field in SPECIAL_TOKEN_FIELDS.items()}
+        given = {token: i for token, i in ids.items() if i is not None}
+        if not given:  # a bare DreamLLMConfig(), as transformers makes one to find defaults
+            return
+        missing = [token for token, i in ids.items() if i is None]
+        if missing:
+            raise UsageError(f"the configuration gives no id for {', '.join(missing)}")
+        outside = [f"{token}={i}" for token, i in given.items() if not 0 <= i < self.text_config.vocab_size]
+        if outside or len(set(given.values())) < len(given):
+            raise UsageError(f"special token ids must differ and lie below vocab_size {self.text_config.vocab_size}: {given}")
+
+    @property
+    def num_image_tokens(self) -> int:
+        """N, the number of patch tokens that one image takes in a sequence."""
+        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+    @property
+    def special_token_ids(self) -> dict[str, int]:
+        """Token string -> id of the eight added tokens."""
+        return {token: getattr(self, field) for token, field in SPECIAL_TOKEN_FIELDS.items()}
+
+    @property
+    def untrained(self) -> bool:
+        return self.training == UNTRAINED
+
+
+AutoConfig.register("dreamllm", DreamLLMConfig)
