@@ -1,0 +1,155 @@
+"""What the adapters of torch models share: device, dtype, the weights' hash, a sample's own random numbers, out of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from dreambench.documents import JSON, canonical_json, digest
+from dreambench.errors import MissingWeightsError, ModelError, UsageError
+from dreambench.files import sha256_file
+from dreambench.interfaces import OutOfMemoryError
+from dreambench.requests import Request
+
+__all__ = [
+    "DTYPES",
+    "alike",
+    "catch_out_of_memory",
+    "known_settings",
+    "located",
+    "resolve_device",
+    "resolve_dtype",
+    "seeded_generator",
+    "weights_digest",
+]
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def resolve_device(text: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:i`` as a device; a CUDA device that is not here is a `UsageError`, never the CPU instead.
+
+    ``auto`` and ``cuda`` without a number take the device of this process's ``LOCAL_RANK`` (torchrun, accelerate launch).
+    """
+    word, colon, number = text.partition(":")
+    if text == "cpu" or (text == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if word not in ("auto", "cuda") or (colon and (word == "auto" or not number.isdecimal())):
+        raise UsageError(f"--device {text}: the devices are auto, cpu, cuda and cuda:NUMBER")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise UsageError(f"--device {text}: torch finds no CUDA device here; use --device cpu")
+    index = int(number) if colon else int(os.environ.get("LOCAL_RANK", "0")) % count
+    if index >= count:
+        raise UsageError(f"--device {text}: the CUDA devices here are cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", index)
+
+
+def resolve_dtype(text: str, device: torch.device) -> torch.dtype:
+    """A dtype by torch's name for it; ``auto`` is bfloat16 on CUDA and float32 on the CPU."""
+    if text == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if text not in DTYPES:
+        raise UsageError(f"--dtype {text}: the dtypes are auto, {', '.join(DTYPES)}")
+    return DTYPES[text]
+
+
+def weights_digest(source: Path | torch.nn.Module | Mapping[str, torch.nn.Module]) -> str:
+    """sha256, in hex, of a model's weights: of the safetensors files under a folder, or of a module's state dict as it stands.
+
+    The digest of a module covers names, dtypes, shapes and values, so it has to be taken before a cast or not be compared
+    across dtypes; that of a folder is of what is on disk. Order, device and sharding over *modules* do not matter.
+    """
+    if isinstance(source, Path):
+        files = sorted(source.rglob("*.safetensors"), key=lambda path: path.relative_to(source).as_posix())
+        if not files:
+            raise MissingWeightsError(f"{source}: no .safetensors file in it; weights in other formats are not read")
+        return digest([[path.relative_to(source).as_posix(), sha256_file(path)] for path in files])
+    modules: Mapping[str, torch.nn.Module] = source if isinstance(source, Mapping) else {"": source}
+    tensors = {
+        f"{name}.{key}" if name else key: tensor
+        for name, module in modules.items()
+        for key, tensor in module.state_dict().items()
+    }
+    total = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        total.update(f"{key}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def located(location: str, offline: bool, purpose: str) -> Path:
+    """The folder of a transformers checkpoint: a local one as it is, or a hub id's snapshot (downloaded unless `offline`).
+
+    Only weights in safetensors and plain data files are fetched. Raises `MissingWeightsError` where there is nothing.
+    """
+    folder = Path(location).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or location.count("/") > 1 or location.startswith("."):
+        raise MissingWeightsError(f"{purpose}: {location} is not a folder; give the folder of a checkpoint or a hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    kept = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+    try:
+        return Path(snapshot_download(location, allow_patterns=kept, ignore_patterns=["*/*"], local_files_only=offline))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        how = "is not in the local hub cache (and --offline forbids a download)" if offline else "cannot be downloaded"
+        reason = "" if offline else f" ({type(error).__name__})"
+        raise MissingWeightsError(
+            f"{purpose}: {location} is no folder here and {how}{reason}; give the folder of a checkpoint"
+        ) from error
+
+
+def seeded_generator(seed: int) -> torch.Generator:
+    """A CPU generator that depends on `seed` alone: the same numbers for a sample on any device, in any batch."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def alike(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Requests of one kind and with the same settings, which may be answered together; in order of first appearance."""
+    groups: dict[str, list[Request]] = {}
+    for request in requests:
+        groups.setdefault(canonical_json([request.kind, dict(request.settings)]), []).append(request)
+    yield from groups.values()
+
+
+def known_settings(request: Request, known: Collection[str], model: str) -> dict[str, JSON]:
+    """A request's settings; one that this model does not have is a `ModelError`.
+
+    A setting of None is left to the model. ``preset``, the name under which a task offers its settings, says nothing to a model.
+    """
+    settings = {key: value for key, value in request.settings.items() if key != "preset" and value is not None}
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ModelError(
+            f"the task sets {', '.join(unknown)}, which {model} does not have (it has {', '.join(sorted(known))}):"
+            " choose other settings with --generation, or another model"
+        )
+    return settings
+
+
+@contextlib.contextmanager
+def catch_out_of_memory(device: torch.device) -> Generator[None]:
+    """Turn torch's out-of-memory error into ours, after giving back what the failed attempt held."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        message = str(error).splitlines()[0]
+    else:
+        return
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    raise OutOfMemoryError(message)
