@@ -1,0 +1,63 @@
+"""Pictures as every protocol reads them: 8-bit RGB."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from dreambench.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["read_image", "read_rgb", "to_uint8"]
+
+
+def read_rgb(path: str | Path) -> npt.NDArray[np.uint8]:
+    """The picture as (height, width, 3) uint8, by Pillow's `convert("RGB")`: EXIF orientation and transparency are ignored.
+
+    That is how every published FID decodes its files. Raises DataError, naming the file, when it cannot be decoded whole.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such picture") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        # Pillow's decoders raise all of these on damaged files.
+        raise DataError(f"{path}: not a readable picture ({error})") from error
+
+
+def read_image(path: str | Path) -> torch.Tensor:
+    """`read_rgb` as a tensor (3, height, width) uint8."""
+    import torch
+
+    return torch.from_numpy(read_rgb(path)).permute(2, 0, 1).contiguous()
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Pictures in [0, 1] as uint8: round(255 x), ties to even, clamped. diffusers' `numpy_to_pil` does the same.
+
+    Always applied to generated pictures before any resize, whether or not a file lies between: what is scored is what a
+    reader of the files would score. (torchmetrics' `normalize=True` truncates instead, half a grey level darker.)
+    """
+    import torch
+
+    if not images.is_floating_point():
+        raise TypeError(f"to_uint8 takes pictures in [0, 1] as floats, got {images.dtype}")
+    return (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
