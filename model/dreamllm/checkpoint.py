@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from dreamllm.processing import DreamLLMProcessor
 
 LAYOUTS = ("ours", "released")
+SENTENCEPIECE = "tokenizer.model"  # only the original needs it; kept so that a checkpoint can go back
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -70,7 +72,11 @@ def load_ours(
     from dreamllm.processing import DreamLLMProcessor
 
     model, info = DreamLLMForConditionalGeneration.from_pretrained(
-        folder, dtype=torch_dtype(dtype) or "auto", output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
+        folder,
+        dtype=torch_dtype(dtype) or "auto",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        local_files_only=True,
     )
     problems = [
         *(f"missing {name}" for name in sorted(info["missing_keys"])),
@@ -79,7 +85,7 @@ def load_ours(
     ]
     if problems:
         raise CheckpointError(f"{folder} does not fit its config.json; tensors {', '.join(problems[:8])}")
-    return model.eval(), DreamLLMProcessor.from_pretrained(folder, local_files_only=True)
+    return model.eval(), DreamLLMProcessor.from_pretrained(folder)
 
 
 def load_released(
@@ -116,7 +122,10 @@ def find_parts(folder: str | Path, clip: str | Path | None, diffusion: str | Pat
 
 
 def from_state(
-    config: DreamLLMConfig, state: released.State, dtype: str | torch.dtype | None = None, where: object = "the checkpoint"
+    config: DreamLLMConfig,
+    state: released.State,
+    dtype: str | torch.dtype | None = None,
+    where: object = "the checkpoint",
 ) -> DreamLLMForConditionalGeneration:
     """A model with exactly these weights (our names), in eval mode."""
     with torch.device("meta"):
@@ -128,20 +137,34 @@ def from_state(
 
 
 def convert(
-    source: str | Path, target: str | Path, to: str, *, clip: str | Path | None = None, diffusion: str | Path | None = None
+    source: str | Path,
+    target: str | Path,
+    to: str,
+    *,
+    clip: str | Path | None = None,
+    diffusion: str | Path | None = None,
 ) -> None:
     """Write the checkpoint `source`, of either layout, to the new folder `target` in the layout `to`: "ours" or "released"."""
     if to not in LAYOUTS:
         raise UsageError(f"layout {to!r} is not known; there are {', '.join(LAYOUTS)}")
-    target = Path(target)
-    if target.exists() and any(target.iterdir()):
-        raise UsageError(f"{target} exists and is not empty: give a new folder")
-    model, processor = load(source, clip=clip, diffusion=diffusion)
+    target = check_new(target)
+    folder = find_folder(source)
+    model, processor = load(folder, clip=clip, diffusion=diffusion)
     if to == "ours":
         save(target, model, processor)
-        return
-    released.write(target, model.config, model.state_dict())
-    processor.save_released(target)
+    else:
+        released.write(target, model.config, model.state_dict())
+        processor.save_released(target)
+    if (folder / SENTENCEPIECE).is_file():
+        shutil.copy(folder / SENTENCEPIECE, target / SENTENCEPIECE)
+
+
+def check_new(folder: str | Path) -> Path:
+    """The folder, if nothing is there yet; UsageError otherwise."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is not an empty folder: give a new one")
+    return folder
 
 
 def save(folder: str | Path, model: DreamLLMForConditionalGeneration, processor: DreamLLMProcessor) -> None:
@@ -151,8 +174,9 @@ def save(folder: str | Path, model: DreamLLMForConditionalGeneration, processor:
 
 
 def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise UsageError(f"dtype {dtype!r} is not known; there are {', '.join(DTYPES)}")
-        return DTYPES[dtype]
-    return dtype
+    """A dtype by its name; None stays None."""
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not known; there are {', '.join(DTYPES)}")
+    return DTYPES[dtype]

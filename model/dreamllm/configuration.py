@@ -36,13 +36,19 @@ class ImageDecoderConfig(PreTrainedConfig):
     resolution: int = 512  # pixels, height and width
     vae: dict[str, Any] | None = None  # AutoencoderKL
     unet: dict[str, Any] | None = None  # UNet2DConditionModel
-    scheduler: dict[str, Any] | None = None  # any of diffusers' schedulers; its noise schedule and prediction type are used
+    scheduler: dict[str, Any] | None = (
+        None  # any of diffusers' schedulers; its noise schedule and prediction type are used
+    )
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.vae, self.unet, self.scheduler = dict(self.vae or {}), dict(self.unet or {}), dict(self.scheduler or {})
         if self.kind != "stable-diffusion":
             raise UsageError(f"image decoder kind {self.kind!r} is not known; there is 'stable-diffusion'")
+
+    def to_dict(self) -> dict[str, Any]:
+        # The rest of what PreTrainedConfig holds speaks of classifiers.
+        return {key: getattr(self, key) for key in ("model_type", "kind", "resolution", "vae", "unet", "scheduler")}
 
     @property
     def condition_size(self) -> int:
@@ -59,6 +65,7 @@ class ImageDecoderConfig(PreTrainedConfig):
 class DreamLLMConfig(PreTrainedConfig):
     """A causal decoder, a CLIP visual encoder and a latent diffusion model, and how they are joined.
 
+    `image_decoder_config` is no sub-config to transformers: the library would look for attention implementations in it.
     `text_config` may be that of any Llama-like causal language model that transformers knows.
     """
 
@@ -66,7 +73,6 @@ class DreamLLMConfig(PreTrainedConfig):
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
         "text_config": AutoConfig,
         "vision_config": CLIPVisionConfig,
-        "image_decoder_config": ImageDecoderConfig,
     }
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -103,7 +109,6 @@ class DreamLLMConfig(PreTrainedConfig):
             raise CheckpointError(
                 "this config.json is of the released layout: read the checkpoint with dreamllm.load(folder, clip=DIR, diffusion=DIR)"
             )
-        super().__post_init__(**kwargs)
         text = self.text_config or {}
         if isinstance(text, dict):
             text = dict(text)
@@ -114,6 +119,7 @@ class DreamLLMConfig(PreTrainedConfig):
         self.vision_config = CLIPVisionConfig(**vision) if isinstance(vision, dict) else vision
         self.image_decoder_config = ImageDecoderConfig(**decoder) if isinstance(decoder, dict) else decoder
         self.tie_word_embeddings = bool(getattr(text, "tie_word_embeddings", False))
+        super().__post_init__(**kwargs)  # after the parts: it sets attributes on them
         self._check_special_tokens()
 
     def _check_special_tokens(self) -> None:
@@ -126,7 +132,9 @@ class DreamLLMConfig(PreTrainedConfig):
             raise UsageError(f"the configuration gives no id for {', '.join(missing)}")
         outside = [f"{token}={i}" for token, i in given.items() if not 0 <= i < self.text_config.vocab_size]
         if outside or len(set(given.values())) < len(given):
-            raise UsageError(f"special token ids must differ and lie below vocab_size {self.text_config.vocab_size}: {given}")
+            raise UsageError(
+                f"special token ids must differ and lie below vocab_size {self.text_config.vocab_size}: {given}"
+            )
 
     @property
     def num_image_tokens(self) -> int:

@@ -44,7 +44,10 @@ class DreamLLMForConditionalGeneration(ReadingMixin, PaintingMixin, PreTrainedMo
         self.language_model = AutoModelForCausalLM.from_config(text)
         self.vision_tower = CLIPVisionModel._from_config(vision)
         self.visual_projector = Projector(
-            vision.hidden_size, text.hidden_size, config.visual_projector_depth, layernorm=config.visual_projector_layernorm
+            vision.hidden_size,
+            text.hidden_size,
+            config.visual_projector_depth,
+            layernorm=config.visual_projector_layernorm,
         )
         self.dream_queries = nn.Parameter(torch.empty(1, config.num_dream_queries, text.hidden_size))
         self.condition_projector = Projector(
@@ -98,7 +101,9 @@ class DreamLLMForConditionalGeneration(ReadingMixin, PaintingMixin, PreTrainedMo
         embeds = self.get_input_embeddings()(input_ids)
         if input_ids.shape[1] == 1:  # a decoding step holds no span; do not make the device wait to find that out
             return embeds
-        rows, columns = find_spans(input_ids, config.im_start_token_id, config.im_patch_token_id, config.num_image_tokens)
+        rows, columns = find_spans(
+            input_ids, config.im_start_token_id, config.im_patch_token_id, config.num_image_tokens
+        )
         given = 0 if image_features is None else image_features.shape[0]
         if given != rows.shape[0]:
             raise InputError(f"{given} images are given for {rows.shape[0]} image spans in the prompt")
@@ -159,5 +164,7 @@ def language_loss(
     `num_items` replaces the number of valid labels where a batch is one of several that are accumulated.
     """
     targets = labels[:, 1:].reshape(-1).to(logits.device)
-    total = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]).float(), targets, ignore_index=-100, reduction="sum")
+    total = F.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]).float(), targets, ignore_index=-100, reduction="sum"
+    )
     return total / ((targets != -100).sum().clamp(min=1) if num_items is None else num_items)

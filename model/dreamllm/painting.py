@@ -34,7 +34,9 @@ class PaintingMixin:
 
     def dream_span_embeds(self: DreamLLMForConditionalGeneration, batch_size: int = 1) -> torch.Tensor:
         """(B, Q + 2, H): `<dream_start>`, the queries, `<dream_end>`."""
-        ends = torch.tensor([self.config.dream_start_token_id, self.config.dream_end_token_id], device=self.dream_queries.device)
+        ends = torch.tensor(
+            [self.config.dream_start_token_id, self.config.dream_end_token_id], device=self.dream_queries.device
+        )
         start, end = self.get_input_embeddings()(ends)[None].split(1, dim=1)
         return torch.cat([start, self.dream_queries.to(start.dtype), end], dim=1).expand(batch_size, -1, -1)
 
@@ -164,7 +166,9 @@ class PaintingMixin:
         """Hidden states (B or 1, Q, H) -> condition vectors (count, Q, E)."""
         if count % len(embeds):
             raise InputError(f"{len(embeds)} prompts do not divide {count} pictures evenly")
-        condition = self.condition_projector(embeds.to(self.dream_queries.device, self.condition_projector.layers[0].weight.dtype))
+        condition = self.condition_projector(
+            embeds.to(self.dream_queries.device, self.condition_projector.layers[0].weight.dtype)
+        )
         return condition.repeat_interleave(count // len(embeds), dim=0)
 
     def _denoise(

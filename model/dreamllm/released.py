@@ -30,6 +30,23 @@ CLIP, QUERIES, DIFFUSION = "clip_vision_embedding", "dream_embedding", "stable_d
 CLASSES = {CLIP: "CLIPVisionEmbedding", QUERIES: "DreamEmbedding", DIFFUSION: "StableDiffusionHead"}
 # Recomputed from the configuration; old checkpoints hold them although they are no weights.
 SURPLUS = re.compile(r"\.rotary_emb\.inv_freq$|(^|\.)embeddings\.position_ids$")
+# The language model's fields that config.json is written with, beside those of rotary positions.
+LLAMA_FIELDS = (
+    "attention_bias",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "pretraining_tp",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "use_cache",
+    "vocab_size",
+)
 # Fields of config.json that are not the language model's.
 NOT_TEXT = {
     "architectures",
@@ -79,7 +96,9 @@ def read_config(folder: Path, clip: Path, diffusion: Path) -> DreamLLMConfig:
     raw = read_json(folder / "config.json")
     plugins = {key: raw["plugins_init_kwargs"].get(key) for key in CLASSES}
     if None in plugins.values():
-        raise CheckpointError(f"{folder / 'config.json'}: plugins_init_kwargs lacks {[k for k, v in plugins.items() if v is None]}")
+        raise CheckpointError(
+            f"{folder / 'config.json'}: plugins_init_kwargs lacks {[k for k, v in plugins.items() if v is None]}"
+        )
     vision = read_json(clip / "config.json")
     vision = vision.get("vision_config", vision)  # a whole CLIP model's folder will do
     text = {key: value for key, value in raw.items() if key not in NOT_TEXT}
@@ -166,7 +185,9 @@ def read_language_model(folder: Path) -> State:
             shards = sorted(set(read_json(folder / f"{name}.index.json")["weight_map"].values()))
             strange = [shard for shard in shards if Path(shard).name != shard]
             if strange:
-                raise CheckpointError(f"{folder / name}.index.json names {strange[0]!r}, which is not a file of that folder")
+                raise CheckpointError(
+                    f"{folder / name}.index.json names {strange[0]!r}, which is not a file of that folder"
+                )
             return {key: tensor for shard in shards for key, tensor in read_tensors(folder / shard).items()}
     raise CheckpointError(f"{folder} holds neither model.safetensors nor pytorch_model.bin nor an index of either")
 
@@ -217,6 +238,8 @@ def write(folder: Path, config: DreamLLMConfig, state: Mapping[str, torch.Tensor
     """
     if config.text_config.model_type != "llama":
         raise UsageError(f"the released layout holds Llama decoders only, not {config.text_config.model_type!r}")
+    if config.text_config.head_dim * config.text_config.num_attention_heads != config.text_config.hidden_size:
+        raise UsageError("the released layout has no field for a head_dim other than hidden_size / num_attention_heads")
     folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, State] = {"language_model": {}, CLIP: {}, QUERIES: {}, DIFFUSION: {}}
     for key, tensor in state.items():
@@ -251,17 +274,18 @@ def _released_name(key: str, config: DreamLLMConfig) -> tuple[str, str]:
         return CLIP, f"post_layernorm.{rest.removeprefix('norm.')}"
     _, index, name = rest.split(".")
     part, depth = (
-        (CLIP, config.visual_projector_depth) if first == "visual_projector" else (DIFFUSION, config.condition_projector_depth)
+        (CLIP, config.visual_projector_depth)
+        if first == "visual_projector"
+        else (DIFFUSION, config.condition_projector_depth)
     )
     return part, f"projector.projector.{name}" if depth == 1 else f"projector.projector.{2 * int(index)}.{name}"
 
 
 def _released_config(config: DreamLLMConfig, dtype: torch.dtype) -> dict[str, Any]:
     names = config.released_names or {"clip": "clip", "diffusion": "diffusion"}
-    text = config.text_config.to_dict()
-    for key in ("model_type", "architectures", "dtype", "transformers_version", "_name_or_path"):
-        text.pop(key, None)
-    rope = dict(text.pop("rope_parameters", None) or {})
+    values = config.text_config.to_dict()
+    text = {key: values[key] for key in LLAMA_FIELDS if key in values}
+    rope = dict(values.get("rope_parameters") or {})
     text["rope_theta"] = rope.pop("rope_theta", 10000.0)
     kind = rope.pop("rope_type", "default")
     text["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
@@ -277,7 +301,11 @@ def _released_config(config: DreamLLMConfig, dtype: torch.dtype) -> dict[str, An
         }
 
     def projector(depth: int) -> dict[str, Any]:
-        return {"projector_type": "linear" if depth == 1 else "mlp", "projector_depth": depth, "freeze_projector": False}
+        return {
+            "projector_type": "linear" if depth == 1 else "mlp",
+            "projector_depth": depth,
+            "freeze_projector": False,
+        }
 
     return {
         **text,

@@ -1,0 +1,194 @@
+"""The command `dreamllm`. Each verb is a few lines around the Python API; heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dreamllm.errors import DreamLLMError, UsageError
+
+if TYPE_CHECKING:
+    from dreamllm.modeling import DreamLLMForConditionalGeneration
+    from dreamllm.processing import DreamLLMProcessor
+
+app = typer.Typer(
+    name="dreamllm",
+    help="DreamLLM (arXiv 2309.11499): one causal decoder that reads and paints.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id, in our layout or the released one.")]
+Clip = Annotated[Path | None, typer.Option(help="Folder of the CLIP model that a released checkpoint names.")]
+Diffusion = Annotated[
+    Path | None, typer.Option(help="Folder of the Stable Diffusion model that a released checkpoint names.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored by default.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Limit on the tokens of an answer.")]
+
+
+@app.command(epilog="Example: dreamllm init models/tiny --preset tiny")
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    preset: Annotated[str, typer.Option(help="tiny or 7b.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Llama's tokenizer.model or tokenizer.json; 7b needs it.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write a checkpoint with random weights."""
+    from dreamllm import checkpoint, presets
+
+    checkpoint.check_new(folder)
+    model, processor = presets.build(preset, seed, tokenizer_file=tokenizer, dtype=checkpoint.torch_dtype(dtype))
+    checkpoint.save(folder, model, processor)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    typer.echo(f"{folder}: {preset}, {count:,} parameters, random weights (seed {seed}), untrained")
+
+
+@app.command(epilog="Example: dreamllm generate models/tiny 'USER: <image> What is this? ASSISTANT:' --image cat.png")
+def generate(
+    model: Checkpoint,
+    prompt: Annotated[str, typer.Argument(help="Text; <image> stands for the next --image.")],
+    image: Annotated[list[Path] | None, typer.Option(help="A picture to read; repeat for more.")] = None,
+    paint: Annotated[Path | None, typer.Option(help="Paint the prompt into this file instead of answering it.")] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    num_beams: Annotated[int, typer.Option(min=1)] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy or beam search; above, sampling.")] = 0.0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 7.5,
+    scheduler: Annotated[str, typer.Option(help="ddpm, ddim or dpm-solver++.")] = "ddim",
+    seed: Annotated[int, typer.Option(help="Seed of the noise or of sampling.")] = 0,
+    clip: Clip = None,
+    diffusion: Diffusion = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Answer a prompt, or paint it."""
+    loaded, processor = _load(model, clip, diffusion, device, dtype)
+    if paint is not None:
+        inputs = processor(prompt, image or None)
+        pictures = loaded.paint(
+            inputs,
+            seeds=[seed],
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            progress=sys.stderr.isatty(),
+        )
+        paint.parent.mkdir(parents=True, exist_ok=True)
+        pictures[0].save(paint)
+        typer.echo(str(paint))
+        return
+    typer.echo(_answer(loaded, processor, prompt, image or [], max_new_tokens, num_beams, temperature, seed))
+
+
+@app.command(epilog="Example: dreamllm chat models/tiny --image cat.png")
+def chat(
+    model: Checkpoint,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture shown with the first message.")] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    clip: Clip = None,
+    diffusion: Diffusion = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Talk with the model. `/image FILE` shows it a picture, `/quit` or end of input leaves."""
+    loaded, processor = _load(model, clip, diffusion, device, dtype)
+    waiting, shown, messages = list(image or []), [], []
+    while True:
+        try:
+            line = input("you: ").strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        if line.startswith("/image "):
+            path = Path(line.removeprefix("/image ").strip())
+            if path.is_file():
+                waiting.append(path)
+            else:
+                typer.echo(f"there is no file {path}", err=True)
+            continue
+        if not line:
+            continue
+        parts = [{"type": "image"} for _ in waiting] + [{"type": "text", "text": line}]
+        messages.append({"role": "user", "content": parts})
+        shown, waiting = shown + waiting, []
+        answer = _answer(loaded, processor, processor.apply_chat_template(messages), shown, max_new_tokens)
+        messages.append({"role": "assistant", "content": answer})
+        typer.echo(f"model: {answer}")
+
+
+@app.command(
+    epilog="Example: dreamllm convert dreamllm-7b-chat models/ours --to ours --clip clip-vit-l --diffusion sd-2-1-base"
+)
+def convert(
+    source: Checkpoint,
+    target: Annotated[Path, typer.Argument(help="New folder.")],
+    to: Annotated[str, typer.Option(help="ours or released.")],
+    clip: Clip = None,
+    diffusion: Diffusion = None,
+) -> None:
+    """Write a checkpoint in the other layout."""
+    from dreamllm import checkpoint
+
+    checkpoint.convert(source, target, to, clip=clip, diffusion=diffusion)
+    typer.echo(f"{target}: {to} layout")
+
+
+def _load(
+    model: str, clip: Path | None, diffusion: Path | None, device: str, dtype: str | None
+) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    import torch
+
+    from dreamllm.checkpoint import load
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: this machine has no CUDA device that torch can use; try --device cpu")
+    loaded, processor = load(model, clip=clip, diffusion=diffusion, device=device, dtype=dtype)
+    if loaded.config.untrained:
+        typer.echo(f"{model}: the weights are random, the model is untrained", err=True)
+    return loaded, processor
+
+
+def _answer(
+    model: DreamLLMForConditionalGeneration,
+    processor: DreamLLMProcessor,
+    prompt: str,
+    images: list[Path],
+    max_new_tokens: int,
+    num_beams: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> str:
+    import torch
+
+    inputs = processor(prompt, images or None).to(model.device)
+    torch.manual_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, num_beams=num_beams, **sampling)
+    return processor.decode(ids[0, inputs["input_ids"].shape[1] :]).strip()
+
+
+def main() -> None:
+    """Entry point: errors that are the user's to solve are one line, and exit status 2."""
+    try:
+        app()
+    except DreamLLMError as error:
+        print(f"dreamllm: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Sizes to start from: `tiny` runs anywhere in milliseconds, `7b` is that of the released model. Weights are random and say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
+
+from dreamllm.configuration import UNTRAINED, DreamLLMConfig, ImageDecoderConfig
+from dreamllm.errors import UsageError
+from dreamllm.modeling import DreamLLMForConditionalGeneration
+from dreamllm.processing import DreamLLMProcessor
+from dreamllm.tokenizer import tiny_tokenizer, token_ids, tokenizer_from_file
+
+# Stable Diffusion 2.1's noise schedule.
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+
+def _vae(channels: list[int], layers: int, groups: int, resolution: int) -> dict[str, Any]:
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": channels,
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "layers_per_block": layers,
+        "norm_num_groups": groups,
+        "latent_channels": 4,
+        "scaling_factor": 0.18215,
+        "sample_size": resolution,
+    }
+
+
+def _unet(channels: list[int], layers: int, groups: int, heads: list[int], condition: int, size: int) -> dict[str, Any]:
+    attended = len(channels) - 1  # the innermost level has no attention, as in Stable Diffusion
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": size,
+        "block_out_channels": channels,
+        "down_block_types": ["CrossAttnDownBlock2D"] * attended + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * attended,
+        "layers_per_block": layers,
+        "norm_num_groups": groups,
+        "attention_head_dim": heads,  # diffusers' name; it means the number of heads
+        "cross_attention_dim": condition,
+        "use_linear_projection": True,
+    }
+
+
+def _tiny(vocab_size: int) -> dict[str, Any]:
+    return {
+        "text_config": LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=64,
+            intermediate_size=176,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=2048,
+            rms_norm_eps=1e-6,
+        ),
+        "vision_config": CLIPVisionConfig(
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=64,
+            patch_size=16,
+        ),
+        "image_decoder_config": ImageDecoderConfig(
+            resolution=64,
+            vae=_vae([16, 16, 32, 32], layers=1, groups=8, resolution=64),
+            unet=_unet([32, 48], layers=1, groups=8, heads=[4, 4], condition=48, size=8),
+            scheduler=SCHEDULER,
+        ),
+        "num_dream_queries": 8,
+    }
+
+
+def _7b(vocab_size: int) -> dict[str, Any]:
+    return {
+        "text_config": LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            max_position_embeddings=2048,
+            rms_norm_eps=1e-6,
+        ),
+        "vision_config": CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=224,
+            patch_size=14,
+        ),
+        "image_decoder_config": ImageDecoderConfig(
+            resolution=512,
+            vae=_vae([128, 256, 512, 512], layers=2, groups=32, resolution=512),
+            unet=_unet([320, 640, 1280, 1280], layers=2, groups=32, heads=[5, 10, 20, 20], condition=1024, size=64),
+            scheduler=SCHEDULER,
+        ),
+        "num_dream_queries": 64,
+        "released_names": {
+            "clip": "openai/clip-vit-large-patch14",
+            "diffusion": "stabilityai/stable-diffusion-2-1-base",
+        },
+    }
+
+
+PRESETS = {"tiny": _tiny, "7b": _7b}
+
+
+def parts(name: str, tokenizer_file: str | Path | None = None) -> tuple[DreamLLMConfig, DreamLLMProcessor]:
+    """Configuration and processor of a preset. `7b` needs Llama's own tokenizer file; `tiny` makes its tokenizer unless given one."""
+    if name not in PRESETS:
+        raise UsageError(f"preset {name!r} is not known; there are {', '.join(PRESETS)}")
+    if tokenizer_file is None and name != "tiny":
+        raise UsageError(
+            f"preset {name} needs a Llama tokenizer: give the file tokenizer.model (or tokenizer.json) with --tokenizer FILE"
+        )
+    tokenizer = tiny_tokenizer() if tokenizer_file is None else tokenizer_from_file(tokenizer_file)
+    fields = PRESETS[name](len(tokenizer))
+    ids = token_ids(tokenizer)
+    config = DreamLLMConfig(
+        **fields, **ids, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, training=UNTRAINED
+    )
+    tokenizer.model_max_length = config.text_config.max_position_embeddings
+    size = config.vision_config.image_size
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return config, DreamLLMProcessor(tokenizer, image_processor, config.num_image_tokens, config.num_dream_queries)
+
+
+def build(
+    name: str = "tiny", seed: int = 0, *, tokenizer_file: str | Path | None = None, dtype: torch.dtype | None = None
+) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    """A model with random weights (the same for the same seed), in eval mode, and its processor; nothing touches
+    the disk. float32 unless told otherwise."""
+    config, processor = parts(name, tokenizer_file)
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            torch.set_default_dtype(dtype or torch.float32)
+            model = DreamLLMForConditionalGeneration(config)
+        finally:
+            torch.set_default_dtype(before)
+    return model.eval(), processor

@@ -1,0 +1,124 @@
+"""Tokenizers: the eight added tokens, sentencepiece files the way the original reads them, and a small one made here.
+
+The original's slow Llama tokenizer (`legacy=True`) puts "▁" before every stretch of text between special tokens. transformers 5 does not, so ids would
+differ after every special token; the normalizer below does the same in the fast tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerBase, TokenizersBackend
+
+from dreamllm.configuration import SPECIAL_TOKEN_FIELDS
+from dreamllm.errors import CheckpointError, UsageError
+
+ADDED_TOKENS = tuple(SPECIAL_TOKEN_FIELDS)
+# What the tiny tokenizer learns its merges from.
+TINY_TEXT = """
+A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions.
+USER: What is in the image? ASSISTANT: There is a red circle on the left of a blue square. USER: What color is the triangle? ASSISTANT: green
+How many circles are there in the picture? one two three four five six seven eight nine ten yes no
+A photo of a small yellow star above a large purple cross on a white background. Draw the same scene at night, please.
+Please describe the image in detail. Is the orange ring below the black heart? Which option is correct: A, B, C or D?
+gray pink brown cyan shapes stand next to each other, some big and some small, with, near, under, behind, between, right, top, bottom, centre
+"""
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Llama checkpoint's folder: `tokenizer.json` as it stands, or `tokenizer.model` read as the original reads it."""
+    if (folder / "tokenizer.json").is_file():
+        return TokenizersBackend.from_pretrained(folder, local_files_only=True)
+    if not (folder / "tokenizer.model").is_file():
+        raise CheckpointError(f"{folder} holds neither tokenizer.json nor tokenizer.model")
+    tokenizer = LlamaTokenizer.from_pretrained(folder, local_files_only=True)
+    _legacy_spaces(tokenizer.backend_tokenizer)
+    return _wrap(tokenizer.backend_tokenizer, model_max_length=tokenizer.model_max_length)
+
+
+def tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerBase:
+    """A base Llama tokenizer (`tokenizer.model` of sentencepiece, or `tokenizer.json`) with the eight tokens added after its vocabulary."""
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"tokenizer file {path} is missing")
+    if path.suffix == ".json":
+        return _with_added_tokens(Tokenizer.from_file(str(path)))
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # the library looks for the file by its usual name, with whatever lies beside it
+        shutil.copy(path, Path(folder) / "tokenizer.model")
+        backend = LlamaTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    _legacy_spaces(backend)
+    return _with_added_tokens(backend)
+
+
+def tiny_tokenizer(vocab_size: int = 1000) -> PreTrainedTokenizerBase:
+    """A byte-fallback BPE tokenizer of `vocab_size` + 8 tokens or fewer, the same every time, for trying things without files."""
+    backend = Tokenizer(models.BPE(fuse_unk=True, byte_fallback=True, unk_token="<unk>"))  # noqa: S106
+    _legacy_spaces(backend)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=["▁", *map(chr, range(33, 127))],
+        show_progress=False,
+    )
+    backend.train_from_iterator(TINY_TEXT.split(), trainer)  # word by word, so that merges stay within a word
+    # The trainer marks the byte tokens as special; they are ordinary vocabulary, or the text "<0x41>" would turn into a byte.
+    spec = json.loads(backend.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in ("<unk>", "<s>", "</s>")]
+    return _with_added_tokens(Tokenizer.from_str(json.dumps(spec)))
+
+
+def _legacy_spaces(backend: Tokenizer) -> None:
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = None  # type: ignore[assignment]
+
+
+def _with_added_tokens(backend: Tokenizer) -> PreTrainedTokenizerBase:
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in ADDED_TOKENS])
+    return _wrap(backend)
+
+
+def _wrap(backend: Tokenizer, model_max_length: int | None = None) -> PreTrainedTokenizerBase:
+    bos = backend.token_to_id("<s>")
+    if bos is None or backend.token_to_id("</s>") is None:
+        raise CheckpointError("the tokenizer has no <s> and </s>; DreamLLM needs those of Llama")
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", bos)]
+    )
+    return TokenizersBackend(
+        tokenizer_object=backend,
+        unk_token="<unk>",  # noqa: S106
+        bos_token="<s>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
+        pad_token="[PAD]",  # noqa: S106
+        additional_special_tokens=list(ADDED_TOKENS[1:]),
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        **({} if model_max_length is None else {"model_max_length": model_max_length}),
+    )
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The ids of the eight added tokens, by configuration field."""
+    ids = tokenizer.get_vocab()
+    missing = [token for token in ADDED_TOKENS if token not in ids]
+    if missing:
+        raise CheckpointError(f"the tokenizer lacks {', '.join(missing)}")
+    return {field: ids[token] for token, field in SPECIAL_TOKEN_FIELDS.items()}
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, expected: Mapping[str, int], where: object) -> None:
+    """Raise CheckpointError if the tokenizer gives a token another id than the configuration does."""
+    ids = tokenizer.get_vocab()
+    wrong = [f"{token} is {ids.get(token)}, must be {i}" for token, i in expected.items() if ids.get(token) != i]
+    if wrong:
+        raise CheckpointError(f"the tokenizer in {where} does not fit config.json: {'; '.join(wrong)}")
