@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dreambench_tasks.playground.scene import Dice, Scene, Thing
 
@@ -13,8 +14,6 @@ PLACES = (
     ("middle left", "center", "middle right"),
     ("bottom left", "bottom center", "bottom right"),
 )
-NUMBERS = ("no", "one", "two", "three")
-
 _LEADS = ("", "there is ", "we see ", "a picture of ")
 _OPENINGS = (
     "In this picture we can see {count} on a plain {background} background.",
@@ -75,11 +74,11 @@ def narrative(scene: Scene, dice: Dice) -> list[str]:
     The first sentence is of the whole picture, the next ones of one thing each; what is left is again of the whole.
     """
     things, ground = scene.things, scene.background
-    count = f"{NUMBERS[len(things)]} shape{'s' if len(things) > 1 else ''}"
+    count = ("one shape", "two shapes", "three shapes")[len(things) - 1]
     sentences = [dice.pick(_OPENINGS).format(count=count, background=ground)]
     first = things[0]
     sentences.append(f"In the {place(first)} there is {a(f'{first.size} {first.name}')}.")
-    for before, thing in zip(things, things[1:], strict=False):
+    for before, thing in pairwise(things):
         where = relation(thing, before)
         sentences.append(
             f"{where[0].upper()}{where[1:]} the {before.name}, in the {place(thing)}, "

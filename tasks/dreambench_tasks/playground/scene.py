@@ -106,6 +106,11 @@ class Scene:
         things = (f"{t.row}{t.column} {t.size} {t.colour} {t.shape}" for t in self.things)
         return f"{self.background}: {', '.join(things)}"
 
+    def alone(self, attribute: str) -> list[Thing]:
+        """The things that share their value of an attribute with no other."""
+        values = [getattr(t, attribute) for t in self.things]
+        return [t for t, value in zip(self.things, values, strict=True) if values.count(value) == 1]
+
 
 def part_of(scene: Scene) -> str:
     """The part a scene belongs to, from its content only."""

@@ -1,0 +1,167 @@
+"""Questions about a scene with two to five options (as in MMBench), and their circular copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+
+from dreambench_tasks.playground.language import PLACES, a, enumerated, place
+from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, Dice, Scene, Thing
+
+__all__ = ["CATEGORIES", "LETTERS", "Choice", "choice", "circular"]
+
+LETTERS = "ABCDE"
+CATEGORIES = {  # MMBench's category -> its l2-category
+    "image_scene": "coarse_perception",
+    "image_topic": "coarse_perception",
+    "attribute_recognition": "finegrained_perception (instance-level)",
+    "object_localization": "finegrained_perception (instance-level)",
+    "spatial_relationship": "finegrained_perception (cross-instance)",
+    "attribute_comparison": "finegrained_perception (cross-instance)",
+    "physical_property_reasoning": "attribute_reasoning",
+    "physical_relation": "relation_reasoning",
+    "future_prediction": "logic_reasoning",
+    "structuralized_imagetext_understanding": "logic_reasoning",
+}
+SIDES = {"circle": "none", "square": "four", "triangle": "three", "star": "ten", "heart": "none"}
+GRID = "The picture is a grid of three rows and three columns."
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A question with different options, one of them right. ``answer`` is its index."""
+
+    category: str
+    question: str
+    options: tuple[str, ...]
+    answer: int
+    hint: str = ""
+
+
+def choice(scene: Scene, dice: Dice, category: str) -> Choice | None:
+    """A question of a category, or None where the scene does not allow one (with one thing there is none to compare it with)."""
+    made = _MAKERS[category](scene, dice)
+    if made is None:
+        return None
+    question, right, wrong, hint = made
+    options = dice.sample((right, *wrong), 1 + len(wrong))
+    return Choice(category, question, tuple(options), options.index(right), hint)
+
+
+def circular(item: Choice) -> list[Choice]:
+    """The item and its copies: copy k has the options turned to the right k times, and the answer with them."""
+    n = len(item.options)
+    return [
+        Choice(
+            item.category,
+            item.question,
+            tuple(item.options[(i - k) % n] for i in range(n)),
+            (item.answer + k) % n,
+            item.hint,
+        )
+        for k in range(n)
+    ]
+
+
+_Made = tuple[str, str, list[str], str]  # question, right option, wrong options, hint
+
+
+def _scene(scene: Scene, dice: Dice) -> _Made:
+    wrong = [b for b in BACKGROUNDS if b != scene.background]
+    return "Which color is the background of the picture?", scene.background, wrong, ""
+
+
+def _topic(scene: Scene, dice: Dice) -> _Made:
+    names = [t.name for t in scene.things]
+    changed = [f"{dice.pick([c for c in COLOURS if c != t.colour])} {t.shape}" for t in scene.things]
+    reshaped = [f"{t.colour} {dice.pick([s for s in SHAPES if s != t.shape])}" for t in scene.things]
+    right, *wrong = (enumerated([a(name) for name in version]) for version in (names, changed, reshaped))
+    return "What does the picture show?", right, wrong, ""
+
+
+def _recognition(scene: Scene, dice: Dice) -> _Made | None:
+    alone = scene.alone("shape")
+    if not alone:
+        return None
+    thing = dice.pick(alone)
+    others = dice.sample([c for c in COLOURS if c != thing.colour], 4)
+    return f"What color is the {thing.shape}?", thing.colour, others, ""
+
+
+def _localization(scene: Scene, dice: Dice) -> _Made:
+    thing = dice.pick(scene.things)
+    return f"Where is the {thing.name}?", place(thing), _other_places(place(thing), dice), GRID
+
+
+def _relationship(scene: Scene, dice: Dice) -> _Made | None:
+    apart = [(x, y) for x, y in _pairs(scene) if x.column != y.column]
+    if not apart:
+        return None
+    first, second = dice.pick(apart)
+    words = ["to the left", "to the right"]
+    right = words.pop(0 if first.column < second.column else 1)
+    return f"Seen from the {second.name}, on which side is the {first.name}?", right, words, ""
+
+
+def _comparison(scene: Scene, dice: Dice) -> _Made | None:
+    if len(scene.things) < 2:
+        return None
+    first, second = dice.sample(scene.things, 2)
+    options = [f"the {first.name}", f"the {second.name}", "both are of one size"]
+    right = options.pop(2 if first.size == second.size else 0 if first.size == "large" else 1)
+    return f"Which is larger, the {first.name} or the {second.name}?", right, options, ""
+
+
+def _property(scene: Scene, dice: Dice) -> _Made:
+    thing = dice.pick(scene.things)
+    wrong = sorted(set(SIDES.values()) - {SIDES[thing.shape]})
+    return f"How many straight sides does the shape in the {place(thing)} have?", SIDES[thing.shape], wrong, GRID
+
+
+def _nearest(scene: Scene, dice: Dice) -> _Made | None:
+    lowest = max(t.row for t in scene.things)
+    fallen = [t for t in scene.things if t.row == lowest]
+    if len(scene.things) < 2 or len(fallen) > 1:
+        return None
+    wrong = [f"the {t.name}" for t in scene.things if t.row != lowest]
+    question = "If all shapes fell down at the same moment and speed, which would be the first to reach the bottom?"
+    return question, f"the {fallen[0].name}", wrong, ""
+
+
+def _prediction(scene: Scene, dice: Dice) -> _Made | None:
+    moves = [(t, -1, "left") for t in scene.things if t.column > 0]
+    moves += [(t, 1, "right") for t in scene.things if t.column < 2]
+    thing, step, word = dice.pick(moves)
+    right = PLACES[thing.row][thing.column + step]
+    question = f"If the {thing.name} moves by one column to the {word}, where will it be?"
+    return question, right, _other_places(right, dice), GRID
+
+
+def _structured(scene: Scene, dice: Dice) -> _Made:
+    colour = dice.pick(scene.things).colour
+    left = str(sum(t.colour != colour for t in scene.things))
+    wrong = [n for n in "0123" if n != left]
+    return f"How many shapes would be left if every {colour} shape were taken away?", left, wrong, ""
+
+
+_MAKERS: dict[str, Callable[[Scene, Dice], _Made | None]] = {
+    "image_scene": _scene,
+    "image_topic": _topic,
+    "attribute_recognition": _recognition,
+    "object_localization": _localization,
+    "spatial_relationship": _relationship,
+    "attribute_comparison": _comparison,
+    "physical_property_reasoning": _property,
+    "physical_relation": _nearest,
+    "future_prediction": _prediction,
+    "structuralized_imagetext_understanding": _structured,
+}
+
+
+def _pairs(scene: Scene) -> list[tuple[Thing, Thing]]:
+    return [(x, y) for x in scene.things for y in scene.things if x is not y]
+
+
+def _other_places(right: str, dice: Dice) -> list[str]:
+    return dice.sample([p for p in chain.from_iterable(PLACES) if p != right], 3)

@@ -1,0 +1,181 @@
+"""Open questions about a scene with the abilities they need (as in MM-Vet), and the rule that grades answers to them.
+
+References are written so that a rule can grade: parts joined by ``<AND>``, each a list of alternatives joined by ``<OR>`` (which
+binds more tightly). There is no writing in the world, so MM-Vet's ``ocr`` does not occur.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dreambench_tasks.playground.language import place
+from dreambench_tasks.playground.scene import Dice, Scene, Thing
+
+__all__ = ["AND", "KINDS", "OR", "OpenQuestion", "grade", "open_question"]
+
+AND, OR = "<AND>", "<OR>"
+
+_FRUIT = {
+    "red": ("apple", "cherry", "strawberry", "tomato"),
+    "orange": ("orange", "apricot", "mandarin"),
+    "yellow": ("banana", "lemon"),
+    "green": ("lime", "pear", "kiwi", "apple"),
+    "blue": ("blueberry", "blueberries"),
+    "purple": ("plum", "grape", "grapes"),
+}
+_ALIKE = {
+    "circle": ("ball", "wheel", "coin", "sun", "moon"),
+    "square": ("box", "dice", "window", "tile"),
+    "triangle": ("pyramid", "roof", "tent"),
+    "star": ("starfish", "star"),
+    "heart": ("heart",),
+}
+_SIDES = {"circle": 0, "square": 4, "triangle": 3, "star": 10, "heart": 0}
+_TEENS = (
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+)
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_WORDS = dict(enumerate(_DIGITS + _TEENS)) | {23: "twenty three", 24: "twenty four", 30: "thirty"}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenQuestion:
+    text: str
+    answer: str
+    capability: tuple[str, ...]  # of "rec", "know", "gen", "spat", "math", in MM-Vet's order
+
+
+def open_question(scene: Scene, dice: Dice, kind: int) -> OpenQuestion | None:
+    """A question of kind 0 … KINDS - 1, or None where the scene does not allow one."""
+    return _MAKERS[kind](scene, dice)
+
+
+def grade(reference: str, answer: str) -> float:
+    """The share of the reference's parts of which an alternative occurs in the answer as whole words, 0 … 1."""
+    said = _normal(answer)
+    parts = reference.split(AND)
+    return sum(any(_normal(words) in said for words in part.split(OR)) for part in parts) / len(parts)
+
+
+def _normal(text: str) -> str:
+    return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
+
+
+def _all(parts: Sequence[str]) -> str:
+    return AND.join(dict.fromkeys(parts))
+
+
+def _number(number: int) -> str:
+    return OR.join((str(number), _WORDS[number], *(("none",) if number == 0 else ())))
+
+
+def _where(thing: Thing) -> str:
+    """A place other than the center, and what else it is called."""
+    first, second = place(thing).split()
+    other = {"top": "upper", "bottom": "lower", "middle": "center"}[first]
+    return OR.join((f"{first} {second}", f"{second} {first}", f"{other} {second}"))
+
+
+def _outer(scene: Scene) -> list[Thing]:
+    """The things outside the center, whose name is a part of "top center" so that no rule could tell them apart."""
+    return [t for t in scene.things if place(t) != "center"]
+
+
+def _names(scene: Scene, dice: Dice) -> OpenQuestion:
+    return OpenQuestion("Which shapes are in the picture?", _all([t.name for t in scene.things]), ("rec",))
+
+
+def _at(scene: Scene, dice: Dice) -> OpenQuestion:
+    thing = dice.pick(scene.things)
+    return OpenQuestion(f"What is in the {place(thing)} of the picture?", thing.name, ("rec", "spat"))
+
+
+def _find(scene: Scene, dice: Dice) -> OpenQuestion | None:
+    outer = _outer(scene)
+    if not outer:
+        return None
+    thing = dice.pick(outer)
+    return OpenQuestion(f"Where is the {thing.name}?", _where(thing), ("rec", "spat"))
+
+
+def _fruit(scene: Scene, dice: Dice) -> OpenQuestion | None:
+    alone = scene.alone("shape")
+    if not alone:
+        return None
+    thing = dice.pick(alone)
+    return OpenQuestion(
+        f"Name a fruit with the color of the {thing.shape}.", OR.join(_FRUIT[thing.colour]), ("rec", "know")
+    )
+
+
+def _alike(scene: Scene, dice: Dice) -> OpenQuestion | None:
+    alone = scene.alone("colour")
+    if not alone:
+        return None
+    thing = dice.pick(alone)
+    text = f"Name something in the world with the form of the {thing.colour} shape."
+    return OpenQuestion(text, OR.join(_ALIKE[thing.shape]), ("rec", "know", "gen"))
+
+
+def _compass(scene: Scene, dice: Dice) -> OpenQuestion | None:
+    pairs = [(x, y) for x in scene.things for y in scene.things if (x.row == y.row) != (x.column == y.column)]
+    if not pairs:
+        return None
+    first, second = dice.pick(pairs)
+    if first.row == second.row:
+        side = "west" if first.column < second.column else "east"
+    else:
+        side = "north" if first.row < second.row else "south"
+    text = f"If the picture were a map, in which direction from the {second.name} would the {first.name} lie?"
+    return OpenQuestion(text, side, ("rec", "know", "spat"))
+
+
+def _describe(scene: Scene, dice: Dice) -> OpenQuestion:
+    parts = [*(t.name for t in scene.things), scene.background]
+    return OpenQuestion("Describe the picture and its background in a sentence.", _all(parts), ("rec", "gen"))
+
+
+def _tour(scene: Scene, dice: Dice) -> OpenQuestion | None:
+    if len(_outer(scene)) < len(scene.things):
+        return None
+    parts = [part for t in scene.things for part in (t.name, _where(t))]
+    return OpenQuestion("Describe each shape and where it is.", _all(parts), ("rec", "gen", "spat"))
+
+
+def _total(scene: Scene, dice: Dice) -> OpenQuestion:
+    total = sum(_SIDES[t.shape] for t in scene.things)
+    text = "How many straight sides do all shapes in the picture have together?"
+    return OpenQuestion(text, _number(total), ("rec", "know", "math"))
+
+
+def _row(scene: Scene, dice: Dice) -> OpenQuestion:
+    row = dice.below(3)
+    count = sum(t.row == row for t in scene.things)
+    text = f"How many shapes are in the {('top', 'middle', 'bottom')[row]} row of the picture?"
+    return OpenQuestion(text, _number(count), ("rec", "spat", "math"))
+
+
+_MAKERS: tuple[Callable[[Scene, Dice], OpenQuestion | None], ...] = (
+    _names,
+    _at,
+    _fruit,
+    _describe,
+    _total,
+    _find,
+    _alike,
+    _tour,
+    _row,
+    _compass,
+)
+KINDS = len(_MAKERS)

@@ -1,0 +1,156 @@
+"""Questions about a scene with one short answer (as in VQAv2), and what ten people answer to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dreambench_tasks.playground.language import a, place, relation
+from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Dice, Scene
+
+__all__ = ["Question", "annotators", "questions"]
+
+_SLIPS = {
+    "red": ("orange", "pink"),
+    "orange": ("red", "yellow"),
+    "yellow": ("gold", "orange"),
+    "green": ("dark green", "teal"),
+    "blue": ("light blue", "purple"),
+    "purple": ("violet", "blue"),
+    "cream": ("beige", "white"),
+    "mint": ("green", "light green"),
+    "gray": ("grey", "silver"),
+    "navy": ("blue", "dark blue"),
+    "circle": ("ball", "round"),
+    "square": ("box", "rectangle"),
+    "triangle": ("cone", "arrow"),
+    "star": ("stars", "starfish"),
+    "heart": ("hearts", "love"),
+    "small": ("little", "tiny"),
+    "large": ("big", "huge"),
+    "center": ("middle", "in the middle"),
+    "yes": ("no", "yes it is"),
+    "no": ("yes", "no it isn't"),
+}
+_UNANIMOUS_PERCENT = 40
+_SLIP_PERCENT = 12
+_MOST_SLIPS = 4  # so that six of ten always give the true answer
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its true answer and VQAv2's two types: the question's first words and the kind of answer."""
+
+    text: str
+    question_type: str
+    answer_type: str  # "yes/no", "number" or "other"
+    answer: str
+
+
+def questions(scene: Scene, dice: Dice, count: int) -> list[Question]:
+    """``count`` different questions, as many of each kind as chance wills; every one has exactly one true answer."""
+    kinds = [_colours(scene), _shapes(scene), _counts(scene, dice), _present(scene, dice), _places(scene)]
+    kinds += [_sizes(scene), _sides(scene, dice), _ground(scene, dice)]
+    pool = [dice.pick(kind) for kind in kinds if kind]
+    return dice.sample(pool, min(count, len(pool)))
+
+
+def annotators(question: Question, dice: Dice) -> list[dict[str, str | int]]:
+    """Ten answers as VQAv2 has them. Four questions in ten are answered alike by all; the true answer always leads."""
+    unanimous = dice.chance(_UNANIMOUS_PERCENT)
+    slips = 0
+    answers: list[dict[str, str | int]] = []
+    for number in range(1, 11):
+        answer, confidence = question.answer, "yes"
+        if not unanimous and slips < _MOST_SLIPS and dice.chance(_SLIP_PERCENT):
+            answer, confidence = dice.pick(_slips(question.answer)), dice.pick(("yes", "maybe", "no"))
+            slips += 1
+        answers.append({"answer": answer, "answer_confidence": confidence, "answer_id": number})
+    return answers
+
+
+def _slips(answer: str) -> tuple[str, ...]:
+    """What a hurried annotator writes instead."""
+    if answer in _SLIPS:
+        return _SLIPS[answer]
+    if answer.isdigit():
+        number = int(answer)
+        return str(number + 1), str(abs(number - 1)), ("zero", "one", "two", "three")[number]
+    first, *_, last = answer.split()
+    return first, last
+
+
+def _colours(scene: Scene) -> list[Question]:
+    return [
+        Question(f"What color is the {t.shape}?", "what color is the", "other", t.colour) for t in scene.alone("shape")
+    ]
+
+
+def _shapes(scene: Scene) -> list[Question]:
+    return [Question(f"What is the {t.colour} shape?", "what is the", "other", t.shape) for t in scene.alone("colour")]
+
+
+def _counts(scene: Scene, dice: Dice) -> list[Question]:
+    def asked(what: str, number: int) -> Question:
+        return Question(f"How many {what} are there?", "how many", "number", str(number))
+
+    colour = dice.pick((dice.pick(scene.things).colour, dice.pick(COLOURS)))
+    shape = dice.pick((dice.pick(scene.things).shape, dice.pick(SHAPES)))
+    return [
+        asked("shapes", len(scene.things)),
+        asked(f"{colour} shapes", sum(t.colour == colour for t in scene.things)),
+        asked(f"{shape}s", sum(t.shape == shape for t in scene.things)),
+    ]
+
+
+def _present(scene: Scene, dice: Dice) -> list[Question]:
+    """One that is there and one that differs from it in one word, so that "yes" is right in half of the cases."""
+    there = dice.pick(scene.things)
+    colour, shape = there.colour, there.shape
+    if dice.chance(50):
+        colour = dice.pick([c for c in COLOURS if c != colour])
+    else:
+        shape = dice.pick([s for s in SHAPES if s != shape])
+    names = (there.name, f"{colour} {shape}")
+    return [
+        Question(f"Is there {a(name)}?", f"is there {a(name).split()[0]}", "yes/no", _yes(name in _names(scene)))
+        for name in names
+    ]
+
+
+def _places(scene: Scene) -> list[Question]:
+    where = [Question(f"Where is the {t.name}?", "where is the", "other", place(t)) for t in scene.things]
+    what = [Question(f"What is in the {place(t)}?", "what is in the", "other", t.name) for t in scene.things]
+    return where + what
+
+
+def _sizes(scene: Scene) -> list[Question]:
+    return [Question(f"Is the {t.name} {SIZES[0]} or {SIZES[1]}?", "is the", "other", t.size) for t in scene.things]
+
+
+def _sides(scene: Scene, dice: Dice) -> list[Question]:
+    """A true relation of two things, or the same with the things exchanged, which is false."""
+    if len(scene.things) < 2:
+        return []
+    first, second = dice.sample(scene.things, 2)
+    words = relation(first, second)
+    return [
+        Question(f"Is the {x.name} {words} the {y.name}?", "is the", "yes/no", _yes(x is first))
+        for x, y in ((first, second), (second, first))
+    ]
+
+
+def _ground(scene: Scene, dice: Dice) -> list[Question]:
+    others = [b for b in BACKGROUNDS if b != scene.background]
+    told = scene.background if dice.chance(50) else dice.pick(others)
+    return [
+        Question("What color is the background?", "what color is the", "other", scene.background),
+        Question(f"Is the background {told}?", "is the", "yes/no", _yes(told == scene.background)),
+    ]
+
+
+def _names(scene: Scene) -> list[str]:
+    return [t.name for t in scene.things]
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
