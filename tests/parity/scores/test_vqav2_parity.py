@@ -1,0 +1,111 @@
+"""`golden/scores/vqav2`: the official evaluator's output (and DreamLLM's copy's) against ours, in every question and every table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parity.checks import Check, Exempt, fixture_folder, leaves, uncovered
+
+from dreambench_tasks.vqav2 import data
+from dreambench_tasks.vqav2.index import ReferenceIndex
+from dreambench_tasks.vqav2.normalise import clean, normalise
+from dreambench_tasks.vqav2.scoring import RULES, Rule, score_answers
+
+GOLDEN = fixture_folder("DREAMBENCH_GOLDEN", "../shared/golden/scores")
+FOLDER = GOLDEN / "vqav2" if GOLDEN else None
+pytestmark = pytest.mark.skipif(
+    FOLDER is None or not FOLDER.is_dir(), reason="no recorded scores/vqav2 (DREAMBENCH_GOLDEN)"
+)
+
+EXEMPT = [Exempt("*tags.json:*", "says what each question tries; no score")]
+# normalized.json records the textbook leave-one-out count, by place.
+STANDARD = Rule("standard", leave_out_by_record=False)
+OUTPUTS = {"expected.json": RULES["official"], "expected_dreamllm_variant.json": RULES["dreamllm-evaluator"]}
+
+
+def sets(folder: Path) -> list[str]:
+    """The prefixes of the data sets: '' of questions.json, 'noid_' of noid_questions.json."""
+    return sorted(path.name.removesuffix("questions.json") for path in folder.glob("*questions.json"))
+
+
+def table_checks(key: str, recorded: Any, ours: Any) -> Iterator[Check]:
+    """Every recorded leaf; a table that is missing on either side is a difference."""
+    if isinstance(recorded, dict) and recorded:
+        ours = {str(name): value for name, value in ours.items()} if isinstance(ours, dict) else {}
+        separator = "/" if ":" in key else ":"
+        for name, value in recorded.items():
+            yield from table_checks(f"{key}{separator}{name}", value, ours.get(name))
+    else:
+        yield Check(key, recorded, ours)
+
+
+def normalisation_checks(
+    file: str, recorded: dict[str, Any], index: ReferenceIndex, answers: dict[int, str]
+) -> Iterator[Check]:
+    scores = score_answers(index, answers, STANDARD)
+    rows = {question: row for row, question in enumerate(index.question_ids.tolist())}
+    for question, values in recorded.items():
+        row, answer = rows[int(question)], clean(answers[int(question)])
+        as_it_is = bool(index.unanimous[row])
+        numbers = (index.answers if as_it_is else index.normalised_answers)[row][: index.counts[row]]
+        ours = {
+            "processed": not as_it_is,
+            "answers": [index.strings[number] for number in numbers],
+            "prediction": answer if as_it_is else normalise(answer),
+            "matches": int(scores.matches[row]),
+            "accuracy": float(scores.accuracies[row]),
+        }
+        for name, value in values.items():
+            yield Check(f"{file}:{question}/{name}", value, ours.get(name))
+
+
+def checks(folder: Path) -> list[Check]:
+    found: list[Check] = []
+    for prefix in sets(folder):
+        index = data.read_references(folder / f"{prefix}annotations.json")
+        answers = data.read_results(folder / f"{prefix}results.json")
+        for name, rule in OUTPUTS.items():
+            file = folder / f"{prefix}{name}"
+            if file.exists():
+                found += table_checks(
+                    file.name, json.loads(file.read_text()), score_answers(index, answers, rule).report()
+                )
+        file = folder / f"{prefix}normalized.json"
+        if file.exists():
+            found += normalisation_checks(file.name, json.loads(file.read_text()), index, answers)
+    return found
+
+
+def test_every_recorded_score_is_ours() -> None:
+    assert FOLDER
+    problems = [problem for check in checks(FOLDER) if (problem := check.problem())]
+    assert not problems, "\n".join(problems[:50])
+
+
+def test_every_recorded_value_is_compared_or_exempt() -> None:
+    assert FOLDER
+    patterns = ("*expected*.json", "*normalized.json", "*tags.json")
+    files = [path for pattern in patterns for path in sorted(FOLDER.glob(pattern))]
+    keys = [key for path in files for key in leaves(json.loads(path.read_text()), path.name)]
+    assert keys
+    assert uncovered(keys, checks(FOLDER), EXEMPT) == []
+
+
+def test_a_changed_value_is_seen() -> None:
+    assert FOLDER
+    blind = [check.key for check in checks(FOLDER) if check.perturbed().problem() is None]
+    assert blind == []
+
+
+def test_the_recorded_questions_load_as_a_folder() -> None:
+    """questions.json + annotations.json is the smallest layout a user may have."""
+    assert FOLDER
+    if "" not in sets(FOLDER):
+        pytest.skip("no unprefixed set")
+    loaded = data.load(FOLDER)
+    assert loaded.references is not None
+    assert [question.question_id for question in loaded.questions] == loaded.references.question_ids.tolist()
