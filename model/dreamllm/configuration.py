@@ -48,7 +48,8 @@ class ImageDecoderConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         # The rest of what PreTrainedConfig holds speaks of classifiers.
-        return {key: getattr(self, key) for key in ("model_type", "kind", "resolution", "vae", "unet", "scheduler")}
+        kept = ("model_type", "transformers_version", "kind", "resolution", "vae", "unet", "scheduler")
+        return {key: value for key, value in super().to_dict().items() if key in kept}
 
     @property
     def condition_size(self) -> int:
@@ -75,9 +76,10 @@ class DreamLLMConfig(PreTrainedConfig):
         "vision_config": CLIPVisionConfig,
     }
 
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    vision_config: dict[str, Any] | CLIPVisionConfig | None = None
-    image_decoder_config: dict[str, Any] | ImageDecoderConfig | None = None
+    # Configurations, or dicts of their fields, or None for their defaults; always configurations once this one is made.
+    text_config: Any = None  # PreTrainedConfig
+    vision_config: Any = None  # CLIPVisionConfig
+    image_decoder_config: Any = None  # ImageDecoderConfig
 
     num_dream_queries: int = 64
     vision_select_layer: int = -2  # hidden state of CLIP that is read; the class token is dropped

@@ -31,9 +31,9 @@ class ReadingMixin(GenerationMixin):
     ) -> Any:
         """`GenerationMixin.generate` for prompts with images.
 
-        `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) are those of the batch's image spans, in reading order. The eight added
-        tokens ([PAD], those that begin, fill and end spans, and the placeholders) are never generated unless `allow_special_tokens`: plain reading
-        has no use for them, and an image span that nobody fills means nothing.
+        `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) are those of the batch's image spans, in reading order. The eight
+        added tokens ([PAD], those that begin, fill and end spans, and the placeholders) are never generated unless
+        `allow_special_tokens`: plain reading has no use for them, and an image span that nobody fills means nothing.
         """
         if pixel_values is not None:
             image_features = self.encode_images(pixel_values)

@@ -95,7 +95,8 @@ class DreamLLMForConditionalGeneration(ReadingMixin, PaintingMixin, PreTrainedMo
         """Token ids (B, T) -> embeddings (B, T, H) with images and dream queries in their places.
 
         Images are used in order over the flattened batch. Raises InputError if there are more or fewer of them than spans.
-        `substitute_queries=False` leaves the patch token's embedding at query positions (the original does so when no target images are given).
+        `substitute_queries=False` leaves the patch token's embedding at query positions, as the original does when no target
+        images are given.
         """
         config = self.config
         embeds = self.get_input_embeddings()(input_ids)
@@ -133,8 +134,9 @@ class DreamLLMForConditionalGeneration(ReadingMixin, PaintingMixin, PreTrainedMo
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) and, with `labels`, the language loss.
 
-        Give `input_ids` (B, T), with `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) for their image spans, or else `inputs_embeds`
-        (B, T, H). Positions count attended tokens unless `position_ids` says otherwise. Other arguments go to the language model.
+        Give `input_ids` (B, T), with `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) for their image spans, or else
+        `inputs_embeds` (B, T, H). Positions count attended tokens unless `position_ids` says otherwise. Other arguments go to the
+        language model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")

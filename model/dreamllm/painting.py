@@ -182,7 +182,7 @@ class PaintingMixin:
         callback: StepCallback | None,
         progress: bool,
     ) -> torch.Tensor:
-        """The sampling loop. With guidance, `condition` holds the unconditional half first. Latents stay float32 whatever the model's dtype."""
+        """The sampling loop. With guidance, `condition` holds the unconditional half first. Latents stay float32 in every dtype."""
         scale, rescale = guidance
         scheduler.set_timesteps(num_inference_steps, device=latents.device)
         latents = latents * scheduler.init_noise_sigma

@@ -1,7 +1,7 @@
 """Text and images in, tensors out.
 
-`<image>` in a text stands for a picture that is read, `<dream>` for one that was painted there and is read back at once; pictures are given in the
-order of their placeholders. A prompt for painting holds neither, or only what it shows the painter.
+`<image>` in a text stands for a picture that is read, `<dream>` for one that was painted there and is read back at once; pictures
+are given in the order of their placeholders. A prompt for painting holds neither, or only what it shows the painter.
 
 Shapes: B prompts, T tokens, n pictures over the batch, S pixels.
 """
@@ -78,7 +78,8 @@ class DreamLLMProcessor:
 
         Args:
             text: one prompt or several; the tokenizer puts bos before each and no eos after.
-            images: a flat list in the order of the placeholders over all prompts, or a list for each prompt. RGB pictures, uint8 arrays or files.
+            images: a flat list in the order of the placeholders over all prompts, or a list for each prompt. Each is an RGB picture, a
+                uint8 array or a file.
 
         Returns `input_ids` and `attention_mask` (B, T), padded on the left, and with images `pixel_values` (n, 3, S, S) float32.
         Raises InputError where pictures and placeholders differ in number.

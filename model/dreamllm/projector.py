@@ -5,6 +5,8 @@ Shapes: B batch, T positions, D_in and D_out widths.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -16,7 +18,7 @@ class Projector(nn.Module):
     def __init__(self, in_size: int, out_size: int, depth: int = 1, bias: bool = True, layernorm: bool = False) -> None:
         super().__init__()
         sizes = [in_size] + [out_size] * depth
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(sizes))
         self.norm = nn.LayerNorm(out_size) if layernorm else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

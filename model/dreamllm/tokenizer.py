@@ -1,7 +1,7 @@
 """Tokenizers: the eight added tokens, sentencepiece files the way the original reads them, and a small one made here.
 
-The original's slow Llama tokenizer (`legacy=True`) puts "▁" before every stretch of text between special tokens. transformers 5 does not, so ids would
-differ after every special token; the normalizer below does the same in the fast tokenizer.
+The original's slow Llama tokenizer (`legacy=True`) puts "▁" before every stretch of text between special tokens. transformers 5
+does not, so ids would differ after every special token; the normalizer below does the same in the fast tokenizer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS
@@ -21,12 +21,14 @@ from dreamllm.errors import CheckpointError, UsageError
 ADDED_TOKENS = tuple(SPECIAL_TOKEN_FIELDS)
 # What the tiny tokenizer learns its merges from.
 TINY_TEXT = """
-A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions.
-USER: What is in the image? ASSISTANT: There is a red circle on the left of a blue square. USER: What color is the triangle? ASSISTANT: green
+A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and
+polite answers to the user's questions. USER: What is in the image? ASSISTANT: There is a red circle on the left of a
+blue square. USER: What color is the triangle? ASSISTANT: green
 How many circles are there in the picture? one two three four five six seven eight nine ten yes no
 A photo of a small yellow star above a large purple cross on a white background. Draw the same scene at night, please.
 Please describe the image in detail. Is the orange ring below the black heart? Which option is correct: A, B, C or D?
-gray pink brown cyan shapes stand next to each other, some big and some small, with, near, under, behind, between, right, top, bottom, centre
+gray pink brown cyan shapes stand next to each other, some big and some small, with, near, under, behind, between,
+right, top, bottom, centre
 """
 
 
