@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from dreambench.documents import JSON
 from dreambench.errors import DreambenchError, MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    import openai
 
 __all__ = ["ChatServer", "MalformedReplyError", "RefusedError", "Reply", "ServerGoneError", "in_parallel"]
 
@@ -148,11 +151,11 @@ class Conversation:
         try:
             completion = self._client.post("/chat/completions", body=body, cast_to=ChatCompletion)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise RefusedError(self._clean(f"HTTP {error.status_code}: {error.message}")) from None
+            raise RefusedError(self._clean(f"HTTP {error.status_code}: {_said(error)}")) from None
         except openai.APIStatusError as error:
             if error.status_code == 413:
-                raise RefusedError(self._clean(f"HTTP 413: {error.message}")) from None
-            raise ServerGoneError(self._status_advice(error.status_code, error.message)) from None
+                raise RefusedError(self._clean(f"HTTP 413: {_said(error)}")) from None
+            raise ServerGoneError(self._status_advice(error.status_code, _said(error))) from None
         except openai.APIConnectionError as error:
             slow = isinstance(error, openai.APITimeoutError)
             what = f"gave no answer within {self.server.timeout:g} s" if slow else "cannot be reached"
@@ -179,6 +182,13 @@ class Conversation:
         if self._key:
             message = message.replace(self._key, "***")
         return " ".join(message.split())[:500]
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """The server's own words."""
+    body = error.body
+    message = body.get("message") if isinstance(body, dict) else None
+    return message if isinstance(message, str) else error.message
 
 
 def _read(completion: object) -> Reply:

@@ -23,7 +23,7 @@ ATTEMPTS = 5
 _AGAIN = "\nPredict the correctness of the answer (digit): "
 _TAG = re.compile(r"<([^<>\n]{1,60})>")
 _BRACKET = re.compile(r"\[(/?[A-Z_]{2,20})\]")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
