@@ -1,0 +1,70 @@
+"""Every tensor of the released checkpoints: read strictly, written in our layout, read, written back, equal to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dreamllm.checkpoint import convert
+from dreamllm.released import SURPLUS, State, read_tensors, write
+
+from parity.checks import Check, Exempt
+from parity.dreamllm.golden import STEMS, Golden
+
+PROVENANCE = ("torch", "transformers", "diffusers", "dtype", "threads")
+EXEMPT = [
+    *(Exempt(f"*.json:_common/{name}", "where the recording was made") for name in PROVENANCE),
+    Exempt("*.json:_common/prompts", "inputs of the cases"),
+    Exempt("training.*", "training: losses and their intermediate arrays; mlp_variant is compared"),
+]
+
+
+def checks(golden: Golden) -> list[Check]:
+    ours, back = golden.scratch / "ours", golden.scratch / "released"
+    convert(golden.folder / "checkpoint", ours, "ours", **golden.sub_models)
+    convert(ours, back, "released")
+    found = _files(golden.folder / "checkpoint", back)
+    for name, model in (("checkpoint_kv", golden.kv_model), ("checkpoint_mlp", golden.mlp_model)):
+        target = golden.scratch / f"{name}_back"
+        write(target, model.config, model.state_dict())
+        found += _files(golden.folder / name, target)
+    return [*found, *_common(golden)]
+
+
+def _files(recorded: Path, ours: Path) -> list[Check]:
+    found = []
+    for path in sorted(recorded.glob("*")):
+        if path.suffix not in (".bin", ".safetensors"):
+            continue
+        # `X.projector_only.bin` holds a part of `X.bin`.
+        expected, actual = read_tensors(path), read_tensors(ours / path.name.replace(".projector_only", ""))
+        expected = {name: tensor for name, tensor in expected.items() if not SURPLUS.search(name)}
+        found += [
+            Check(f"{recorded.name}/{path.name}:{name}", tensor.numpy(), _get(actual, name))
+            for name, tensor in expected.items()
+        ]
+        if ".projector_only" not in path.name:
+            found.append(Check(f"{recorded.name}/{path.name}", "\n".join(sorted(expected)), "\n".join(sorted(actual))))
+    return found
+
+
+def _get(state: State, name: str) -> object:
+    return state[name].cpu().numpy() if name in state else f"{name} is missing"
+
+
+def _common(golden: Golden) -> list[Check]:
+    """Sizes and special ids that every recording repeats."""
+    config, tokenizer = golden.model.config, golden.processor.tokenizer
+    values = {
+        "num_image_patches": config.num_image_tokens,
+        "num_dream_queries": config.num_dream_queries,
+        "vocab_size": config.text_config.vocab_size,
+    }
+    found = []
+    for stem in STEMS:
+        common = golden.records[stem].get("_common", {})
+        found += [golden.value_check(stem, f"_common/{key}", values[key]) for key in values if key in common]
+        found += [
+            golden.value_check(stem, f"_common/special_ids/{token}", tokenizer.convert_tokens_to_ids(token))
+            for token in common.get("special_ids", {})
+        ]
+    return found
