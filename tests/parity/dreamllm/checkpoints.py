@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dreamllm.checkpoint import convert
-from dreamllm.released import SURPLUS, State, read_tensors, write
-
 from parity.checks import Check, Exempt
 from parity.dreamllm.golden import STEMS, Golden
+
+from dreamllm.checkpoint import convert
+from dreamllm.released import SURPLUS, State, read_tensors, write
 
 PROVENANCE = ("torch", "transformers", "diffusers", "dtype", "threads")
 EXEMPT = [

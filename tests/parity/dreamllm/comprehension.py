@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from parity.checks import Check, Exempt
 from parity.dreamllm.golden import ATOL, RTOL, Golden
 

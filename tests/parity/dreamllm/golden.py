@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, load
-from dreamllm.released import CLIP, DIFFUSION, QUERIES, SURPLUS, read_json, read_tensors
+from parity.checks import Check, leaves
 from safetensors.torch import load_file
 from torch import Tensor
 
-from parity.checks import Check, leaves
+from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, load
+from dreamllm.released import CLIP, DIFFUSION, QUERIES, SURPLUS, read_json, read_tensors
 
 ATOL = RTOL = 1e-4  # logits and hidden states, as the fixture's README suggests
 STEMS = ("comprehension", "creation_embeds", "pipeline", "generation", "tokenised", "training")

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from parity.checks import Check, Exempt
+from parity.dreamllm.golden import ATOL, RTOL, Golden
+from torch import Tensor
+
 from dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.image_decoder import make_scheduler
 from dreamllm.painting import rescale_guidance
 from dreamllm.released import read_json
-from torch import Tensor
-
-from parity.checks import Check, Exempt
-from parity.dreamllm.golden import ATOL, RTOL, Golden
 
 EMBEDS, PIPELINE = "creation_embeds", "pipeline"
 LATENTS = {"atol": 1e-3, "rtol": 1e-4}  # the README's 1e-3, on values of order 10
@@ -90,7 +90,7 @@ def _official_embeds(golden: Golden, prompts: str | list[str]) -> Tensor:
 
 def _prompts(golden: Golden, name: str) -> list[Check]:
     """A case of `get_prompt_embeds`: our way for whole rows, and the original's way for all of them."""
-    record, case = golden.records[EMBEDS][name], golden.case(EMBEDS, name)
+    record = golden.records[EMBEDS][name]
     model = golden.kv_model if name.startswith("kv_variant") else golden.model
     prompts = [record["prompts"]] if isinstance(record["prompts"], str) else record["prompts"]
     batch = _tokenise(golden, prompts, record["padding_side"])
@@ -180,8 +180,8 @@ def _schedulers(golden: Golden) -> list[Check]:
     found = [golden.array_check(PIPELINE, "alphas_cumprod", ddpm.alphas_cumprod, atol=1e-6, rtol=1e-6)]
     for record, (name, kind) in names.items():
         ours = make_scheduler(name, _scheduler_config(golden, kind)).config
-        for key in golden.records[PIPELINE].get(record, {}):
-            found.append(golden.value_check(PIPELINE, f"{record}/{key}", ours.get(key)))
+        recorded = golden.records[PIPELINE].get(record, {})
+        found += [golden.value_check(PIPELINE, f"{record}/{key}", ours.get(key)) for key in recorded]
     return found
 
 

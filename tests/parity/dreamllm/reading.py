@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from parity.checks import Check, Exempt
 from parity.dreamllm.golden import Golden
 

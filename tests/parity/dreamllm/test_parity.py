@@ -6,7 +6,6 @@ from types import ModuleType
 
 import pytest
 import torch
-
 from parity.checks import Check, fixture_folder, uncovered
 from parity.dreamllm import checkpoints, comprehension, painting, reading, tokenised
 from parity.dreamllm.golden import Golden

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from dreamllm.processing import CHAT_TEMPLATES
-
 from parity.checks import Check, Exempt
 from parity.dreamllm.golden import Golden
+
+from dreamllm.processing import CHAT_TEMPLATES
 
 STEM = "tokenised"
 TRAINING = "training: its data pipeline makes these samples"
