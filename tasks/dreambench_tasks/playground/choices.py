@@ -73,10 +73,14 @@ def _scene(scene: Scene, dice: Dice) -> _Made:
 
 
 def _topic(scene: Scene, dice: Dice) -> _Made:
+    """The wrong options have another colour or another shape of one thing, which no thing has."""
     names = [t.name for t in scene.things]
-    changed = [f"{dice.pick([c for c in COLOURS if c != t.colour])} {t.shape}" for t in scene.things]
-    reshaped = [f"{t.colour} {dice.pick([s for s in SHAPES if s != t.shape])}" for t in scene.things]
-    right, *wrong = (enumerated([a(name) for name in version]) for version in (names, changed, reshaped))
+    spot = dice.below(len(names))
+    thing = scene.things[spot]
+    recoloured = [name for c in COLOURS if (name := f"{c} {thing.shape}") not in names]
+    reshaped = [name for s in SHAPES if (name := f"{thing.colour} {s}") not in names]
+    versions = (names, *([*names[:spot], dice.pick(new), *names[spot + 1 :]] for new in (recoloured, reshaped)))
+    right, *wrong = (enumerated([a(name) for name in version]) for version in versions)
     return "What does the picture show?", right, wrong, ""
 
 

@@ -1,0 +1,120 @@
+"""Scenes are a function of (part, index, seed), parts share no content, and every thing can be seen."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreambench_tasks.playground.render import _PALETTE, CENTRES, RADII, SIDE, render, render_many
+from dreambench_tasks.playground.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    PARTS,
+    SHAPES,
+    Dice,
+    Scene,
+    Thing,
+    draw_scene,
+    part_of,
+)
+
+anywhere = {"part": st.sampled_from(PARTS), "index": st.integers(0, 10**9), "seed": st.integers(0, 2**40)}
+
+
+def test_scenes_and_pixels_are_the_same_on_every_machine() -> None:
+    # Where this fails on purpose, WORLD must be raised: published data and scores name it.
+    scenes = [draw_scene(part, i) for part in PARTS for i in range(200)]
+    said = hashlib.sha256("\n".join(map(repr, scenes)).encode()).hexdigest()
+    shown = hashlib.sha256(render_many(scenes).tobytes()).hexdigest()
+    assert (said[:16], shown[:16]) == ("5ae6d0708d3663a5", "7b835db6e976a751")
+
+
+@given(**anywhere)
+def test_a_scene_is_of_the_part_it_was_drawn_for(part: str, index: int, seed: int) -> None:
+    scene = draw_scene(part, index, seed)
+    assert scene == draw_scene(part, index, seed)
+    assert part_of(scene) == part
+
+
+def test_no_content_is_in_two_parts() -> None:
+    contents = {part: {draw_scene(part, i, seed).content for i in range(4000) for seed in (0, 1)} for part in PARTS}
+    for one, other in combinations(PARTS, 2):
+        assert not contents[one] & contents[other]
+    assert len(contents["train"]) > 4000
+
+
+def test_the_look_does_not_decide_the_part() -> None:
+    thing = Thing("star", "red", "small", 0, 2, tilt=-12)
+    same = Thing("star", "red", "small", 0, 2, tilt=6)
+    assert part_of(Scene("navy", (thing,), (1, 1), 2)) == part_of(Scene("navy", (same,)))
+
+
+@given(**anywhere)
+def test_things_differ_and_are_in_reading_order(part: str, index: int, seed: int) -> None:
+    things = draw_scene(part, index, seed).things
+    assert 1 <= len(things) <= 3
+    assert len({t.name for t in things}) == len(things)
+    assert list(things) == sorted(things, key=lambda t: (t.row, t.column))
+
+
+@given(**anywhere)
+def test_things_do_not_overlap(part: str, index: int, seed: int) -> None:
+    for x, y in combinations(draw_scene(part, index, seed).things, 2):
+        apart = np.hypot(CENTRES[x.column] - CENTRES[y.column], CENTRES[x.row] - CENTRES[y.row])
+        assert apart + 0.5 >= RADII[x.size] + RADII[y.size]
+
+
+def test_every_value_occurs_about_as_often_as_every_other() -> None:
+    scenes = [draw_scene("val", i) for i in range(3000)]
+    things = [t for scene in scenes for t in scene.things]
+    assert abs(sum(len(s.things) == 1 for s in scenes) / 3000 - 0.45) < 0.04
+    for values, found in (
+        (SHAPES, [t.shape for t in things]),
+        (COLOURS, [t.colour for t in things]),
+        (BACKGROUNDS, [s.background for s in scenes]),
+    ):
+        for value in values:
+            assert abs(found.count(value) / len(found) - 1 / len(values)) < 0.04
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_thing_shows_its_colour_at_its_place(shape: str, colour: str) -> None:
+    for cell in range(9):
+        row, column = divmod(cell, 3)
+        for background in BACKGROUNDS:
+            picture = render(Scene(background, (Thing(shape, colour, "small", row, column),)))
+            y, x = CENTRES[row], CENTRES[column]
+            found = picture[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).mean(axis=0)
+            nearest = min(_PALETTE, key=lambda name: float(np.abs(found - _PALETTE[name]).sum()))
+            assert nearest == colour
+
+
+def test_pictures_are_antialiased_and_shapes_differ() -> None:
+    empty = render(Scene("cream", ()))
+    pictures = {s: render(Scene("cream", (Thing(s, "blue", "small", 1, 1),))) for s in SHAPES}
+    for picture in pictures.values():
+        assert picture.shape == (SIDE, SIDE, 3)
+        assert picture.dtype == np.uint8
+        # A hard edge would have the thing's few shades of blue and nothing between them and the ground.
+        assert len(np.unique(picture[np.any(picture != empty, axis=-1)], axis=0)) > 60
+    for one, other in combinations(SHAPES, 2):
+        assert np.any(np.abs(pictures[one].astype(int) - pictures[other]) > 60, axis=-1).sum() >= 25
+
+
+def test_dice_are_fair_and_their_own() -> None:
+    dice = Dice("a", 1)
+    rolls = [dice.below(6) for _ in range(6000)]
+    assert all(abs(rolls.count(i) - 1000) < 120 for i in range(6))
+    assert rolls[:50] != [Dice("a", 2).below(6) for _ in range(50)]
+    assert sorted(Dice("b").sample(range(9), 9)) == list(range(9))
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(ValueError, match="train, val, test"):
+        draw_scene("dev", 0)
