@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 from torch_fidelity import feature_extractor_inceptionv3 as blocks
 
 from dreambench.errors import MissingWeightsError
@@ -62,7 +63,8 @@ def build_network() -> nn.Sequential:
 class InceptionExtractor:
     """Features (N, 2048): the average-pooled last layer. Input 299 x 299.
 
-    Batch norm is folded into the convolutions and the network runs in channels_last: 1.7 times as fast, features within 1e-6.
+    Batch norm is folded into the convolutions, average pools stand behind their 1 x 1 convolutions, and the network runs in
+    channels_last: 1.7 times as fast as torch-fidelity's, features within 1e-6.
     """
 
     dim = 2048
@@ -88,7 +90,8 @@ class InceptionExtractor:
                 fold_batch_norm(module.conv, module.bn)
                 setattr(module, "bn", nn.Identity())  # noqa: B010 - the block declares a BatchNorm2d
         self._last: Tensor = network.get_parameter("fc.weight").to(device)
-        self._body = network[:-1].to(device=device).to(memory_format=torch.channels_last)
+        body = _pool_after_convolution(network[:-1].eval())
+        self._body = body.to(device=device).to(memory_format=torch.channels_last)
 
     def __call__(self, pixels: Tensor, scaling: Scaling) -> Tensor:
         scaled = (pixels - 128) / 128 if scaling == "tf1" else pixels / 127.5 - 1
@@ -99,6 +102,23 @@ class InceptionExtractor:
         """Logits (N, 1008) without bias, from features: what the Inception Score is computed on."""
         with exact_float32(self.device):
             return features.to(self.device) @ self._last.T
+
+
+def _pool_after_convolution(body: nn.Module) -> fx.GraphModule:
+    """Swap each average pool with the 1 x 1 convolution that follows it: the two commute, and there are fewer channels behind."""
+    traced = fx.symbolic_trace(body)
+    for pool in traced.graph.find_nodes(op="call_function", target=F.avg_pool2d):
+        [convolution] = pool.users
+        module = traced.get_submodule(str(convolution.target))
+        if not (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
+            raise RuntimeError(f"expected a 1 x 1 convolution behind {pool.name}, found {convolution.target}")
+        convolution.replace_all_uses_with(pool)
+        convolution.replace_input_with(pool, pool.args[0])
+        pool.replace_input_with(pool.args[0], convolution)
+        convolution.append(pool)
+    traced.graph.lint()
+    traced.recompile()
+    return traced
 
 
 def load_inception(location: str | None, *, device: torch.device, offline: bool) -> InceptionExtractor:

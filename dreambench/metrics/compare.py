@@ -1,0 +1,98 @@
+"""The figures of generated pictures against real ones, from their features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from dreambench.metrics.features import metric_name
+from dreambench.metrics.intervals import frechet_jackknife
+from dreambench.metrics.kid import kernel_distance
+from dreambench.metrics.prdc import precision_recall_density_coverage
+from dreambench.metrics.reference import Reference
+from dreambench.scores import Score
+
+__all__ = ["compare"]
+
+NEIGHBOURS = 5
+MANIFOLD_LIMIT = 10_000
+"""Above so many pictures on a side, precision and its kin are left out their cost grows with the square."""
+Features = npt.NDArray[np.float32]
+
+
+def compare(
+    features: Features,
+    reference: Reference,
+    extractor: str,
+    protocol: str,
+    *,
+    unscored: int = 0,
+    keys: Sequence[str] | None = None,
+) -> list[Score]:
+    """Fréchet distance with its jackknife interval; kernel distance with its standard error; precision, recall, density, coverage.
+
+    `keys` (one per row) say which pictures belong together, for instance all of one photograph's captions.
+    """
+    n = len(features)
+    estimate = frechet_jackknife(features, reference.statistics, keys=keys)
+    notes = list(reference.notes)
+    if not estimate.full_rank:
+        notes.append(
+            f"{n} pictures are fewer than the {features.shape[1]} features need: the distance is biased upwards and not fit for a leaderboard"
+        )
+    scores = [
+        Score(
+            metric=metric_name("frechet", extractor),
+            value=estimate.value,
+            unit="",
+            n=n,
+            unscored=unscored,
+            interval=estimate.interval,
+            interval_method=estimate.method,
+            protocol=protocol,
+            notes=tuple(notes),
+        )
+    ]
+    if reference.features is not None:
+        scores.append(_kernel(features, reference.features, extractor, protocol, unscored))
+        scores += _manifold(features, reference.features, extractor, protocol, unscored)
+    return scores
+
+
+def _kernel(features: Features, real: Features, extractor: str, protocol: str, unscored: int) -> Score:
+    distance = kernel_distance(features, real)
+    known = not math.isnan(distance.standard_error)
+    half = NormalDist().inv_cdf(0.975) * distance.standard_error
+    return Score(
+        metric=metric_name("kernel", extractor),
+        value=distance.value,
+        unit="",
+        n=len(features),
+        unscored=unscored,
+        interval=(distance.value - half, distance.value + half) if known else None,
+        interval_method="normal, delete-one standard error of both sides" if known else "none: fewer than 3 pictures",
+        protocol=protocol,
+    )
+
+
+def _manifold(features: Features, real: Features, extractor: str, protocol: str, unscored: int) -> list[Score]:
+    smaller, larger = sorted((len(features), len(real)))
+    if smaller <= NEIGHBOURS or larger > MANIFOLD_LIMIT:
+        return []
+    prdc = precision_recall_density_coverage(features, real, k=NEIGHBOURS)
+    return [
+        Score(
+            metric=metric_name(name, extractor),
+            value=getattr(prdc, name),
+            unit="",
+            n=len(features),
+            unscored=unscored,
+            interval_method=f"none: depends on the {NEIGHBOURS} nearest of all pictures",
+            protocol=protocol,
+        )
+        for name in ("precision", "recall", "density", "coverage")
+    ]
