@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from dreambench_tasks.playground.render import _PALETTE, CENTRES, RADII, SIDE, render, render_many
+from dreambench_tasks.playground.render import _PALETTE, CENTRES, RADII, SIDE, contact_sheet, render, render_many
 from dreambench_tasks.playground.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -118,3 +120,9 @@ def test_dice_are_fair_and_their_own() -> None:
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(ValueError, match="train, val, test"):
         draw_scene("dev", 0)
+
+
+def test_the_contact_sheet_in_docs_is_of_this_world() -> None:
+    path = Path(__file__).parents[2] / "docs" / "playground.png"
+    with Image.open(path) as sheet:
+        assert np.array_equal(np.asarray(sheet), contact_sheet(render_many(draw_scene("val", i) for i in range(96))))
