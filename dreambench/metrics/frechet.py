@@ -10,15 +10,12 @@ A S2 Aᵀ / (N - 1) has the same. float64 throughout: in float32 the result is w
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg
 
 from dreambench.errors import DataError
-from dreambench.metrics.gaussian import GaussianStatistics
+from dreambench.metrics.gaussian import Array, GaussianStatistics
 
 __all__ = ["frechet_distance", "sum_of_roots", "trace_root_of_product"]
-
-Array = npt.NDArray[np.float64]
 
 
 def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistics) -> float:

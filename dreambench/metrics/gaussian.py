@@ -6,7 +6,6 @@ Shapes: N items, d features, r the rank of a factor.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import scipy.linalg
 
 from dreambench.errors import DataError
 
-__all__ = ["GaussianStatistics", "Moments", "as_features"]
+__all__ = ["Array", "GaussianStatistics", "Moments", "as_features"]
 
 Array = npt.NDArray[np.float64]
 
@@ -157,7 +156,3 @@ class Moments:
         if self.n < 2:
             raise DataError(f"a covariance needs at least 2 items, got {self.n}")
         return GaussianStatistics(self.mean.copy(), n=self.n, covariance=self.scatter / (self.n - 1))
-
-    def state(self) -> dict[str, Any]:
-        """`n`, `mean` and `scatter`, for sending to another process."""
-        return {"n": self.n, "mean": self.mean, "scatter": self.scatter}

@@ -12,11 +12,9 @@ from scipy import stats
 
 from dreambench.errors import DataError
 from dreambench.metrics.frechet import frechet_distance, sum_of_roots
-from dreambench.metrics.gaussian import GaussianStatistics, as_features
+from dreambench.metrics.gaussian import Array, GaussianStatistics, as_features
 
 __all__ = ["FrechetEstimate", "assign_groups", "frechet_infinity", "frechet_jackknife"]
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dreambench.errors import DataError
-from dreambench.metrics.gaussian import as_features
+from dreambench.metrics.gaussian import Array, as_features
 
 __all__ = ["KernelDistance", "kernel_distance", "subset_kernel_distance"]
 
-Array = npt.NDArray[np.float64]
 BLOCK = 1024  # rows of a kernel matrix held at once
 
 

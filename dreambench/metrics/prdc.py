@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dreambench.errors import DataError
-from dreambench.metrics.gaussian import as_features
+from dreambench.metrics.gaussian import Array, as_features
 
 __all__ = ["PRDC", "precision_recall_density_coverage"]
 
-Array = npt.NDArray[np.float64]
 BLOCK = 1024  # rows of a distance matrix held at once
 
 

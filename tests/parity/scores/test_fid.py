@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from parity.checks import Check, Exempt, fixture_folder, leaves, uncovered
 
 from dreambench.metrics.frechet import frechet_distance
 from dreambench.metrics.gaussian import GaussianStatistics
+from dreambench.metrics.inception_score import inception_score
+from dreambench.metrics.kid import kernel_distance, subset_kernel_distance
+from dreambench.metrics.prdc import precision_recall_density_coverage
 
 ROOT = fixture_folder("DREAMBENCH_GOLDEN", "../shared/golden/scores")
 FOLDER = ROOT / "fid" if ROOT else None
@@ -22,6 +26,8 @@ pytestmark = pytest.mark.skipif(FOLDER is None or not FOLDER.is_dir(), reason="n
 RELATIVE = 1e-6  # README of the fixtures, well-conditioned sets
 OF_TRACES = 1e-6  # README, rank-deficient sets: share of tr S1 + tr S2
 IDENTICAL = 2e-6  # README, identical sets
+SAMPLED = 1e-5  # README, sampled kernel distances
+RECORDED = "expected_kid_isc_prdc.json"
 TINY = 1e-14  # a few last places of an order-one sum: where the recorded value is 0
 
 EXEMPT = [
@@ -112,9 +118,63 @@ def saved_feature_checks(folder: Path) -> list[Check]:
     return checks
 
 
+SUBSETS = re.compile(r"torch_fidelity_subsets(\d+)_size(\d+)_seed(\d+)_float\d+")
+
+
+def kernel_checks(folder: Path) -> list[Check]:
+    recorded = load(folder, RECORDED)
+    checks: list[Check] = []
+    for index, case in enumerate(recorded["kid"]):
+        a, b = (recipe(**recorded["recipes"][case[part]]) for part in ("set1", "set2"))
+        for name, value in case.items():
+            key = f"{RECORDED}:kid/{index}/{name}"
+            if match := SUBSETS.fullmatch(name):
+                subsets, size, seed = map(int, match.groups())
+                mean, deviation = subset_kernel_distance(a, b, subsets=subsets, size=size, seed=seed)
+                for part, ours in (("mean", mean), ("std", deviation)):
+                    part = f"kernel_inception_distance_{part}"
+                    checks.append(Check(f"{key}/{part}", value[part], ours, atol=SAMPLED))
+            elif name.startswith("cleanfid"):
+                subsets, size = map(int, re.findall(r"(\d+)x(\d+)", name)[0])
+                mean, _ = subset_kernel_distance(a, b, subsets=subsets, size=size, convention="clean-fid")
+                checks.append(Check(key, value, mean, atol=SAMPLED))
+            elif name.endswith("mmd2_full"):
+                checks.append(Check(key, value, kernel_distance(a, b).value, rtol=RELATIVE, atol=1e-13))
+    return checks
+
+
+def neighbour_checks(folder: Path) -> list[Check]:
+    recorded = load(folder, RECORDED)
+    checks: list[Check] = []
+    for index, case in enumerate(recorded["prdc"]):
+        generated, real = (recipe(**recorded["recipes"][case[part]]) for part in ("set_generated", "set_real"))
+        ours = precision_recall_density_coverage(generated, real, k=case["k"])
+        for name, value in case["prdc_package"].items():
+            checks.append(Check(f"{RECORDED}:prdc/{index}/prdc_package/{name}", value, getattr(ours, name), atol=1e-9))
+        closed = precision_recall_density_coverage(generated, real, k=case["k"], closed=True)
+        f_score = 2 * closed.precision * closed.recall / max(1e-5, closed.precision + closed.recall)
+        values = {"precision": closed.precision, "recall": closed.recall, "f_score": f_score}
+        for name, value in case["torch_fidelity"].items():  # it averages in float32
+            checks.append(Check(f"{RECORDED}:prdc/{index}/torch_fidelity/{name}", value, values[name], atol=1e-6))
+    return checks
+
+
+def inception_score_checks(folder: Path) -> list[Check]:
+    checks: list[Check] = []
+    for index, case in enumerate(load(folder, RECORDED)["isc"]):
+        with np.load(folder / f"isc_logits_{case['N']}_{case['C']}.npz") as arrays:
+            logits = (arrays["logits"].astype(np.float32) / 1000 * arrays["scale"]).astype(np.float32)
+        mean, deviation = inception_score(logits, splits=case["splits"], shuffle=case["shuffle_seed2020"])
+        key = f"{RECORDED}:isc/{index}/inception_score"
+        checks.append(Check(f"{key}_mean", case["inception_score_mean"], mean, atol=1e-6))
+        checks.append(Check(f"{key}_std", case["inception_score_std"], deviation, atol=1e-6))
+    return checks
+
+
 @functools.cache
 def checks(folder: Path) -> list[Check]:
-    return frechet_checks(folder) + saved_feature_checks(folder)
+    parts = (frechet_checks, saved_feature_checks, kernel_checks, neighbour_checks, inception_score_checks)
+    return [check for part in parts for check in part(folder)]
 
 
 def keys(folder: Path) -> list[str]:

@@ -1,0 +1,74 @@
+"""CLIPScore and RefCLIPScore against the official code, with the features given."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from parity.checks import Check, Exempt, fixture_folder, leaves, uncovered
+
+from dreambench.metrics.clip_score import clip_scores, cosine_similarities, ref_clip_scores, torchmetrics_clip_score
+
+ROOT = fixture_folder("DREAMBENCH_GOLDEN", "../shared/golden/scores")
+FOLDER = ROOT / "clipscore" if ROOT else None
+pytestmark = pytest.mark.skipif(FOLDER is None or not FOLDER.is_dir(), reason="no fixtures: set DREAMBENCH_GOLDEN")
+
+TOLERANCE = 1e-5  # README
+EXEMPT = [Exempt("*.npz:*", "an input")]
+
+
+@functools.cache
+def load(folder: Path) -> Any:
+    return json.loads((folder / "expected.json").read_text())
+
+
+@functools.cache
+def checks(folder: Path) -> list[Check]:
+    checks: list[Check] = []
+    for case, expected in load(folder).items():
+        with np.load(folder / f"{case}.npz") as arrays:
+            image, text, references = (arrays[name].astype(np.float32) for name in ("image", "text", "refs"))
+        cosine = cosine_similarities(image, text)
+        ours = {
+            "CLIPScore": clip_scores(image, text),
+            "CLIPScore_mean": clip_scores(image, text).mean(),
+            "RefOnly_text": cosine_similarities(text[:, None], references).max(axis=1),
+            "RefCLIPScore": ref_clip_scores(image, text, references),
+            "RefCLIPScore_mean": ref_clip_scores(image, text, references).mean(),
+            "cosine": cosine,
+            "torchmetrics_style_100cos_mean_then_clamp": torchmetrics_clip_score(image, text),
+            "clip_sim_mean_x100_unclamped": 100 * cosine.mean(),
+        }
+        for name, value in expected.items():
+            if name in ours:
+                # The last two are 100 times a cosine.
+                scale = 100 if "100" in name else 1
+                checks.append(Check(f"expected.json:{case}/{name}", value, ours[name], atol=scale * TOLERANCE))
+    return checks
+
+
+def keys(folder: Path) -> list[str]:
+    names = list(leaves(load(folder), "expected.json"))
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path) as arrays:
+            names += [f"{path.name}:{array}" for array in arrays]
+    return names
+
+
+def test_agrees_with_recorded_values() -> None:
+    assert FOLDER
+    assert not [problem for check in checks(FOLDER) if (problem := check.problem())]
+
+
+def test_every_recorded_value_is_compared_or_exempt() -> None:
+    assert FOLDER
+    assert not uncovered(keys(FOLDER), checks(FOLDER), EXEMPT)
+
+
+def test_an_error_of_ten_tolerances_is_noticed() -> None:
+    assert FOLDER
+    assert not [check.key for check in checks(FOLDER) if check.perturbed().problem() is None]
