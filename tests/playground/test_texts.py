@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import pytest
 
+from dreambench.judges.rule import contained_fraction
 from dreambench_tasks.playground.choices import CATEGORIES, choice, circular
 from dreambench_tasks.playground.language import PLACES, captions, narrative, place, relation
-from dreambench_tasks.playground.open_questions import AND, KINDS, OR, grade, open_question
+from dreambench_tasks.playground.open_questions import AND, KINDS, OR, open_question
 from dreambench_tasks.playground.questions import Question, annotators, questions
 from dreambench_tasks.playground.scene import Dice, Scene, Thing, draw_scene
 
@@ -206,13 +207,7 @@ def test_references_of_open_questions_can_be_graded(kind: int) -> None:
         parts = question.answer.split(AND)
         for take in (0, -1):
             said = "I think it is " + " and ".join(part.split(OR)[take] for part in parts) + "."
-            assert grade(question.answer, said) == 1.0
-        assert grade(question.answer, "I cannot see it.") == 0.0
+            assert contained_fraction(question.answer, said) == 1.0
+        assert contained_fraction(question.answer, "I cannot see it.") == 0.0
         assert set(question.capability) <= {"rec", "know", "gen", "spat", "math"}
     assert graded > 50
-
-
-def test_grades_are_shares_of_parts_found_as_whole_words() -> None:
-    assert grade("red circle<AND>blue star", "A RED circle!") == 0.5
-    assert grade("1<OR>one<AND>mint", "there is one, on mint") == 1.0
-    assert grade("3<OR>three", "13 shapes, threefold") == 0.0

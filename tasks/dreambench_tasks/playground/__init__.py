@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dreambench_tasks.playground.formats import FORMATS
 from dreambench_tasks.playground.shipped import clip_directory
+from dreambench_tasks.playground.stages import STAGES
 from dreambench_tasks.playground.writing import ensure_default, write
 
-__all__ = ["FORMATS", "clip_directory", "ensure_default", "write"]
+__all__ = ["FORMATS", "STAGES", "clip_directory", "ensure_default", "write"]

@@ -198,7 +198,7 @@ dreambench's playground: the default feature extractor of the embedded data. It 
 - **Recipe**: contrastive (Radford et al. 2021), {steps} steps of {batch}, half of them twins (a scene again with another
   shape or place of one thing), one of a scene's five captions each, AdamW {rate} with
   100 steps of warm-up and a cosine to 0, weight decay 0.05, bfloat16 autocast, one thread, seed {seed}. Equal captions in a batch
-  count as equally right. `dreambench playground build DIR --stage clip --steps {steps} --seed {seed}`
+  count as equally right. `dreambench playground build DIR --stage clip --seed {seed}`
 - **Loss** (mean of 50 steps): {curve}
 - **Versions**: {versions}
 - **Files**: half precision safetensors, a tokenizer of one token a word, `training.json` with the loss of every step.

@@ -1,19 +1,18 @@
-"""Open questions about a scene with the abilities they need (as in MM-Vet), and the rule that grades answers to them.
+"""Open questions about a scene with the abilities they need (as in MM-Vet).
 
-References are written so that a rule can grade: parts joined by ``<AND>``, each a list of alternatives joined by ``<OR>`` (which
-binds more tightly). There is no writing in the world, so MM-Vet's ``ocr`` does not occur.
+References are written for the judge ``rule``: parts joined by ``<AND>``, each a list of alternatives joined by ``<OR>``, which binds
+more tightly. There is no writing in the world, so MM-Vet's ``ocr`` does not occur.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dreambench_tasks.playground.language import place
 from dreambench_tasks.playground.scene import Dice, Scene, Thing
 
-__all__ = ["AND", "KINDS", "OR", "OpenQuestion", "grade", "open_question"]
+__all__ = ["AND", "KINDS", "OR", "OpenQuestion", "open_question"]
 
 AND, OR = "<AND>", "<OR>"
 
@@ -59,17 +58,6 @@ class OpenQuestion:
 def open_question(scene: Scene, dice: Dice, kind: int) -> OpenQuestion | None:
     """A question of kind 0 … KINDS - 1, or None where the scene does not allow one."""
     return _MAKERS[kind](scene, dice)
-
-
-def grade(reference: str, answer: str) -> float:
-    """The share of the reference's parts of which an alternative occurs in the answer as whole words, 0 … 1."""
-    said = _normal(answer)
-    parts = reference.split(AND)
-    return sum(any(_normal(words) in said for words in part.split(OR)) for part in parts) / len(parts)
-
-
-def _normal(text: str) -> str:
-    return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
 
 
 def _all(parts: Sequence[str]) -> str:
