@@ -55,11 +55,12 @@ def load_task(name: str, options: TaskOptions) -> Task:
 
 
 def parse_model(spec: str) -> tuple[str, str | None]:
-    """``NAME[:LOCATION]`` as (name, location); a spec that is ``package.module:Class`` has no location."""
+    """``NAME[:LOCATION]``, or ``package.module:Class[:LOCATION]`` where NAME is not registered, as (name, location)."""
     name, colon, location = spec.partition(":")
-    if name in names(MODELS) or "." not in name:
-        return name, (location if colon else None)
-    return spec, None
+    first, _, rest = location.partition(":")
+    if name not in names(MODELS) and first.isidentifier():
+        return f"{name}:{first}", (rest or None)
+    return name, (location if colon else None)
 
 
 def load_model(options: ModelOptions) -> Model:

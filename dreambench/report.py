@@ -13,7 +13,7 @@ from dreambench.scores import Score
 if TYPE_CHECKING:
     from dreambench.api import Prepared, Result
 
-__all__ = ["headline", "number", "print_plan", "print_result", "print_runs", "thresholds"]
+__all__ = ["headline", "number", "print_plan", "print_result", "print_runs", "print_scores", "thresholds"]
 
 
 def number(value: float | None) -> str:
@@ -86,6 +86,15 @@ def _print_table(title: str, scores: Sequence[Score]) -> None:
         # Not to be folded where nobody looks at a width.
         console = Console(width=200)
     console.print(table)
+
+
+def print_scores(title: str, scores: Sequence[Score]) -> None:
+    """Figures that belong to no run."""
+    _print_table(title, scores)
+    for note in dict.fromkeys(note for score in scores for note in score.notes):
+        print(f"note: {note}")
+    for score in scores:
+        print(f"{title}: {headline(score)}")
 
 
 def print_runs(folders: Sequence[Path]) -> None:

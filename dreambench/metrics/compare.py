@@ -42,7 +42,7 @@ def compare(
     notes = list(reference.notes)
     if not estimate.full_rank:
         notes.append(
-            f"{n} pictures are fewer than the {features.shape[1]} features need: the distance is biased upwards and not fit for a leaderboard"
+            f"{n} pictures are too few for {features.shape[1]} features: the distance is biased upwards and barred from leaderboards"
         )
     scores = [
         Score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -15,7 +16,7 @@ from dreambench.errors import DataError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["read_image", "read_rgb", "to_uint8"]
+__all__ = ["read_bytes", "read_image", "read_rgb", "to_uint8"]
 
 
 def read_rgb(path: str | Path) -> npt.NDArray[np.uint8]:
@@ -41,6 +42,15 @@ def read_rgb(path: str | Path) -> npt.NDArray[np.uint8]:
     ) as error:
         # Pillow's decoders raise all of these on damaged files.
         raise DataError(f"{path}: not a readable picture ({error})") from error
+
+
+def read_bytes(data: bytes) -> torch.Tensor:
+    """The picture in a file's bytes as a tensor (3, height, width) uint8."""
+    import torch
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def read_image(path: str | Path) -> torch.Tensor:

@@ -1,0 +1,52 @@
+"""fid, fid-stats: two folders of pictures, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dreambench.cli.options import Features, Offline, Protocol, words
+
+__all__ = ["fid", "fid_stats"]
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:i].")]
+
+
+def fid(
+    real: Annotated[Path, typer.Argument(help="Real pictures, a folder, or their statistics, .npz.")],
+    fake: Annotated[Path, typer.Argument(help="Generated pictures, a folder.")],
+    protocol: Protocol = None,
+    features: Features = "inception",
+    device: Device = "auto",
+    offline: Offline = False,
+    infinity: Annotated[bool, typer.Option("--infinity", help="Also extrapolate to infinitely many pictures.")] = False,
+) -> None:
+    """Compare two folders of pictures.
+
+    Example: dreambench fid photographs painted --protocol clean,pytorch,tf1
+    """
+    from dreambench.metrics.folders import compare_folders
+    from dreambench.report import print_scores
+
+    print_scores("fid", compare_folders(real, fake, words(protocol) or ["clean"], features, device, offline, infinity))
+
+
+def fid_stats(
+    folder: Annotated[Path, typer.Argument(help="Pictures.")],
+    out: Annotated[Path, typer.Option("--out", help="The .npz file to write.")],
+    protocol: Annotated[str, typer.Option("--protocol", help="The resize that the statistics are for.")] = "clean",
+    features: Features = "inception",
+    device: Device = "auto",
+    offline: Offline = False,
+) -> None:
+    """Save the statistics of a folder of pictures, to be used as --real.
+
+    Example: dreambench fid-stats photographs --out photographs.npz --protocol pytorch
+    """
+    from dreambench.metrics.folders import save_folder_statistics
+    from dreambench.progress import say
+
+    n = save_folder_statistics(folder, out, protocol, features, device, offline)
+    say(f"wrote the statistics of {n} pictures under {protocol} to {out}")

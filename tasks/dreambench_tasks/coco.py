@@ -1,0 +1,93 @@
+"""COCO's captions and photographs, as their users have them on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambench.errors import DataError
+from dreambench.files import sha256_file
+
+__all__ = ["Caption", "Captions", "find_photographs", "photograph_index", "read_captions"]
+
+PHOTOGRAPH = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.(?:jpg|jpeg|png|webp)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption with its ids."""
+
+    id: int
+    image_id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Captions:
+    """An annotation file: captions by image id, in the order of their ids."""
+
+    path: Path
+    sha256: str
+    by_image: dict[int, list[Caption]]
+
+
+def read_captions(data: Path, split: str) -> Captions:
+    """``annotations/captions_{split}.json`` of a COCO folder, through pycocotools; DataError where it is missing or malformed."""
+    candidates = [data / "annotations" / f"captions_{split}.json", data / f"captions_{split}.json"]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        there = sorted(file.name for folder in (data / "annotations", data) for file in folder.glob("captions_*.json"))
+        raise DataError(
+            f"{data}: no annotations/captions_{split}.json ({', '.join(there) or 'no captions_*.json at all'} there): "
+            "choose with --split, or give COCO's folder with --data"
+        )
+    from pycocotools.coco import COCO
+
+    try:
+        # pycocotools reports its progress on standard output, which is for results.
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco: Any = COCO(str(path))
+        by_image: dict[int, list[Caption]] = {int(image): [] for image in coco.imgs}
+        for annotation in coco.loadAnns(sorted(coco.anns)):
+            image_id = int(annotation["image_id"])
+            by_image[image_id].append(Caption(int(annotation["id"]), image_id, str(annotation["caption"]).strip()))
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a COCO captions file ({type(error).__name__}: {error})") from error
+    without = [image for image, captions in by_image.items() if not any(caption.text for caption in captions)]
+    if without:
+        raise DataError(f"{path}: {len(without)} images have no caption, the first {without[0]}: complete the file")
+    return Captions(path, sha256_file(path), dict(sorted(by_image.items())))
+
+
+def photograph_index(folder: Path) -> dict[int, Path]:
+    """Photographs below a folder by COCO id; names of 2014 and 2017 are both recognised. The first in order of path wins."""
+    found: dict[int, Path] = {}
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            match = PHOTOGRAPH.fullmatch(name)
+            if match:
+                found.setdefault(int(match[1]), Path(root) / name)
+    return found
+
+
+def find_photographs(image_ids: list[int], data: Path, images: Path | None, split: str) -> list[Path]:
+    """The photograph of each image id, below `images`, or else below ``data/split``, ``data/images`` or `data`."""
+    if images is not None and not images.is_dir():
+        raise DataError(f"--images {images}: no such folder")
+    places = [images] if images is not None else [data / split, data / "images" / split, data / "images", data]
+    place = next(folder for folder in places if folder.is_dir())
+    index = photograph_index(place)
+    missing = [image_id for image_id in image_ids if image_id not in index]
+    if missing:
+        raise DataError(
+            f"{place}: {len(missing)} of {len(image_ids)} photographs are missing, the first {missing[0]:012d}.jpg: "
+            "say where they are with --images DIR, or give the real side with --real DIR or --real STATS.npz"
+        )
+    return [index[image_id] for image_id in image_ids]

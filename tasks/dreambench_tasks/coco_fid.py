@@ -1,0 +1,74 @@
+"""MS-COCO FID: a picture for one caption of each image, against the photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from dreambench.documents import JSON, Text
+from dreambench.errors import UsageError
+from dreambench.requests import Sample, sample_seed
+from dreambench_tasks.coco import Captions, find_photographs, read_captions
+from dreambench_tasks.painting import PaintingTask, thirty_thousand
+
+__all__ = ["CocoFid"]
+
+
+class CocoFid(PaintingTask):
+    """MS-COCO FID: val2014-30k (30,000 images, one caption each), val2014 or val2017 (every image, one caption each)
+
+    The reference is every photograph of the annotation file (40,504 of val2014, 5,000 of val2017), whatever the number of samples.
+    """
+
+    name = "coco_fid"
+
+    @cached_property
+    def data(self) -> Path:
+        """COCO's folder, or the embedded playground's."""
+        if self.options.data is not None:
+            return self.options.data
+        from dreambench_tasks.playground import ensure_default
+
+        return ensure_default()
+
+    @cached_property
+    def split(self) -> tuple[str, int | None]:
+        """The annotation file's split and how many images are taken from it, None for all."""
+        if self.options.split is not None:
+            return thirty_thousand(self.options.split)
+        has_2014 = any((self.data / place / "captions_val2014.json").is_file() for place in ("annotations", "."))
+        return ("val2014", 30_000) if has_2014 else ("val2017", None)
+
+    @cached_property
+    def captions(self) -> Captions:
+        return read_captions(self.data, self.split[0])
+
+    def samples(self) -> list[Sample]:
+        """One caption per image by (seed, image id); of 30,000, the images whose own number by (seed, image id) is lowest."""
+        seed, (_, wanted) = self.options.seed, self.split
+        images = list(self.captions.by_image)
+        if wanted is not None:
+            if len(images) < wanted:
+                raise UsageError(
+                    f"--split {self.split[0]}-30k: the file has only {len(images)} images; --split {self.split[0]} takes all"
+                )
+            images = sorted(sorted(images, key=lambda image: sample_seed(seed, f"image {image}"))[:wanted])
+        samples: list[Sample] = []
+        for image in images:
+            captions = self.captions.by_image[image]
+            caption = captions[sample_seed(seed, f"caption {image}") % len(captions)]
+            targets = {"image_id": image, "caption_id": caption.id}
+            samples.append(Sample(str(image), (Text(caption.text),), targets, group=str(image)))
+        return samples
+
+    def sampling(self) -> Mapping[str, JSON]:
+        return {
+            "split": self.split[0],
+            "annotations_sha256": self.captions.sha256,
+            "caption_choice": {"rule": "one per image, by sha256 of (seed, image id)", "seed": self.options.seed},
+            "images_taken": self.split[1] or "all",
+        }
+
+    def reference_photographs(self) -> list[Path]:
+        return find_photographs(list(self.captions.by_image), self.data, self.options.images, self.split[0])

@@ -1,0 +1,257 @@
+"""What the painting benchmarks share: settings, protocols, the choice among candidates, features, figures.
+
+A benchmark adds its captions and their sampling. Every protocol of a run is computed from the same pictures, each decoded once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dreambench.documents import JSON, Image, Text, digest
+from dreambench.errors import DataError, UsageError
+from dreambench.files import write_atomically
+from dreambench.interfaces import Task, TaskOptions, sample_choice
+from dreambench.requests import Failure, Kind, Request, Response, Sample, sample_seed
+from dreambench.scores import Protocol, Scored
+from dreambench.store import RunFolder
+
+if TYPE_CHECKING:
+    from dreambench.metrics.features import Extractor
+
+__all__ = ["PROTOCOLS", "PaintingTask"]
+
+PROTOCOLS = {
+    "clean": "clean-fid's resize: bicubic, antialiased, unrounded (Parmar et al. 2022)",
+    "pytorch": "pytorch-fid's resize: bilinear, half-pixel centres, not antialiased",
+    "tf1": "torch-fidelity's resize: that of the TensorFlow 1 graph",
+    "torchmetrics": "torchmetrics' resize: bilinear, antialiased",
+    "dreamllm": "DreamLLM's script: short side to 256 and centre crop, then pytorch-fid",
+}
+DEFAULT: dict[str, JSON] = {
+    "scheduler": "dpm-solver++",
+    "num_inference_steps": 25,
+    "guidance_scale": 2.0,
+    "guidance_rescale": 0.0,
+    "negative_prompt": "",
+    "resolution": 0,
+    "candidates": 1,
+    "rerank": "",
+    "keep_candidates": False,
+}
+CANDIDATE_SETTINGS = ("rerank", "keep_candidates")
+EMBEDDED_FEATURES = "playground-clip"
+
+
+class PaintingTask(Task):
+    """A benchmark of text-to-image: pictures for captions, held against photographs by Fréchet distance and its kin."""
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"paint"})
+    protocol_names: ClassVar[Mapping[str, str]] = PROTOCOLS
+    uses: ClassVar[frozenset[str]] = frozenset({"images", "real", "split", "features"})
+    presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
+        "default": DEFAULT,
+        # The COCO script of the DreamLLM repository: best of 8 by CLIP ViT-L/14, to be given as rerank=clip:DIR.
+        "dreamllm": {
+            "scheduler": "ddpm",
+            "num_inference_steps": 150,
+            "guidance_scale": 2.0,
+            "resolution": 512,
+            "candidates": 8,
+            "rerank": "clip",
+        },
+    }
+
+    def __init__(self, options: TaskOptions) -> None:
+        super().__init__(options)
+        self.features = options.features or ("inception" if options.data else EMBEDDED_FEATURES)
+        self._extractor: Extractor | None = None
+        self._candidate_scorer: CandidateScorer | None = None
+        candidates, rerank = self.generation["candidates"], self.generation["rerank"]
+        if candidates < 1:
+            raise UsageError(f"--generation candidates={candidates}: at least 1")
+        if candidates > 1 and rerank in ("", "clip"):
+            raise UsageError(
+                "choosing among candidates needs a CLIP folder: --generation rerank=clip:DIR (the published script: ViT-L/14)"
+            )
+
+    # --- what a benchmark adds ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def reference_photographs(self) -> list[Path]:
+        """The photographs of the reference set, in a fixed order; not asked for where ``--real`` is given."""
+
+    @abstractmethod
+    def sampling(self) -> Mapping[str, JSON]:
+        """Protocol fields: split, annotation file's hash, how captions and their repetitions were chosen."""
+
+    # --- asking ---------------------------------------------------------------------------------------------------------
+
+    def request(self, sample: Sample) -> Request:
+        """The caption as it stands is the prompt, in every benchmark of this kind: no template."""
+        seed = sample_seed(self.options.seed, sample.id)
+        settings = {key: value for key, value in self.generation.items() if key not in ("preset", *CANDIDATE_SETTINGS)}
+        return Request(sample.id, "paint", sample.prompt, settings, seed)
+
+    def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
+        from dreambench.metrics.features import metric_name
+        from dreambench.metrics.reference import identity_of
+        from dreambench.metrics.resize import get_resizer
+
+        extractor = self.extractor()
+        shared = {
+            "task": self.name,
+            "metric": metric_name("frechet", extractor.name),
+            "prompt": "the caption as it stands",
+            **self.sampling(),
+            "samples": sample_choice(samples),
+            "pairs_sha256": digest([[sample.id, sample.targets["caption_id"]] for sample in samples]),
+            "reference": self._reference_fields(),
+            "quantisation": "PNG, 8 bits a channel, before any resize",
+        }
+        names = self.options.protocols or (next(iter(PROTOCOLS)),)
+        return [Protocol(name, 1, {**shared, **identity_of(extractor, get_resizer(name))}) for name in names]
+
+    def _reference_fields(self) -> JSON:
+        from dreambench.files import sha256_file
+        from dreambench.metrics.reference import fingerprint, list_pictures
+
+        real = self.options.real
+        if real is None:
+            return {"kind": "photographs of the split", **fingerprint(self.reference_photographs())}
+        if real.suffix == ".npz":
+            if not real.is_file():
+                raise DataError(f"--real {real}: no such file; make it with `dreambench fid-stats DIR --out {real}`")
+            return {"kind": "statistics file", "sha256": sha256_file(real)}
+        return {"kind": "folder", **fingerprint(list_pictures(real))}
+
+    def extractor(self) -> Extractor:
+        """The feature extractor, loaded on first use."""
+        if self._extractor is None:
+            from dreambench.adapters.torch_tools import resolve_device
+            from dreambench.metrics.features import load_extractor
+
+            register_embedded()
+            device = resolve_device(self.options.device)
+            self._extractor = load_extractor(self.features, device, offline=self.options.offline)
+        return self._extractor
+
+    # --- choosing among candidates ------------------------------------------------------------------------------------------
+
+    def settle(self, requests: Sequence[Request], responses: Sequence[Response]) -> Sequence[Response]:
+        """Keep the candidate that CLIP finds closest to its own caption; the scores of all are logged."""
+        wanted = self.generation["candidates"]
+        return [self._choose(*pair, wanted) for pair in zip(requests, responses, strict=True)]
+
+    def _choose(self, request: Request, response: Response, wanted: int) -> Response:
+        if response.error is not None:
+            return response
+        pictures = [part for part in response.document if isinstance(part, Image)]
+        if len(pictures) != wanted:
+            message = f"{len(pictures)} pictures came back where {wanted} were asked for"
+            return Response(response.id, error=Failure("no-picture", message))
+        if wanted == 1:
+            return response
+        caption = "".join(part.text for part in request.document if isinstance(part, Text))
+        scores = self.scorer().score(pictures, caption)
+        chosen = max(range(wanted), key=lambda j: (scores[j], -j))
+        order = [chosen, *(j for j in range(wanted) if j != chosen)] if self.generation["keep_candidates"] else [chosen]
+        details = {**response.details, "clip_scores": scores, "chosen": chosen, "kept": order}
+        return Response(
+            response.id, tuple(pictures[j] for j in order), prompt_tokens=response.prompt_tokens, details=details
+        )
+
+    def scorer(self) -> CandidateScorer:
+        """The CLIP that chooses, loaded on first use."""
+        if self._candidate_scorer is None:
+            self._candidate_scorer = CandidateScorer(self.generation["rerank"], self.options.device)
+        return self._candidate_scorer
+
+    def subject(self) -> Mapping[str, JSON]:
+        subject: dict[str, JSON] = {"generation": dict(self.generation)}
+        if self.generation["candidates"] > 1:
+            subject["reranker"] = self.scorer().identity
+            # Where the folder lies on this machine is not what is measured.
+            subject["generation"]["rerank"] = self.generation["rerank"].partition(":")[0]
+        return subject
+
+    # --- facts for scoring ----------------------------------------------------------------------------------------------
+
+    def gather(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
+        """Features of both sides under each protocol, into the run; what is there already is not computed again."""
+        from dreambench_tasks.painting_features import gather_features
+
+        painted = [sample for sample in samples if responses[sample.id].error is None]
+        if not painted:
+            raise DataError(f"{run.path}: no picture was painted, every request ended in an error; see its responses/")
+        _write_pairs(run, samples)
+        gather_features(self, run, painted, responses)
+
+    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
+        from dreambench_tasks.painting_features import score_features
+
+        return score_features(run, samples, responses)
+
+
+def _write_pairs(run: RunFolder, samples: Sequence[Sample]) -> None:
+    """captions.csv: which caption of which image was painted."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "image_id", "caption_id", "caption"])
+    for sample in samples:
+        caption = "".join(part.text for part in sample.prompt if isinstance(part, Text))
+        writer.writerow([sample.id, sample.targets["image_id"], sample.targets["caption_id"], caption])
+    write_atomically(run.path / "captions.csv", text.getvalue().encode())
+
+
+def register_embedded() -> None:
+    """Tell the extractors where the playground's own CLIP lies, if it is built."""
+    from dreambench.metrics.features import register_folder
+    from dreambench_tasks.playground import clip_directory
+
+    register_folder(EMBEDDED_FEATURES, clip_directory())
+
+
+class CandidateScorer:
+    """CLIP as a judge of pictures against one caption: ``clip:DIR``, or the playground's own by its name."""
+
+    def __init__(self, spec: str, device: str) -> None:
+        from dreambench.adapters.torch_tools import resolve_device
+        from dreambench.metrics.encoders import ClipScorer
+
+        name, _, location = spec.partition(":")
+        if spec == EMBEDDED_FEATURES:
+            from dreambench_tasks.playground import clip_directory
+
+            folder = clip_directory()
+        elif name == "clip" and location:
+            folder = Path(location)
+        else:
+            raise UsageError(f"--generation rerank={spec}: write rerank=clip:DIR or rerank={EMBEDDED_FEATURES}")
+        self._clip = ClipScorer(folder, device=resolve_device(device))
+        self.identity: dict[str, Any] = self._clip.identity
+
+    def score(self, pictures: Sequence[Image], caption: str) -> list[float]:
+        """CLIPScore, 2.5 · max(cos, 0), of each picture with the caption."""
+        import torch
+
+        from dreambench.metrics.clip_score import clip_scores
+        from dreambench.metrics.images import read_bytes
+
+        images = torch.stack([read_bytes(picture.read()) for picture in pictures])
+        image = self._clip.image_features(images).cpu().numpy()
+        text = self._clip.text_features([caption]).cpu().numpy().repeat(len(pictures), axis=0)
+        return [float(score) for score in clip_scores(image, text)]
+
+
+def thirty_thousand(split: str) -> tuple[str, int | None]:
+    """``val2014-30k`` as (``val2014``, 30000), ``val2017`` as (``val2017``, None)."""
+    match = re.fullmatch(r"([A-Za-z0-9_]+)(-30k)?", split)
+    if match is None:
+        raise UsageError(f"--split {split}: write for instance val2017, val2014 or val2014-30k")
+    return match[1], 30_000 if match[2] else None

@@ -1,0 +1,191 @@
+"""From a painting run's pictures to its figures: features gathered once, then arithmetic over files.
+
+``features/<protocol>/painted.npz`` holds ids and features of the generated pictures, ``real.npz`` those of the photographs, or
+``real-statistics.npz`` the given statistics. Scoring reads these and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dreambench.documents import JSON, Image, document_text
+from dreambench.errors import RunError
+from dreambench.files import write_atomically
+from dreambench.metrics.compare import compare
+from dreambench.metrics.gaussian import GaussianStatistics
+from dreambench.metrics.reference import (
+    Reference,
+    cache_folder,
+    fingerprint,
+    identity_of,
+    list_pictures,
+    picture_features,
+    read_reference,
+)
+from dreambench.metrics.stats_file import load_statistics, save_statistics
+from dreambench.progress import say
+from dreambench.requests import Response, Sample
+from dreambench.scores import Score, Scored
+from dreambench.store import RunFolder
+from dreambench_tasks.coco import PHOTOGRAPH
+
+if TYPE_CHECKING:
+    from dreambench_tasks.painting import PaintingTask
+
+__all__ = ["gather_features", "score_features"]
+
+
+def _folder(run: RunFolder, protocol: str) -> Path:
+    return run.path / "features" / protocol
+
+
+def _protocols(run: RunFolder) -> dict[str, dict[str, JSON]]:
+    return run.plan_file()["protocols"]
+
+
+def picture_of(response: Response) -> Path:
+    """The chosen picture of an answer, always the first."""
+    first = next(part for part in response.document if isinstance(part, Image))
+    return Path(first.path or "")
+
+
+def gather_features(
+    task: PaintingTask, run: RunFolder, painted: Sequence[Sample], responses: Mapping[str, Response]
+) -> None:
+    """Compute and keep what is missing, both sides, all protocols, each picture decoded once."""
+    from dreambench.metrics.resize import get_resizer
+
+    protocols = {id_: fields["name"] for id_, fields in _protocols(run).items()}
+    waiting = [id_ for id_ in protocols if not (_folder(run, id_) / "painted.npz").exists()]
+    if waiting:
+        paths = [picture_of(responses[sample.id]) for sample in painted]
+        parts = [_folder(run, id_) / "parts" for id_ in waiting]
+        resizers = [get_resizer(protocols[id_]) for id_ in waiting]
+        features = picture_features(paths, task.extractor(), resizers, parts, progress=_progress("painted"))
+        for id_, part, one in zip(waiting, parts, features, strict=True):
+            _save(_folder(run, id_) / "painted.npz", features=one, ids=np.array([sample.id for sample in painted]))
+            shutil.rmtree(part, ignore_errors=True)
+    real = [
+        id_
+        for id_ in protocols
+        if not any((_folder(run, id_) / name).exists() for name in ("real.npz", "real-statistics.npz"))
+    ]
+    if real:
+        _gather_real(task, run, {id_: protocols[id_] for id_ in real})
+
+
+def _gather_real(task: PaintingTask, run: RunFolder, protocols: Mapping[str, str]) -> None:
+    from dreambench.metrics.resize import get_resizer
+
+    extractor = task.extractor()
+    given = task.options.real
+    if given is not None and given.suffix == ".npz":
+        for id_, name in protocols.items():
+            reference = read_reference(given, extractor.dim, identity_of(extractor, get_resizer(name)))
+            target = _folder(run, id_) / "real-statistics.npz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            save_statistics(target, reference.statistics, {"notes": list(reference.notes)})
+        return
+    paths = list_pictures(given) if given is not None else task.reference_photographs()
+    resizers = [get_resizer(name) for name in protocols.values()]
+    features = reference_features(paths, task, resizers)
+    ids = np.array([_coco_id(path) for path in paths])
+    for id_, one in zip(protocols, features, strict=True):
+        _save(_folder(run, id_) / "real.npz", features=one, ids=ids)
+
+
+def reference_features(paths: Sequence[Path], task: PaintingTask, resizers: Sequence[Any]) -> list[Any]:
+    """Features of photographs, kept for later runs under a name made of their bytes, the weights and the resize."""
+    from dreambench.documents import digest
+
+    pictures = fingerprint(paths)
+    extractor = task.extractor()
+    keep = [
+        cache_folder() / "features" / digest([pictures, identity_of(extractor, resizer)])[:32] for resizer in resizers
+    ]
+    return picture_features(paths, extractor, resizers, keep, progress=_progress("real"))
+
+
+def _coco_id(path: Path) -> int:
+    match = PHOTOGRAPH.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def _progress(side: str) -> Any:
+    def report(done: int, total: int) -> None:
+        say(f"features of {side} pictures: {done} of {total}")
+
+    return report
+
+
+def _save(path: Path, **arrays: Any) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is missing or damaged: remove it, and `dreambench score` computes it again") from error
+
+
+def _reference(folder: Path) -> tuple[Reference, dict[int, Any]]:
+    """The real side, and its features by image id where they are known."""
+    if (folder / "real-statistics.npz").exists():
+        saved = load_statistics(folder / "real-statistics.npz")
+        notes = tuple((saved.identity or {}).get("notes", ()))
+        return Reference(saved.statistics, None, notes), {}
+    real = _load(folder / "real.npz")
+    reference = Reference(GaussianStatistics.from_features(real["features"]), real["features"])
+    return reference, {int(id_): row for id_, row in zip(real["ids"], real["features"], strict=True) if id_ >= 0}
+
+
+def score_features(run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
+    """Rows and figures, from the run's files alone."""
+    rows = {sample.id: _row(run, sample, responses[sample.id]) for sample in samples}
+    scores: list[Score] = []
+    for number, (id_, fields) in enumerate(_protocols(run).items()):
+        folder = _folder(run, id_)
+        painted = _load(folder / "painted.npz")
+        reference, by_image = _reference(folder)
+        keys = [str(rows[name]["image_id"]) for name in painted["ids"].tolist()]
+        extractor = fields["extractor"]["name"]
+        unscored = len(samples) - len(keys)
+        scores += compare(painted["features"], reference, extractor, id_, unscored=unscored, keys=keys)
+        if number == 0:
+            for name, feature in zip(painted["ids"].tolist(), painted["features"], strict=True):
+                rows[name]["similarity"] = _cosine(feature, by_image.get(rows[name]["image_id"]))
+    return Scored(list(rows.values()), scores)
+
+
+def _row(run: RunFolder, sample: Sample, response: Response) -> dict[str, JSON]:
+    clip = response.details.get("clip_scores")
+    failed = response.error is not None
+    return {
+        "id": sample.id,
+        "image_id": sample.targets["image_id"],
+        "caption_id": sample.targets["caption_id"],
+        "caption": document_text(sample.prompt),
+        "picture": None if failed else picture_of(response).relative_to(run.path.resolve()).as_posix(),
+        "error": response.error.type if response.error else None,
+        "clip_score": None if clip is None else clip[response.details["chosen"]],
+        "similarity": None,
+    }
+
+
+def _cosine(a: Any, b: Any) -> float | None:
+    """Cosine between the features of a painted picture and of its own photograph."""
+    if b is None:
+        return None
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / length if length else None

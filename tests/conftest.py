@@ -1,0 +1,49 @@
+"""What holds for every test: one thread, no network but this machine's own, no hub."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+
+OUTSIDE = Path(__file__).parent / "outside" / "src"
+sys.path.insert(0, str(OUTSIDE))
+
+_connect = socket.socket.connect
+
+
+def _only_loopback(self: socket.socket, address: object) -> None:
+    host = address[0] if isinstance(address, tuple) else None
+    if self.family in (socket.AF_INET, socket.AF_INET6) and host not in ("127.0.0.1", "::1", "localhost"):
+        raise PermissionError(f"a test reached for the network: {address}")
+    return _connect(self, address)  # type: ignore[arg-type]
+
+
+socket.socket.connect = _only_loopback  # type: ignore[method-assign, assignment]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test is a process of somebody's launch."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture
+def outside_environment() -> dict[str, str]:
+    """An environment for a child process in which the outside package `toybench` is installed."""
+    return {**os.environ, "PYTHONPATH": str(OUTSIDE)}

@@ -1,0 +1,129 @@
+"""The Python API over the toy task: what is asked, kept, refused, repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import dreambench
+from dreambench.api import Asked, carry_out, score_run
+from dreambench.errors import DataError, ModelError, RunError, UsageError
+
+TOY, PARROT = "toybench:Toy", "toybench:Parrot"
+
+
+def test_a_task_and_a_model_from_outside_by_name_and_by_class(tmp_path: Path) -> None:
+    by_name = dreambench.run("toy", "parrot", out=tmp_path / "a")
+    by_class = dreambench.run(TOY, PARROT, out=tmp_path / "b")
+    assert by_name.scores[0].value == by_class.scores[0].value
+    assert by_name.scores[0].n == 60
+
+
+def test_a_complete_run_is_printed_not_repeated_and_fresh_asks_anew(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    arguments = {"log": str(log)}
+    first = dreambench.run(TOY, "echo", model_arguments=arguments, out=tmp_path / "runs")
+    again = dreambench.run(TOY, "echo", model_arguments=arguments, out=tmp_path / "runs")
+    assert again.repeated
+    assert not first.repeated
+    assert len(log.read_text().splitlines()) == 60
+    dreambench.run(TOY, "echo", model_arguments=arguments, out=tmp_path / "runs", fresh=True)
+    assert len(log.read_text().splitlines()) == 120
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"limit": 10}, {"ids": ["toy-03"]}, {"generation": ["long"]}, {"generation": ["max_new_tokens=5"]}]
+)
+def test_what_changes_the_question_changes_the_run(tmp_path: Path, change: dict[str, object]) -> None:
+    base = dreambench.run(TOY, "echo", out=tmp_path)
+    other = dreambench.run(TOY, "echo", out=tmp_path, **change)  # type: ignore[arg-type]
+    assert base.folder != other.folder
+
+
+def test_scoring_again_needs_only_the_folder(tmp_path: Path) -> None:
+    result = dreambench.run(TOY, "echo", out=tmp_path / "runs")
+    moved = tmp_path / "moved"
+    result.folder.rename(moved)
+    before = {name: (moved / name).read_bytes() for name in ("scores.parquet", "metrics.json")}
+    for name in before:
+        (moved / name).unlink()
+    score_run(moved)
+    assert {name: (moved / name).read_bytes() for name in before} == before
+
+
+def test_memory_that_runs_out_halves_batches_and_the_plan_remembers(tmp_path: Path) -> None:
+    asked = Asked(TOY, PARROT, {"memory": "3"}, batch_size=8)
+    result = carry_out(asked, tmp_path)
+    assert result.scores[0].n == 60
+    lines = [json.loads(line) for line in (result.folder / "responses" / "rank-00000.jsonl").read_text().splitlines()]
+    assert max(line["of"] for line in lines) <= 3
+    assert len(lines) == 60
+    splits = (result.folder / "responses" / "splits-00000.jsonl").read_text().splitlines()
+    assert '"0"' in splits
+    assert '"0.0"' in splits
+
+
+def test_one_request_too_large_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="toy-"):
+        carry_out(Asked(TOY, PARROT, {"memory": "0"}, batch_size=2), tmp_path)
+
+
+def test_another_batch_size_on_a_begun_run_is_refused(tmp_path: Path) -> None:
+    result = dreambench.run(TOY, "echo", out=tmp_path, batch_size=8)
+    (result.folder / "metrics.json").unlink()
+    with pytest.raises(RunError, match="--batch-size 8"):
+        dreambench.run(TOY, "echo", out=tmp_path, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "options", "message"),
+    [
+        ("tory", "echo", {}, "did you mean toy"),
+        ("toy", "ecko", {}, "did you mean echo"),
+        ("toy", "echo:there", {}, "no location"),
+        ("no.such:Thing", "echo", {}, "no module"),
+        ("toybench:Nothing", "echo", {}, "has no Nothing"),
+        ("toybench:Parrot", "echo", {}, "is not a"),
+        ("toy", "echo", {"protocol": ["best"]}, "--protocol best"),
+        ("toy", "echo", {"features": "inception"}, "--features means nothing"),
+        ("toy", "echo", {"generation": ["wild"]}, "--generation wild"),
+        ("toy", "echo", {"generation": ["max_new_tokens=many"]}, "is not a int"),
+        ("toy", "echo", {"model_arguments": {"speed": "9"}}, "--model-arg speed"),
+        ("toy", "echo", {"ids": ["toy-99"]}, "toy-99"),
+    ],
+)
+def test_what_is_not_understood_is_one_clear_line(
+    tmp_path: Path, task: str, model: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        dreambench.run(task, model, out=tmp_path, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_from_a_file(tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    ids = [f"toy-{i:02d}" for i in range(59) if i % 10 != 7]
+    answers.write_text("".join(json.dumps({"id": id_, "text": "tree"}) + "\n" for id_ in ids))
+    reading = [id_ for id_ in (f"toy-{i:02d}" for i in range(60)) if not id_.endswith("7")]
+    result = dreambench.run(TOY, f"responses:{answers}", out=tmp_path / "runs", ids=reading)
+    assert result.errors == 1, "toy-59 has no answer: counted and named"
+    assert result.metrics is not None
+    assert result.metrics["errors"]["types"]["no-answer"]["ids"] == ["toy-59"]
+
+
+@pytest.mark.parametrize("line", ["{", '{"id": "a"}', '["a"]', '{"id": "a", "text": 3}', '{"id": "a", "text": ""}\n{"id": "a", "text": ""}'])
+def test_a_broken_line_of_answers_is_named(tmp_path: Path, line: str) -> None:
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(line + "\n")
+    with pytest.raises(DataError, match=r"answers\.jsonl, line [12]"):
+        dreambench.run(TOY, f"responses:{answers}", out=tmp_path / "runs", ids=["toy-00"])
+
+
+def test_all_public_names_are_there() -> None:
+    for name in dreambench.__all__:
+        assert getattr(dreambench, name) is not None
+    with pytest.raises(AttributeError):
+        _ = dreambench.nothing

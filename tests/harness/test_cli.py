@@ -1,0 +1,102 @@
+"""The command line: light to start, one line for an error, exit statuses as the contract says."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def dreambench(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dreambench", *arguments], capture_output=True, text=True, env=env)
+
+
+@pytest.mark.parametrize("statement", ["import dreambench", "from dreambench.cli.app import build; build()"])
+def test_nothing_heavy_is_loaded_to_start(statement: str) -> None:
+    heavy = "{'torch', 'transformers', 'diffusers', 'pandas', 'scipy', 'numpy', 'matplotlib'}"
+    code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_takes_less_than_three_tenths_of_a_cpu_second() -> None:
+    def cpu() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    seconds = []
+    for _ in range(3):
+        before = cpu()
+        subprocess.run([sys.executable, "-m", "dreambench", "--help"], capture_output=True, check=True)
+        seconds.append(cpu() - before)
+    assert min(seconds) < 0.3
+
+
+VERBS = ["run", "score", "rerun", "report", "fid", "fid-stats", "playground write", "playground build", "list", "doctor"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_every_verb_has_an_example(verb: str) -> None:
+    done = dreambench(*verb.split(), "--help", env=dict(os.environ))
+    assert done.returncode == 0
+    assert f"Example: dreambench {verb}" in done.stdout
+
+
+def test_the_result_names_metric_n_and_protocol(tmp_path: Path, outside_environment: dict[str, str]) -> None:
+    done = dreambench("run", "--task", "toy", "--model", "parrot", "--out", str(tmp_path), env=outside_environment)
+    assert done.returncode == 0, done.stderr
+    assert "toy: accuracy 100.00 %" in done.stdout
+    assert "n = 60" in done.stdout
+    (run,) = tmp_path.iterdir()
+    shown = dreambench("report", str(run), env=outside_environment)
+    assert "accuracy" in shown.stdout
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"task", "model", "subject", "protocols", "protocol", "scores"} <= metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--task", "nothing"], "no task is called nothing"),
+        (["run"], "--task"),
+        (["run", "--task", "toy", "--batch-size", "none"], "--batch-size none"),
+        (["run", "--task", "toy", "--model-arg", "alone"], "KEY=VALUE"),
+        (["run", "--task", "toy", "--ids", "absent.txt"], "--ids"),
+        (["run", "--task", "toy", "--wrong"], "--wrong"),
+        (["score"], "score needs a run"),
+        (["score", "absent"], "is not a run"),
+        (["report", "absent"], "is not a run"),
+        (["score", "--task", "toy", "--responses", "absent"], "no such file"),
+        (["list", "everything"], "everything"),
+        (["unknown"], "unknown"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(arguments: list[str], words: str, outside_environment: dict[str, str]) -> None:
+    done = dreambench(*arguments, env=outside_environment)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_threshold_that_is_not_met_is_status_1(tmp_path: Path, outside_environment: dict[str, str]) -> None:
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"id": "toy-00", "text": "tree"}\n')
+    ids = tmp_path / "ids"
+    ids.write_text("toy-00\ntoy-01\n")
+    run = ["run", "--task", "toy", "--model", f"responses:{answers}", "--ids", str(ids), "--out", str(tmp_path / "runs")]
+    assert dreambench(*run, "--max-errors", "1", env=outside_environment).returncode == 0
+    done = dreambench(*run, "--max-errors", "0", env=outside_environment)
+    assert done.returncode == 1
+    assert "--max-errors 0" in done.stderr
+
+
+def test_a_dry_run_asks_nothing(tmp_path: Path, outside_environment: dict[str, str]) -> None:
+    done = dreambench("run", "--task", "toy", "--model", "echo", "--dry-run", "--out", str(tmp_path), env=outside_environment)
+    assert done.returncode == 0
+    assert "60 requests" in done.stdout
+    assert not list(tmp_path.iterdir())
