@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def write(
         UsageError: an argument is not accepted, or the directory holds something else.
         DataError: the directory holds these data, but not whole.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     asked = _parameters(split, n, seed, formats)
     if _is_there(directory, asked):
         return directory
@@ -49,8 +50,9 @@ def write(
         folder = Path(temporary) / "data"
         folder.mkdir()
         _write_files(folder, asked)
-        if directory.is_dir():
-            _remove_if_empty(directory)
+        with suppress(OSError):
+            # Windows does not rename onto a folder even if it is empty; one that is not empty stays, and is looked at below.
+            directory.rmdir()
         try:
             folder.rename(directory)
         except OSError:
@@ -134,15 +136,6 @@ def _is_there(directory: Path, asked: dict[str, Any]) -> bool:
         if not path.is_file() or path.stat().st_size != size:
             raise DataError(f"{path} is missing or damaged: remove {directory} and run again")
     return True
-
-
-def _remove_if_empty(directory: Path) -> None:
-    """Make way for the rename where it does not replace an empty folder by itself (Windows)."""
-    try:
-        directory.rmdir()
-    except OSError:
-        if not any(directory.iterdir()):
-            raise
 
 
 def _cache_root() -> Path:
