@@ -71,6 +71,12 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
+def test_a_folder_that_cannot_be_made_is_the_users_to_solve(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="cannot be written"):
+        write(tmp_path / "file" / "data", n=5)
+
+
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     assert (write(tmp_path, n=3, formats=["coco"]) / "manifest.json").is_file()
 

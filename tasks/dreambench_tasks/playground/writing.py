@@ -38,27 +38,27 @@ def write(
         formats: names of ``FORMATS``; all of them by default.
 
     Raises:
-        UsageError: an argument is not accepted, or the directory holds something else.
+        UsageError: an argument is not accepted, or the directory holds something else or cannot be written.
         DataError: the directory holds these data, but not whole.
     """
-    directory = Path(directory).absolute()
+    directory = Path(directory).resolve()
     asked = _parameters(split, n, seed, formats)
     if _is_there(directory, asked):
         return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".playground-", dir=directory.parent) as temporary:
-        folder = Path(temporary) / "data"
-        folder.mkdir()
-        _write_files(folder, asked)
-        with suppress(OSError):
-            # Windows does not rename onto a folder even if it is empty; one that is not empty stays, and is looked at below.
-            directory.rmdir()
-        try:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".playground-", dir=directory.parent) as temporary:
+            folder = Path(temporary) / "data"
+            folder.mkdir()
+            _write_files(folder, asked)
+            with suppress(OSError):
+                # Windows does not rename onto a folder even if it is empty; one that is not empty stays, and is looked at below.
+                directory.rmdir()
             folder.rename(directory)
-        except OSError:
-            # Another process was faster; what it wrote is either the same or not ours.
-            if not _is_there(directory, asked):
-                raise
+    except OSError as error:
+        # Perhaps another process was faster, and what it wrote is the same.
+        if not _is_there(directory, asked):
+            raise UsageError(f"{directory} cannot be written ({error}): name another folder, or make room") from error
     return directory
 
 
