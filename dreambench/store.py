@@ -119,7 +119,8 @@ class RunFolder:
         for path in sorted((self.path / "responses").glob("rank-*.jsonl")):
             pending: list[JSON] = []
             for line in _whole_lines(path):
-                if pending and pending[-1]["batch"] != line["batch"]:
+                again = any(line["id"] == one["id"] for one in pending)
+                if pending and (again or pending[-1]["batch"] != line["batch"]):
                     pending = []
                 pending.append(line)
                 if len(pending) == line["of"]:

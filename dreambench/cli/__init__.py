@@ -6,6 +6,9 @@ import sys
 
 __all__ = ["main"]
 
+INTERRUPTED = 130
+GOES_ON = "interrupted: what was answered is safe, the same command goes on"
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status: 0 done, 1 a threshold missed, 2 the user must act, 130 interrupted."""
@@ -13,11 +16,12 @@ def main(arguments: list[str] | None = None) -> None:
     from dreambench.errors import DreambenchError
 
     try:
-        build()(args=arguments, prog_name="dreambench", standalone_mode=False)
+        # Not standalone, the parser gives a verb's `typer.Exit`, and Ctrl-C, back as a number.
+        status: object = build()(args=arguments, prog_name="dreambench", standalone_mode=False)
     except SystemExit:
         raise
     except KeyboardInterrupt:
-        _leave("interrupted: what was answered is safe, the same command goes on", 130)
+        _leave(GOES_ON, INTERRUPTED)
     except DreambenchError as error:
         _leave(f"error: {error}", error.exit_status)
     except BrokenPipeError:
@@ -27,6 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         _leave_if_usage(error)
         raise
+    if status == INTERRUPTED:
+        _leave(GOES_ON, INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _leave_if_usage(error: Exception) -> None:
@@ -35,7 +42,7 @@ def _leave_if_usage(error: Exception) -> None:
     if status is None:
         return
     if type(error).__name__ == "Abort":
-        _leave("interrupted: what was answered is safe, the same command goes on", 130)
+        _leave(GOES_ON, INTERRUPTED)
     message = getattr(error, "format_message", lambda: "")()
     if message:
         _leave(f"error: {' '.join(message.split())} (--help shows an example)", 2)
