@@ -1,0 +1,105 @@
+"""Pictures made elsewhere: a folder of image files, matched to the samples by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from dreambench.adapters.pictures import BrokenImageError, decode_rgb
+from dreambench.documents import JSON, Image, digest
+from dreambench.errors import DataError, UsageError
+from dreambench.files import sha256_file
+from dreambench.interfaces import Model, ModelOptions
+from dreambench.requests import Failure, Kind, Request, Response
+
+__all__ = ["Folder"]
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+_COCO = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{12})(_[0-9]+)?")
+_MATCHES = ("any", "id", "image")
+
+
+class Folder(Model):
+    """``folder:DIR``: paints by handing over the bytes of a file, unchanged.
+
+    A file belongs to a sample if its name without the ending is the sample's id, or the COCO form of it (``000000000139``,
+    ``COCO_val2014_000000000139`` for 139); failing that, if it is the image's id (the request's `group`) in one of these forms.
+    ``--model-arg match=id`` or ``match=image`` allows only the one or the other. Candidate j of several is ``NAME_j``, from 0.
+    """
+
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"paint"})
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__(options)
+        options.only("match")
+        self.match = options.arguments.get("match", "any")
+        if self.match not in _MATCHES:
+            raise UsageError(f"--model-arg match={self.match}: the ways to match are {', '.join(_MATCHES)}")
+        if not options.location:
+            raise UsageError("--model folder: write folder:DIR")
+        self.path = Path(options.location)
+        if not self.path.is_dir():
+            raise DataError(f"--model folder:{options.location}: no such folder of pictures")
+        self.files = _by_name(self.path)
+        self._digest = digest(
+            [[name, sha256_file(path)] for name, path in sorted(self.files.items()) if not name.startswith("#")]
+        )
+
+    def identity(self) -> Mapping[str, JSON]:
+        return {"name": "folder", "files_sha256": self._digest, "match": self.match}
+
+    def batch_size(self, kind: Kind) -> int:
+        return 64
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
+        for request in requests:
+            yield self._answer(request)
+
+    def _answer(self, request: Request) -> Response:
+        count = int(request.settings.get("candidates") or 1)
+        matched_by, names = self._names(request, count)
+        if not names:
+            sought = f"{request.id}" + (f" or {request.group}" if request.group and self.match != "id" else "")
+            wanted = "" if count == 1 else f" with the candidates _0 to _{count - 1}"
+            message = f"{self.path.name} has no picture named {sought}{wanted}"
+            return Response(request.id, finish_reason="error", error=Failure("no-image", message))
+        images = [Image(data=self.files[name].read_bytes()) for name in names]
+        try:
+            for image in images:
+                decode_rgb(image)
+        except BrokenImageError:
+            message = f"{', '.join(self.files[name].name for name in names)} cannot be decoded"
+            return Response(request.id, finish_reason="error", error=Failure("broken-image", message))
+        details = {"files": [self.files[name].name for name in names], "matched_by": matched_by}
+        return Response(request.id, tuple(images), details=details)
+
+    def _names(self, request: Request, count: int) -> tuple[str, list[str]]:
+        """By what the request was matched, and the keys of its `count` files; none where one is missing."""
+        for matched_by, key in (("id", request.id), ("image", request.group)):
+            if key is None or self.match not in ("any", matched_by):
+                continue
+            for stem in (key, f"#{int(key)}") if key.isascii() and key.isdecimal() else (key,):
+                candidates = [f"{stem}_{j}" for j in range(count)]
+                for names in ([stem], candidates) if count == 1 else (candidates,):
+                    if all(name in self.files for name in names):
+                        return matched_by, names
+        return "", []
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """Image files anywhere under a folder by stem, and COCO's names also by ``#NUMBER``. Two of one name are a `DataError`."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+            continue
+        coco = _COCO.fullmatch(path.stem)
+        for name in (path.stem, *((f"#{int(coco[1])}{coco[2] or ''}",) if coco else ())):
+            if name in found:
+                other = found[name].relative_to(folder)
+                raise DataError(f"{folder}: {other} and {path.relative_to(folder)} have one name; keep one of them")
+            found[name] = path
+    if not found:
+        raise DataError(f"{folder}: no picture in it ({', '.join(sorted(_SUFFIXES))})")
+    return found
