@@ -45,7 +45,7 @@ def copies(base: int, options: int = 3, split: str = "dev", category: str = "ocr
         ("I can see it well, so I say B", "B", "single letter"),
         ("B it is and nothing else", None, None),
         ("A cat sits there on the wide green sofa", "C", "option text"),
-        ("A cat sits there on the wide green sofa and sleeps", None, None),
+        ("A cat sits there on the wide green sofa and sleeps on", None, None),
         ("a cat", "C", "option text"),
         ("It is A CAT!", "A", "single letter"),
         ("It is THE teddy BEAR, a Teddy bear!", "A", "option text"),

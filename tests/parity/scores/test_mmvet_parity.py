@@ -1,0 +1,72 @@
+"""`golden/scores/mmvet`: the official evaluator's tables against ours, for every grade file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parity.checks import Check, Exempt, fixture_folder, leaves, uncovered
+
+from dreambench_tasks.mmvet.data import read_capabilities, read_grades
+from dreambench_tasks.mmvet.scoring import aggregate
+
+GOLDEN = fixture_folder("DREAMBENCH_GOLDEN", "../shared/golden/scores")
+FOLDER = GOLDEN / "mmvet" if GOLDEN else None
+pytestmark = pytest.mark.skipif(
+    FOLDER is None or not FOLDER.is_dir(), reason="no recorded scores/mmvet (DREAMBENCH_GOLDEN)"
+)
+
+TOLERANCE = 1e-9  # the fixtures' README, for `unrounded`
+EXEMPT = [Exempt("expected*.json:*/num_run", "an input"), Exempt("expected*.json:*/decimal_places", "an input")]
+
+
+def recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("expected*.json"))}
+
+
+def questions(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The one file that is neither grades nor expected."""
+    (path,) = (path for path in folder.glob("*.json") if not path.name.startswith(("grades_", "expected")))
+    return read_capabilities(path)
+
+
+def checks(folder: Path) -> list[Check]:
+    found: list[Check] = []
+    capabilities = questions(folder)
+    for file, cases in recorded(folder).items():
+        for name, expected in cases.items():
+            graded = read_grades(folder / f"grades_{name}.json")
+            grades = {question: [grade.score for grade in given] for question, given in graded.items()}
+            scores = aggregate(capabilities, grades, runs=expected["num_run"])
+            tables = scores.official_tables(expected["decimal_places"])
+            for table in ("cap-score", "cap-int-score"):
+                assert set(expected[table]) == set(tables[table])
+                found += [
+                    Check(f"{file}:{name}/{table}/{key}", value, tables[table][key])
+                    for key, value in expected[table].items()
+                ]
+            ours = {"total": scores.total.value, "std_population_ddof0": scores.std, "runs": scores.total.per_run}
+            for key, value in expected["unrounded"].items():
+                found.append(Check(f"{file}:{name}/unrounded/{key}", value, ours[key], atol=TOLERANCE))
+    return found
+
+
+def test_every_recorded_score_is_ours() -> None:
+    assert FOLDER
+    problems = [problem for check in checks(FOLDER) if (problem := check.problem())]
+    assert not problems, "\n".join(problems)
+
+
+def test_every_recorded_value_is_compared_or_exempt() -> None:
+    assert FOLDER
+    keys = [key for file, content in recorded(FOLDER).items() for key in leaves(content, file)]
+    assert keys
+    assert uncovered(keys, checks(FOLDER), EXEMPT) == []
+
+
+def test_a_changed_value_is_seen() -> None:
+    assert FOLDER
+    blind = [check.key for check in checks(FOLDER) if check.perturbed().problem() is None]
+    assert blind == []
