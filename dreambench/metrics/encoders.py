@@ -51,11 +51,11 @@ class ClipExtractor(_FolderExtractor):
     """CLIP's projected image embedding, not normalised to length 1. `name` is `clip:HASH` unless the folder has a name."""
 
     def __init__(self, folder: Path, *, device: torch.device, name: str | None = None) -> None:
-        super().__init__(folder, CLIPVisionModelWithProjection, "clip", device)
+        super().__init__(folder, _clip_class(folder), "clip", device)
         self.name = name or self.name
         self.identity["layer"] = "image_embeds"
-        self.dim: int = self._model.config.projection_dim
-        size = self._model.config.image_size
+        self.dim: int = self._model.visual_projection.out_features
+        size = self._model.vision_model.config.image_size
         if size != self.input_size:
             raise DataError(
                 f"{folder}: the model takes {size} pixels but preprocessor_config.json says {self.input_size}"
@@ -63,7 +63,8 @@ class ClipExtractor(_FolderExtractor):
 
     def __call__(self, pixels: Tensor, scaling: Scaling) -> Tensor:
         with exact_float32(self.device):
-            return self._model(pixel_values=self._normalised(pixels)).image_embeds
+            vision = self._model.vision_model(pixel_values=self._normalised(pixels))
+            return self._model.visual_projection(vision.pooler_output)
 
 
 class Dinov2Extractor(_FolderExtractor):
@@ -120,6 +121,21 @@ class ClipScorer:
                 input_ids=tokens["input_ids"].to(self.device), attention_mask=tokens["attention_mask"].to(self.device)
             )
             return self._model.text_projection(text.pooler_output)
+
+
+def _clip_class(folder: Path) -> type[PreTrainedModel]:
+    """A whole CLIP, or its vision half with projection; a whole one keeps the projection's width in another place."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingWeightsError(f"{folder}: not a model folder of transformers, {path.name} is missing")
+    try:
+        kind = json.loads(path.read_text())["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: needs model_type ({error!r})") from error
+    classes: dict[str, type[PreTrainedModel]] = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
+    if kind not in classes:
+        raise DataError(f"{path}: a {kind!r} model is not a CLIP; the accepted ones are {', '.join(classes)}")
+    return classes[kind]
 
 
 def _load(model: type[PreTrainedModel], folder: Path, device: torch.device) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -92,7 +93,11 @@ def dreamllm(images: Tensor, size: int) -> Tensor:
 
 
 def short_side_crop(images: Tensor, size: int) -> Tensor:
-    """torchvision's Resize(size, bilinear) and CenterCrop(size) on Pillow pictures, bit for bit, in uint8 (N, 3, size, size)."""
+    """torchvision's Resize(size, bilinear) and CenterCrop(size) on Pillow pictures, in uint8 (N, 3, size, size).
+
+    Bit for bit what Pillow before 13 gives: width first, then height. Pillow 13 does the height first where that shrinks more,
+    which rounds some pixels to the next grey level; published numbers are older, and a protocol must not change with Pillow.
+    """
     height, width = images.shape[-2:]
     if height <= width:
         new_height, new_width = size, int(size * width / height)
@@ -125,13 +130,16 @@ def _pillow_weights(inputs: int, outputs: int) -> np.ndarray:
     """(inputs, outputs) weights in units of 2^-22, as Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc` make them."""
     scale = inputs / outputs
     support = max(scale, 1.0)
+    inverse = 1 / support
     weights = np.zeros((inputs, outputs))
     for output in range(outputs):
         center = (output + 0.5) * scale
         first = max(int(center - support + 0.5), 0)
         last = min(int(center + support + 0.5), inputs)
-        taps = [max(0.0, 1 - abs((i - center + 0.5) / support)) for i in range(first, last)]
-        weights[first:last, output] = [math.floor(0.5 + tap / sum(taps) * _ONE) for tap in taps]
+        taps = [max(0.0, 1 - abs((i + first - center + 0.5) * inverse)) for i in range(last - first)]
+        # Multiplied by the reciprocal, and summed from the left: the last place decides a rounding now and then.
+        share = 1 / functools.reduce(operator.add, taps)
+        weights[first:last, output] = [math.floor(0.5 + tap * share * _ONE) for tap in taps]
     return weights
 
 

@@ -56,7 +56,7 @@ def load_statistics(path: str | Path, dim: int | None = None) -> SavedStatistics
     """Read ours or a foreign file. Raises DataError when it is missing, damaged, or not of `dim` features."""
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise DataError(

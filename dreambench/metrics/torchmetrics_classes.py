@@ -59,8 +59,7 @@ class FrechetDistance(Metric):
 
     def compute(self) -> Tensor:
         """The squared distance, a float64 scalar."""
-        distance = frechet_distance(self._statistics("generated"), self._statistics("real"))
-        return torch.tensor(distance, dtype=torch.float64)
+        return _scalar(frechet_distance(self._statistics("generated"), self._statistics("real")))
 
     def _statistics(self, side: str) -> GaussianStatistics:
         n = int(getattr(self, f"{side}_n"))
@@ -100,7 +99,7 @@ class KernelDistance(_TwoSets):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         result = kernel_distance(*self._sets())
-        return torch.tensor(result.value).double(), torch.tensor(result.standard_error).double()
+        return _scalar(result.value), _scalar(result.standard_error)
 
 
 class PrecisionRecallDensityCoverage(_TwoSets):
@@ -115,7 +114,7 @@ class PrecisionRecallDensityCoverage(_TwoSets):
     def compute(self) -> dict[str, Tensor]:
         result = precision_recall_density_coverage(*self._sets(), k=self.k)
         names = ("precision", "recall", "density", "coverage")
-        return {name: torch.tensor(getattr(result, name), dtype=torch.float64) for name in names}
+        return {name: _scalar(getattr(result, name)) for name in names}
 
 
 class InceptionScore(Metric):
@@ -137,7 +136,7 @@ class InceptionScore(Metric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         mean, deviation = inception_score(_array(dim_zero_cat(self.logits)), splits=self.splits)
-        return torch.tensor(mean, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64)
+        return _scalar(mean), _scalar(deviation)
 
 
 class CLIPScore(Metric):
@@ -184,3 +183,7 @@ def _features(batch: Any, extractor: Features | None) -> Tensor:
 
 def _array(tensor: Tensor) -> Array:
     return tensor.detach().cpu().double().numpy()
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
