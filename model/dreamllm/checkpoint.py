@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -47,7 +47,10 @@ def load(
         raise UsageError(f"{folder} is in our layout and holds all its parts: it takes no clip, diffusion or plugins")
     else:
         model, processor = load_ours(folder, dtype=dtype)
-    return (model if device is None else model.to(device)), processor
+    if device is not None:
+        moved: Any = model  # the library's decorated `to` has lost its types
+        moved.to(torch.device(device))
+    return model, processor
 
 
 def find_folder(folder_or_id: str | Path) -> Path:
@@ -71,13 +74,14 @@ def load_ours(
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     from dreamllm.processing import DreamLLMProcessor
 
-    model, info = DreamLLMForConditionalGeneration.from_pretrained(
+    loaded: Any = DreamLLMForConditionalGeneration.from_pretrained(
         folder,
         dtype=torch_dtype(dtype) or "auto",
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         local_files_only=True,
     )
+    model, info = loaded
     problems = [
         *(f"missing {name}" for name in sorted(info["missing_keys"])),
         *(f"surplus {name}" for name in sorted(info["unexpected_keys"])),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -147,9 +147,12 @@ def _load(
     model: str, clip: Path | None, diffusion: Path | None, device: str, dtype: str | None
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     import torch
+    from transformers.utils import logging
 
     from dreamllm.checkpoint import load
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda") and not torch.cuda.is_available():
@@ -174,7 +177,7 @@ def _answer(
 
     inputs = processor(prompt, images or None).to(model.device)
     torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, num_beams=num_beams, **sampling)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :]).strip()
 

@@ -23,7 +23,7 @@ UNTRAINED = "none: random weights"
 
 
 class ImageDecoderConfig(PreTrainedConfig):
-    """A latent diffusion model: the configurations that diffusers writes for its parts, unchanged.
+    """A latent diffusion model: the configurations that diffusers writes for its parts, unchanged dicts.
 
     `kind` names the conditioning interface. "stable-diffusion" (1.x, 2.x: one sequence of condition vectors) is the one there is;
     an SDXL head (two widths, pooled vector, time ids) would be another kind with its own projector.
@@ -34,8 +34,8 @@ class ImageDecoderConfig(PreTrainedConfig):
 
     kind: str = "stable-diffusion"
     resolution: int = 512  # pixels, height and width
-    vae: dict[str, Any] | None = None  # AutoencoderKL
-    unet: dict[str, Any] | None = None  # UNet2DConditionModel
+    vae: Any = None  # AutoencoderKL
+    unet: Any = None  # UNet2DConditionModel
     scheduler: dict[str, Any] | None = (
         None  # any of diffusers' schedulers; its noise schedule and prediction type are used
     )
@@ -71,7 +71,7 @@ class DreamLLMConfig(PreTrainedConfig):
     """
 
     model_type = "dreamllm"
-    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
+    sub_configs: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleMethodOverride]
         "text_config": AutoConfig,
         "vision_config": CLIPVisionConfig,
     }
@@ -142,6 +142,18 @@ class DreamLLMConfig(PreTrainedConfig):
     def num_image_tokens(self) -> int:
         """N, the number of patch tokens that one image takes in a sequence."""
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+    @property
+    def image_span(self) -> tuple[int, int, int]:
+        """Start token, patch token and number of patches of an image's span."""
+        ids: dict[str, Any] = self.special_token_ids
+        return ids["<im_start>"], ids["<im_patch>"], self.num_image_tokens
+
+    @property
+    def dream_span(self) -> tuple[int, int, int]:
+        """Start token, patch token and number of queries of a span that is painted."""
+        ids: dict[str, Any] = self.special_token_ids
+        return ids["<dream_start>"], ids["<im_patch>"], self.num_dream_queries
 
     @property
     def special_token_ids(self) -> dict[str, int]:

@@ -5,23 +5,21 @@ Shapes: B prompts, T tokens, n images over the batch, N patch tokens of an image
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationMixin
 
+from dreamllm.core import DreamLLMCore
 from dreamllm.spans import count_spans
 
-if TYPE_CHECKING:
-    from dreamllm.modeling import DreamLLMForConditionalGeneration
 
-
-class ReadingMixin(GenerationMixin):
+class DreamLLMReading(DreamLLMCore, GenerationMixin):
     """`generate` with images: each is encoded once, whatever the number of beams, and follows its own prompt."""
 
     @torch.no_grad()
-    def generate(
-        self: DreamLLMForConditionalGeneration,
+    def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
         inputs: torch.Tensor | None = None,
         *,
         pixel_values: torch.Tensor | None = None,
@@ -42,9 +40,10 @@ class ReadingMixin(GenerationMixin):
         if not allow_special_tokens:
             unwanted = {*self.config.special_token_ids.values(), *(kwargs.get("suppress_tokens") or ())}
             kwargs["suppress_tokens"] = sorted(unwanted)
-        return super().generate(inputs, **kwargs)
+        parent: Any = super()  # the library types its mixin for its own models only
+        return parent.generate(inputs, **kwargs)
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: torch.Tensor,
         *,
@@ -54,7 +53,8 @@ class ReadingMixin(GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         # `inputs_embeds` is named so that generate() accepts embeddings as a prompt.
-        prepared = super().prepare_inputs_for_generation(
+        parent: Any = super()
+        prepared = parent.prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         # Without a cache every step sees the whole prompt again, images included.
@@ -62,8 +62,8 @@ class ReadingMixin(GenerationMixin):
             prepared["image_features"] = image_features
         return prepared
 
-    def _expand_inputs_for_generation(
-        self: DreamLLMForConditionalGeneration,
+    def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
         input_ids: torch.Tensor | None = None,
@@ -71,12 +71,12 @@ class ReadingMixin(GenerationMixin):
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
         # The library repeats each row of every tensor, which gives prompts with several images those of others: repeat per prompt.
         features = model_kwargs.pop("image_features", None)
-        if features is not None:
-            config = self.config
-            counts = count_spans(input_ids, config.im_start_token_id, config.im_patch_token_id, config.num_image_tokens)
+        if features is not None and input_ids is not None:
+            counts = count_spans(input_ids, *self.config.image_span)
             blocks = features.split(counts.tolist()) if int(counts.sum()) == len(features) else [features]
             features = torch.cat([block.repeat(expand_size, 1, 1) for block in blocks])
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+        parent: Any = super()
+        input_ids, model_kwargs = parent._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         if features is not None:

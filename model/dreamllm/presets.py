@@ -136,10 +136,8 @@ def parts(name: str, tokenizer_file: str | Path | None = None) -> tuple[DreamLLM
         )
     tokenizer = tiny_tokenizer() if tokenizer_file is None else tokenizer_from_file(tokenizer_file)
     fields = PRESETS[name](len(tokenizer))
-    ids = token_ids(tokenizer)
-    config = DreamLLMConfig(
-        **fields, **ids, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, training=UNTRAINED
-    )
+    fields |= token_ids(tokenizer) | {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = DreamLLMConfig(**fields, training=UNTRAINED)
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     size = config.vision_config.image_size
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})

@@ -65,7 +65,8 @@ class DreamLLMProcessor:
         tokenizer.padding_side = "left"  # what generate() continues from stands at the end of every row
         if tokenizer.chat_template is None:
             tokenizer.chat_template = CHAT_TEMPLATES["vicuna_v1.1"]
-        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKEN_FIELDS}
+        vocab = tokenizer.get_vocab()
+        ids = {token: vocab[token] for token in SPECIAL_TOKEN_FIELDS}
         patch = ids["<im_patch>"]
         self.image_id, self.dream_id = ids["<image>"], ids["<dream>"]
         self.image_span = [ids["<im_start>"], *[patch] * num_image_tokens, ids["<im_end>"]]
@@ -112,11 +113,13 @@ class DreamLLMProcessor:
         Content is a text, or a list of parts `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "dream"}`.
         """
         flat = [{**message, "content": _flat_content(message["content"])} for message in messages]
-        return self.tokenizer.apply_chat_template(flat, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return str(
+            self.tokenizer.apply_chat_template(flat, tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True) -> str:
         """The text of one sequence of ids."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
 
     def batch_decode(self, token_ids: Any, skip_special_tokens: bool = True) -> list[str]:
         """The texts of (B, T) ids."""

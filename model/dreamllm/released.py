@@ -104,6 +104,7 @@ def read_config(folder: Path, clip: Path, diffusion: Path) -> DreamLLMConfig:
     text = {key: value for key, value in raw.items() if key not in NOT_TEXT}
     ids = raw["special_tokens2ids_dict"]
     ids = {**ids, **ids.get("additional_special_tokens", {})}
+    fields: dict[str, Any] = {field: ids.get(token) for token, field in SPECIAL_TOKEN_FIELDS.items()}
     return DreamLLMConfig(
         text_config=CONFIG_MAPPING["llama"](**text),
         vision_config=CLIPVisionConfig(**{key: value for key, value in vision.items() if key != "model_type"}),
@@ -127,7 +128,7 @@ def read_config(folder: Path, clip: Path, diffusion: Path) -> DreamLLMConfig:
             "clip": plugins[CLIP]["clip_vision_model_name_or_path"],
             "diffusion": plugins[DIFFUSION]["diffusion_name_or_path"],
         },
-        **{field: ids.get(token) for token, field in SPECIAL_TOKEN_FIELDS.items()},
+        **fields,
     )
 
 

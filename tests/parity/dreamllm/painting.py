@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.image_decoder import make_scheduler
-from dreamllm.painting import rescale_guidance
 from dreamllm.released import read_json
+from dreamllm.sampling import rescale_guidance
 
 EMBEDS, PIPELINE = "creation_embeds", "pipeline"
 LATENTS = {"atol": 1e-3, "rtol": 1e-4}  # the README's 1e-3, on values of order 10

@@ -1,0 +1,245 @@
+"""What checkpoints promise: every tensor comes back to the bit, and what is wrong with a file is said by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, load
+from dreamllm.checkpoint import convert, from_state, save
+from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.released import read_config, read_state, write
+
+
+@pytest.fixture
+def ours(built, tmp_path):
+    save(tmp_path / "ours", *built)
+    return tmp_path / "ours"
+
+
+@pytest.fixture
+def released(ours, tmp_path):
+    convert(ours, tmp_path / "released", "released")
+    return tmp_path / "released"
+
+
+def equal(one, other) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
+
+
+def test_our_layout_comes_back_to_the_bit(model, processor, ours) -> None:
+    again, its_processor = load(ours)
+    assert equal(again, model)
+    assert not again.training
+    save(ours.parent / "again", again, its_processor)
+    for path in ours.iterdir():
+        assert (ours.parent / "again" / path.name).read_bytes() == path.read_bytes()
+    text = "USER: <image> what? é ASSISTANT:"
+    assert its_processor.tokenizer(text) == processor.tokenizer(text)
+    assert its_processor.tokenizer.chat_template == processor.tokenizer.chat_template
+    assert its_processor.image_processor.to_dict() == processor.image_processor.to_dict()
+
+
+def test_our_layout_holds_no_pickle(ours) -> None:
+    assert {path.suffix for path in ours.iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_untrained_weights_say_so(ours) -> None:
+    assert load(ours)[0].config.untrained
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
+def test_dtype_is_that_asked_for_or_that_stored(model, ours, tmp_path, name) -> None:
+    dtype = getattr(torch, name)
+    half, processor = load(ours, dtype=name)
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    assert half.get_decoder().rotary_emb.inv_freq.dtype == torch.float32
+    save(tmp_path / "half", half, processor)
+    assert equal(load(tmp_path / "half")[0], half)
+
+
+def test_an_unknown_dtype_is_an_error(ours) -> None:
+    with pytest.raises(UsageError, match="float32, bfloat16, float16"):
+        load(ours, dtype="int4")
+
+
+def test_a_released_checkpoint_comes_back_to_the_bit(model, released, tmp_path) -> None:
+    assert equal(load(released)[0], model)
+    convert(released, tmp_path / "ours again", "ours")
+    convert(tmp_path / "ours again", tmp_path / "released again", "released")
+    for name in ("clip_vision_embedding.bin", "dream_embedding.bin", "stable_diffusion_head.bin"):
+        first, second = (
+            torch.load(folder / name, weights_only=True) for folder in (released, tmp_path / "released again")
+        )
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert json.loads((released / "config.json").read_text()) == json.loads(
+        (tmp_path / "released again/config.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_projector_variants_survive_the_released_layout(model, tmp_path, depth) -> None:
+    fields = {**model.config.to_dict(), "visual_projector_depth": depth, "condition_projector_depth": depth}
+    fields |= {"visual_projector_layernorm": True}
+    fields.pop("model_type")
+    variant = DreamLLMForConditionalGeneration(DreamLLMConfig(**fields))
+    folder = tmp_path / "variant"
+    write(folder, variant.config, variant.state_dict())
+    config = read_config(folder, folder / "clip", folder / "diffusion")
+    assert equal(from_state(config, read_state(folder, folder, config)), variant)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_shards_are_read_through_their_index(model, released, kind) -> None:
+    state = load_file(released / "model.safetensors")
+    (released / "model.safetensors").unlink()
+    names = sorted(state)
+    halves = {f"shard-1.{kind}": names[::2], f"shard-2.{kind}": names[1::2]}
+    for shard, part in halves.items():
+        tensors = {name: state[name] for name in part}
+        if kind == "bin":
+            torch.save(tensors, released / shard)
+        else:
+            save_file(tensors, released / shard)
+    index = {"weight_map": {name: shard for shard, part in halves.items() for name in part}}
+    stem = "pytorch_model.bin" if kind == "bin" else "model.safetensors"
+    (released / f"{stem}.index.json").write_text(json.dumps(index))
+    assert equal(load(released)[0], model)
+
+
+def test_an_index_may_not_leave_its_folder(released) -> None:
+    (released / "model.safetensors").rename(released.parent / "elsewhere.safetensors")
+    (released / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}})
+    )
+    with pytest.raises(CheckpointError, match=r"\.\./elsewhere"):
+        load(released)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("dream_queries"), "missing: dream_queries"),
+        (lambda state: state.update(extra=torch.zeros(1)), "surplus: extra"),
+        (
+            lambda state: state.update(dream_queries=torch.zeros(1, 3, 64)),
+            r"dream_queries is \(1, 3, 64\), must be \(1, 8, 64\)",
+        ),
+    ],
+    ids=["missing", "surplus", "misshapen"],
+)
+def test_a_wrong_tensor_is_named(released, change, words) -> None:
+    state = torch.load(released / "dream_embedding.bin", weights_only=True)
+    change(state)
+    torch.save(state, released / "dream_embedding.bin")
+    with pytest.raises(CheckpointError, match=words):
+        load(released)
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "clip_vision_embedding.bin", "stable_diffusion_head.bin"])
+def test_every_file_is_read_strictly(released, part) -> None:
+    if part.endswith("bin"):
+        state = torch.load(released / part, weights_only=True)
+        torch.save({**state, "unet.what_is_this": torch.zeros(1)}, released / part)
+    else:
+        save_file({**load_file(released / part), "model.what_is_this": torch.zeros(1)}, released / part)
+    with pytest.raises(CheckpointError, match="what_is_this"):
+        load(released)
+
+
+def test_recomputed_buffers_are_allowed_surplus(model, released) -> None:
+    state = load_file(released / "model.safetensors")
+    save_file({**state, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}, released / "model.safetensors")
+    clip = torch.load(released / "clip_vision_embedding.bin", weights_only=True)
+    clip["clip_vision_model.vision_model.embeddings.position_ids"] = torch.zeros(1, 17)
+    torch.save(clip, released / "clip_vision_embedding.bin")
+    assert equal(load(released)[0], model)
+
+
+@pytest.mark.parametrize("change", ["missing", "surplus", "misshapen"])
+def test_our_layout_is_read_strictly_too(ours, change) -> None:
+    state = load_file(ours / "model.safetensors")
+    if change == "missing":
+        state.pop("image_decoder.unet.conv_in.weight")
+    elif change == "surplus":
+        state["unknown"] = torch.zeros(1)
+    else:
+        state["dream_queries"] = torch.zeros(1, 3, 64)
+    save_file(state, ours / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{change} (image_decoder.unet.conv_in.weight|unknown|dream_queries)"):
+        load(ours)
+
+
+def test_a_pickle_that_is_more_than_tensors_is_refused(released) -> None:
+    class Surprise:
+        def __reduce__(self):
+            return (print, ("this code must not run",))
+
+    torch.save({"dream_queries": Surprise()}, released / "dream_embedding.bin")
+    with pytest.raises(CheckpointError, match="plain tensors"):
+        load(released)
+    torch.save([torch.zeros(1)], released / "dream_embedding.bin")
+    with pytest.raises(CheckpointError, match="something else than named tensors"):
+        load(released)
+
+
+@pytest.mark.parametrize("part", ["clip", "diffusion"])
+def test_a_missing_sub_model_says_how_to_give_it(released, tmp_path, part) -> None:
+    shutil.move(released / part, tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=rf"--model-arg {part}=DIR"):
+        load(released)
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        load(released, **{part: tmp_path / "nowhere"})
+    assert load(released, **{part: tmp_path / "elsewhere"})[0].config.num_dream_queries == 8
+
+
+def test_sub_models_are_not_for_our_layout(ours, tmp_path) -> None:
+    with pytest.raises(UsageError, match="takes no clip"):
+        load(ours, clip=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["clip_vision_embedding.bin", "dream_embedding.bin", "tokenizer.json", "config.json"])
+def test_a_missing_file_is_named(released, name) -> None:
+    (released / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        load(released)
+
+
+def test_names_in_the_configuration_are_never_imported(released, monkeypatch) -> None:
+    config = json.loads((released / "config.json").read_text())
+    for plugin in config["plugins_init_kwargs"].values():
+        plugin["_target_"] = "this_module.must_not.be_imported"
+    (released / "config.json").write_text(json.dumps(config))
+    load(released)
+
+
+def test_a_tokenizer_with_other_ids_is_an_error(released) -> None:
+    config = json.loads((released / "config.json").read_text())
+    ids = config["special_tokens2ids_dict"]["additional_special_tokens"]
+    ids["<im_start>"], ids["<im_end>"] = ids["<im_end>"], ids["<im_start>"]
+    (released / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="<im_start> is"):
+        load(released)
+
+
+def test_the_released_layout_by_the_wrong_door_points_to_the_right_one(released) -> None:
+    with pytest.raises(CheckpointError, match=r"dreamllm\.load"):
+        DreamLLMForConditionalGeneration.from_pretrained(released)
+
+
+def test_what_is_no_folder_is_an_error(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_convert_writes_into_new_folders_only(ours, tmp_path) -> None:
+    with pytest.raises(UsageError, match="exists and is not an empty folder"):
+        convert(ours, ours, "released")
+    with pytest.raises(UsageError, match="ours, released"):
+        convert(ours, tmp_path / "new", "theirs")

@@ -1,0 +1,177 @@
+"""Presets say that they are untrained, and the command does what it says or leaves with one line and status 2."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, cli, presets
+from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, ImageDecoderConfig
+from dreamllm.errors import CheckpointError, UsageError
+
+DOCS = Path(__file__).parents[2] / "docs" / "model.md"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["dreamllm", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return int(left.value.code or 0)
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    one, other, third = (presets.build("tiny", seed)[0].state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert not torch.equal(one["dream_queries"], third["dream_queries"])
+    assert one["dream_queries"].std() == pytest.approx(0.02, rel=0.2)
+
+
+def test_tiny_is_tiny_and_untrained() -> None:
+    model, _ = presets.build("tiny")
+    assert sum(parameter.numel() for parameter in model.parameters()) < 1_500_000
+    assert model.config.untrained
+
+
+def test_7b_has_the_released_shapes() -> None:
+    ids = {field: 32000 + i for i, field in enumerate(SPECIAL_TOKEN_FIELDS.values())}
+    config = DreamLLMConfig(**presets.PRESETS["7b"](32008), **ids)
+    with torch.device("meta"):
+        model = DreamLLMForConditionalGeneration(config)
+    assert config.num_image_tokens == 256
+    assert config.image_decoder_config.latent_shape == (4, 64, 64)
+    assert model.dream_queries.shape == (1, 64, 4096)
+    assert model.visual_projector.layers[0].weight.shape == (4096, 1024)
+    assert model.condition_projector.layers[0].weight.shape == (1024, 4096)
+    assert model.condition_projector.layers[0].bias is None
+    # Stable Diffusion 2.1's published sizes: 865.9 million in the UNet, 83.7 million in the autoencoder.
+    assert sum(p.numel() for p in model.image_decoder.unet.parameters()) == 865_910_724
+    assert sum(p.numel() for p in model.image_decoder.vae.parameters()) == 83_653_863
+    # Vicuna-7B's, with the eight added rows in embeddings and head.
+    assert sum(p.numel() for p in model.language_model.parameters()) == 6_738_415_616 + 2 * 8 * 4096
+
+
+def test_7b_asks_for_its_tokenizer() -> None:
+    with pytest.raises(UsageError, match="--tokenizer FILE"):
+        presets.build("7b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"im_end_token_id": None}, UsageError, "no id for <im_end>"),
+        ({"im_end_token_id": 32008}, UsageError, "below vocab_size"),
+        ({"im_end_token_id": 32000}, UsageError, "must differ"),
+        ({"plugins_init_kwargs": {}}, CheckpointError, "released layout"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_an_error(fields, error, words) -> None:
+    ids = {field: 32000 + i for i, field in enumerate(SPECIAL_TOKEN_FIELDS.values())}
+    with pytest.raises(error, match=words):
+        DreamLLMConfig(**presets.PRESETS["7b"](32008), **{**ids, **fields})
+
+
+def test_an_image_decoder_of_another_kind_is_an_error() -> None:
+    with pytest.raises(UsageError, match="stable-diffusion"):
+        ImageDecoderConfig(kind="sdxl")
+
+
+def test_init_generate_paint_and_convert(monkeypatch, capsys, tmp_path, picture) -> None:
+    assert run(monkeypatch, "init", tmp_path / "m", "--preset", "tiny", "--seed", 4) == 0
+    assert "untrained" in capsys.readouterr().out
+    picture(0).save(tmp_path / "x.png")
+    command = [
+        "generate",
+        tmp_path / "m",
+        "USER: <image> what? ASSISTANT:",
+        "--image",
+        tmp_path / "x.png",
+        "--device",
+        "cpu",
+    ]
+    assert run(monkeypatch, *command, "--max-new-tokens", 4) == 0
+    assert "the model is untrained" in capsys.readouterr().err
+    painted = []
+    for name in ("a.png", "b.png"):
+        command = ["generate", tmp_path / "m", "a ring", "--paint", tmp_path / name, "--steps", 2, "--device", "cpu"]
+        assert run(monkeypatch, *command) == 0
+        painted.append((tmp_path / name).read_bytes())
+    assert painted[0] == painted[1]
+    assert run(monkeypatch, "convert", tmp_path / "m", tmp_path / "r", "--to", "released") == 0
+    assert (tmp_path / "r" / "stable_diffusion_head.bin").is_file()
+
+
+def test_chat_answers_until_the_input_ends(monkeypatch, capsys, tmp_path, picture) -> None:
+    assert run(monkeypatch, "init", tmp_path / "m") == 0
+    picture(0).save(tmp_path / "x.png")
+    lines = iter(["/image nowhere.png", f"/image {tmp_path / 'x.png'}", "what is this?", "", "and now?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert run(monkeypatch, "chat", tmp_path / "m", "--device", "cpu", "--max-new-tokens", 3) == 0
+    said = capsys.readouterr()
+    assert said.out.count("model: ") == 2
+    assert "there is no file nowhere.png" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["init", "{}/m", "--preset", "7b"], "--tokenizer FILE"),
+        (["init", "{}/m", "--preset", "huge"], "tiny, 7b"),
+        (["init", "{}/m", "--dtype", "int4"], "float32, bfloat16, float16"),
+        (["generate", "{}/nowhere", "hello"], "is not a folder"),
+        (["convert", "{}/nowhere", "{}/m", "--to", "theirs"], "ours, released"),
+        (["init", "{}"], "not an empty folder"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(monkeypatch, capsys, tmp_path, arguments, words) -> None:
+    (tmp_path / "file").touch()
+    assert run(monkeypatch, *(argument.format(tmp_path) for argument in arguments)) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    code = (
+        "import sys, dreamllm\nfrom dreamllm import cli\nsys.argv = ['dreamllm', '--help']\n"
+        "try: cli.main()\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'diffusers', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_every_verb_shows_an_example(monkeypatch, capsys) -> None:
+    for verb in ("init", "generate", "chat", "convert"):
+        assert run(monkeypatch, verb, "--help") == 0
+        assert f"Example: dreamllm {verb}" in capsys.readouterr().out
+
+
+def test_the_five_lines_of_the_documentation_run(monkeypatch, capsys, tmp_path, picture) -> None:
+    monkeypatch.chdir(tmp_path)
+    presets_folder = tmp_path / "models" / "tiny"
+    assert run(monkeypatch, "init", presets_folder) == 0
+    picture(0).save(tmp_path / "cat.png")
+    code = re.search(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    lines = code[1].strip().splitlines()
+    assert len(lines) == 5
+    exec(code[1], {})  # noqa: S102
+    assert (tmp_path / "circle.png").is_file()
+
+
+def test_public_names_are_there() -> None:
+    import dreamllm
+
+    assert all(getattr(dreamllm, name) is not None for name in dreamllm.__all__)
+    assert set(dreamllm.__all__) <= set(dir(dreamllm))
+    with pytest.raises(AttributeError):
+        _ = dreamllm.nothing
