@@ -106,7 +106,7 @@ def test_scoring_with_the_index(benchmark: Any, annotations: list[dict[str, Any]
 
 
 def test_many_times_faster_than_the_plain_rule_and_equal_to_it(annotations: list[dict[str, Any]]) -> None:
-    """At full size the ratios are about 30 cold and 150 warm; the smaller set and a busy machine leave room here."""
+    """At full size the ratios are about 30 cold and 200 warm; the smaller set and a busy machine leave room here."""
     figures = measure(annotations[:6_000])
     assert figures["cold"] > 8
     assert figures["warm"] > 30

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dreambench.errors import DataError
 from dreambench_tasks.vqav2.normalise import clean, normalise
 
-__all__ = ["PAD", "ReferenceIndex", "build_index", "cached_index"]
+__all__ = ["PAD", "Numbers", "ReferenceIndex", "build_index", "cached_index"]
 
 PAD = -1
 # Part of the cache's key: raise it whenever what is stored, or the normalisation, changes.
@@ -102,8 +102,8 @@ def build_index(annotations: Sequence[Mapping[str, Any]]) -> ReferenceIndex:
         sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         raw = map(itemgetter("answer"), chain.from_iterable(rows))
         strings, cleaned, normalised = _intern(raw, int(sizes.sum()))
-        answer_type, answer_types = _categories(list(map(itemgetter("answer_type"), annotations)))
-        question_type, question_types = _categories(list(map(itemgetter("question_type"), annotations)))
+        answer_type, answer_types = _categories(map(itemgetter("answer_type"), annotations), len(annotations))
+        question_type, question_types = _categories(map(itemgetter("question_type"), annotations), len(annotations))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _explain(annotations) or DataError(
             f"annotations are not in the official VQA format: {error!r}"
@@ -124,7 +124,7 @@ def build_index(annotations: Sequence[Mapping[str, Any]]) -> ReferenceIndex:
     )
 
 
-class _Numbers(dict[str, int]):
+class Numbers(dict[str, int]):
     """Strings numbered as they are first asked for: one look-up per answer, in C."""
 
     def __missing__(self, text: str) -> int:
@@ -134,7 +134,7 @@ class _Numbers(dict[str, int]):
 
 def _intern(raw: Iterable[str], count: int) -> tuple[list[str], NDArray[np.int32], NDArray[np.int32]]:
     """All strings; the number of each answer's cleaned form; the number of each string's normalised form."""
-    as_written, number_of = _Numbers(), _Numbers()
+    as_written, number_of = Numbers(), Numbers()
     written = np.fromiter(map(as_written.__getitem__, raw), dtype=np.int32, count=count)
     cleaned = np.array([number_of[clean(text)] for text in as_written], dtype=np.int32)
     normalised = [number_of[normalise(text)] for text in list(number_of)]
@@ -143,9 +143,9 @@ def _intern(raw: Iterable[str], count: int) -> tuple[list[str], NDArray[np.int32
     return list(number_of), cleaned[written], np.array(normalised, dtype=np.int32)
 
 
-def _categories(names: list[Any]) -> tuple[NDArray[np.int32], list[str]]:
-    number_of = _Numbers()
-    numbers = np.fromiter(map(number_of.__getitem__, names), dtype=np.int32, count=len(names))
+def _categories(names: Iterable[Any], count: int) -> tuple[NDArray[np.int32], list[str]]:
+    number_of = Numbers()
+    numbers = np.fromiter(map(number_of.__getitem__, names), dtype=np.int32, count=count)
     if set(map(type, number_of)) != {str}:
         raise TypeError("a type is not text")
     return numbers, list(number_of)

@@ -57,8 +57,12 @@ def process_punctuation(text: str) -> str:
 
 def process_words(text: str) -> str:
     """Lower-case, split on white space, number words to digits, articles away, contractions mended."""
-    words = (_NUMBER_WORDS.get(word, word) for word in _lower(text).split())
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    words: list[str] = []
+    for word in _lower(text).split():
+        word = _NUMBER_WORDS.get(word, word)
+        if word not in _ARTICLES:
+            words.append(_CONTRACTIONS.get(word, word))
+    return " ".join(words)
 
 
 def _lower(text: str) -> str:

@@ -11,7 +11,7 @@ Protocols (`RULES`):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cached_property
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreambench.errors import DataError
-from dreambench_tasks.vqav2.index import PAD, ReferenceIndex
+from dreambench_tasks.vqav2.index import PAD, Numbers, ReferenceIndex
 from dreambench_tasks.vqav2.normalise import clean, normalise
 
 __all__ = ["RULES", "Rule", "VQAScores", "score_answers"]
@@ -137,40 +137,42 @@ def score_answers(index: ReferenceIndex, answers: Mapping[int, str], rule: Rule 
 
 def _in_order(index: ReferenceIndex, answers: Mapping[int, str]) -> list[str]:
     ids: list[int] = index.question_ids.tolist()
-    if set(answers) != set(ids):
+    try:
+        texts = [answers[question] for question in ids]
+    except KeyError:
+        texts = []
+    if len(texts) != len(ids) or len(answers) != len(ids):
         missing = [question for question in ids if question not in answers]
         unknown = list(set(answers) - set(ids))
         parts = [(missing, "questions without an answer"), (unknown, "answers to questions that are not in the data")]
         told = [f"{len(found)} {what} (for instance question_id {found[0]})" for found, what in parts if found]
         raise DataError(f"answers must name exactly the questions scored: {'; '.join(told)}")
-    return [answers[question] for question in ids]
+    if set(map(type, texts)) != {str}:
+        question, text = next((question, answers[question]) for question in ids if type(answers[question]) is not str)
+        raise DataError(f"the answer to question_id {question} must be text, not {text!r}")
+    return texts
 
 
-def _forms(texts: list[Any]) -> dict[str, tuple[str, str]]:
+def _forms(texts: Iterable[str]) -> dict[str, tuple[str, str]]:
     """The cleaned and the normalised form of each distinct answer."""
-    try:
-        cleaned = {text: clean(text) for text in set(texts)}
-    except (AttributeError, TypeError) as error:
-        wrong = next(text for text in texts if not isinstance(text, str))
-        raise DataError(f"an answer must be text, not {wrong!r}") from error
-    return {text: (form, normalise(form)) for text, form in cleaned.items()}
+    return {text: (cleaned, normalise(cleaned)) for text in texts for cleaned in [clean(text)]}
 
 
 def _numbers(index: ReferenceIndex, as_they_are: NDArray[np.bool_], texts: list[str]) -> NDArray[np.int32]:
     """n: the number of each answer's compared form among the references' strings, _UNKNOWN where it is none of them."""
-    forms = _forms(texts)
-    place = {text: number for number, text in enumerate(forms)}
-    known = index.number_of
-    table = [[known.get(form, _UNKNOWN) for form in pair] for pair in forms.values()]
+    place = Numbers()
     places = np.fromiter(map(place.__getitem__, texts), dtype=np.int64, count=len(texts))
-    return np.array(table, dtype=np.int32)[places, np.where(as_they_are, 0, 1)]
+    known = index.number_of
+    table = [known.get(form, _UNKNOWN) for forms in _forms(place).values() for form in forms]
+    # Two numbers per distinct answer: as it is, and normalised.
+    return np.array(table, dtype=np.int32)[2 * places + ~as_they_are]
 
 
 def _occurring(
     index: ReferenceIndex, references: NDArray[np.int32], as_they_are: NDArray[np.bool_], texts: list[str]
 ) -> NDArray[np.bool_]:
     """n x N: the reference occurs inside the prediction. An empty reference occurs in everything."""
-    forms, strings = _forms(texts), index.strings
+    forms, strings = _forms(dict.fromkeys(texts)), index.strings
     rows = zip(references.tolist(), as_they_are.tolist(), texts, strict=True)
     found = [
         [number != PAD and strings[number] in forms[text][0 if raw else 1] for number in row] for row, raw, text in rows
