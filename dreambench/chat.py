@@ -132,6 +132,10 @@ class Conversation:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connections."""
         self._client.close()
 
     def ask(self, messages: Sequence[Mapping[str, JSON]], max_tokens: int, settings: Mapping[str, JSON]) -> Reply:
@@ -234,7 +238,8 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T], concurrency: int) ->
                 for other in futures:
                     other.cancel()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # Not waiting: an interrupted caller closes the client, which ends what is under way.
+        pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
         raise failure
 

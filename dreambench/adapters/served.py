@@ -40,7 +40,7 @@ class ServedModel(Model):
         super().__init__(options)
         options.only("concurrency", "retries", "timeout", "key_env", "token_field")
         self.server = ChatServer.parse(options.location, options.arguments, "--model", options.offline)
-        self._conversation = self.server.open()
+        self.server.open().close()  # says at once if the package openai is missing
 
     def identity(self) -> Mapping[str, JSON]:
         return {"name": "openai", "model": self.server.model, "host": self.server.host}
@@ -51,12 +51,13 @@ class ServedModel(Model):
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         for request in requests:
             _settings(request)
-        try:
-            yield from in_parallel(
-                lambda request: self._answer(self._conversation, request), requests, self.server.concurrency
-            )
-        except ServerGoneError as error:
-            raise ModelError(str(error)) from error
+        with self.server.open() as conversation:
+            try:
+                yield from in_parallel(
+                    lambda request: self._answer(conversation, request), requests, self.server.concurrency
+                )
+            except ServerGoneError as error:
+                raise ModelError(str(error)) from error
 
     def _answer(self, conversation: Conversation, request: Request) -> Response:
         max_tokens, settings = _settings(request)

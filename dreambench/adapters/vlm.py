@@ -217,9 +217,10 @@ class VisionLanguageModel(Model):
         keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         kept = {"logits_to_keep": torch.arange(start, stop, device=self.device)} if keeps else {}
         logits = forward(**extended, **kept, use_cache=False).logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         offset = start if keeps else 0
         return [
-            logits[row, length - 1 - offset : length + len(tail) - offset].float().log_softmax(-1).cpu()
+            logits[row, length - 1 - offset : length + len(tail) - offset].log_softmax(-1).cpu()
             for row, (length, tail) in enumerate(zip(lengths, tails, strict=True))
         ]
 

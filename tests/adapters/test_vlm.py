@@ -19,8 +19,6 @@ from dreambench.errors import DataError, MissingWeightsError, ModelError, UsageE
 from dreambench.interfaces import ModelOptions, OutOfMemoryError
 from dreambench.requests import Request, Response
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*SwigPy.*:DeprecationWarning")
-
 GREEDY = {"max_new_tokens": 8}
 
 
@@ -220,7 +218,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(folder: Path, tmp_path: Path)
     weights = load_file(copy / "model.safetensors")
     del weights[next(name for name in weights if "mlp" in name)]
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(MissingWeightsError, match="weights of .* are not in its files"):
+    with pytest.raises(MissingWeightsError, match=r"weights of .* are not in its files"):
         load(copy)
     (copy / "config.json").write_text('{"model_type": "never-heard-of"}', encoding="utf-8")
     with pytest.raises(MissingWeightsError, match="cannot load"):
