@@ -28,7 +28,7 @@ def headline(score: Score) -> str:
     group = f" {score.group}" if score.group else ""
     unit = f" {score.unit}" if score.unit else ""
     if score.interval is None:
-        sure = f"no interval: {score.interval_method}"
+        sure = f"(no interval: {score.interval_method.removeprefix('none: ')})"
     else:
         low, high = score.interval
         sure = f"[{number(low)}, {number(high)}] ({score.confidence:.0%}, {score.interval_method})"

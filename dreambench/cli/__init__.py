@@ -15,9 +15,10 @@ def main(arguments: list[str] | None = None) -> None:
     from dreambench.cli.app import build
     from dreambench.errors import DreambenchError
 
+    status: object = 0
     try:
         # Not standalone, the parser gives a verb's `typer.Exit`, and Ctrl-C, back as a number.
-        status: object = build()(args=arguments, prog_name="dreambench", standalone_mode=False)
+        status = build()(args=arguments, prog_name="dreambench", standalone_mode=False)
     except SystemExit:
         raise
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ def fid(
     real: Annotated[Path, typer.Argument(help="Real pictures, a folder, or their statistics, .npz.")],
     fake: Annotated[Path, typer.Argument(help="Generated pictures, a folder.")],
     protocol: Protocol = None,
-    features: Features = "inception",
+    features: Features = None,
     device: Device = "auto",
     offline: Offline = False,
     infinity: Annotated[bool, typer.Option("--infinity", help="Also extrapolate to infinitely many pictures.")] = False,
@@ -30,14 +30,15 @@ def fid(
     from dreambench.metrics.folders import compare_folders
     from dreambench.report import print_scores
 
-    print_scores("fid", compare_folders(real, fake, words(protocol) or ["clean"], features, device, offline, infinity))
+    names = words(protocol) or ["clean"]
+    print_scores("fid", compare_folders(real, fake, names, features or "inception", device, offline, infinity))
 
 
 def fid_stats(
     folder: Annotated[Path, typer.Argument(help="Pictures.")],
     out: Annotated[Path, typer.Option("--out", help="The .npz file to write.")],
     protocol: Annotated[str, typer.Option("--protocol", help="The resize that the statistics are for.")] = "clean",
-    features: Features = "inception",
+    features: Features = None,
     device: Device = "auto",
     offline: Offline = False,
 ) -> None:
@@ -48,5 +49,5 @@ def fid_stats(
     from dreambench.metrics.folders import save_folder_statistics
     from dreambench.progress import say
 
-    n = save_folder_statistics(folder, out, protocol, features, device, offline)
+    n = save_folder_statistics(folder, out, protocol, features or "inception", device, offline)
     say(f"wrote the statistics of {n} pictures under {protocol} to {out}")
