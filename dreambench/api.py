@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambench.adapters.responses import Responses
-from dreambench.documents import JSON, digest
+from dreambench.documents import JSON, Image, digest
 from dreambench.errors import DataError, ModelError, RunError, UsageError
 from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions
 from dreambench.lock import RunLock, rank_and_world
 from dreambench.plan import batches
-from dreambench.registry import load_model, load_task, parse_model
+from dreambench.registry import load_model, load_task, model_class, parse_model
 from dreambench.requests import Request, Response, Sample
 from dreambench.runner import Progress, Worker, unanswered
 from dreambench.scores import Protocol, Score
@@ -94,7 +94,13 @@ class Prepared:
 
     @property
     def subject(self) -> JSON:
-        return {"model": dict(self.model.identity()), **self.task.subject()}
+        return _subject(self.model, self.task)
+
+
+def _subject(model: Model, task: Task) -> JSON:
+    """What is measured. How answers from a file were asked for and decoded, only their maker knows."""
+    made = {"generation": "made elsewhere"} if isinstance(model, Responses) else task.subject()
+    return {"model": dict(model.identity()), **made}
 
 
 def prepare(asked: Asked, out: Path, model: Model | None = None) -> Prepared:
@@ -104,6 +110,8 @@ def prepare(asked: Asked, out: Path, model: Model | None = None) -> Prepared:
     requests = [task.request(sample) for sample in samples]
     protocols = task.protocols(samples)
     name, location = parse_model(asked.model)
+    if (model_class(name) if model is None else type(model)).sees:
+        _require_pictures(samples)
     if model is None:
         model = load_model(
             ModelOptions(name, location, asked.model_arguments, asked.device, asked.dtype, asked.options.offline)
@@ -119,7 +127,7 @@ def prepare(asked: Asked, out: Path, model: Model | None = None) -> Prepared:
     identity = {
         "task": task.name,
         "protocols": [protocol.id for protocol in protocols],
-        "subject": {"model": dict(model.identity()), **task.subject()},
+        "subject": _subject(model, task),
         "requests": [request.identity() for request in requests],
     }
     folder = out / f"{_slug(task.name)}-{_slug(asked.model)}-{digest(identity)[:8]}"
@@ -136,6 +144,16 @@ def _known_answers(task: Task, path: Path, samples: Sequence[Sample]) -> Mapping
             f"{next(iter(texts), 'none')} there, {samples[0].id} here)"
         )
     return texts
+
+
+def _require_pictures(samples: Sequence[Sample]) -> None:
+    """`DataError` before hours of work where pictures of the chosen samples are not on this machine."""
+    paths = {part.path: None for sample in samples for part in sample.prompt if isinstance(part, Image) and part.path}
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} pictures are missing, the first {missing[0]}: say where they are with --images DIR"
+        )
 
 
 def choose(samples: list[Sample], limit: int | None, ids: Sequence[str] | None) -> list[Sample]:

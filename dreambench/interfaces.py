@@ -49,6 +49,8 @@ class Model(ABC):
     """Something that answers requests. Constructed with `ModelOptions`; construction loads the weights."""
 
     capabilities: ClassVar[frozenset[Kind]]
+    sees: ClassVar[bool] = True
+    """Whether it opens the pictures of a request. Where it does not (answers made elsewhere), they need not be on this machine."""
 
     def __init__(self, options: ModelOptions) -> None:
         self.options = options

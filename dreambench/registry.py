@@ -10,7 +10,7 @@ from typing import TypeVar
 from dreambench.errors import MissingExtraError, UsageError
 from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions
 
-__all__ = ["MODELS", "TASKS", "load_model", "load_task", "names", "parse_model"]
+__all__ = ["MODELS", "TASKS", "load_model", "load_task", "model_class", "names", "parse_model"]
 
 TASKS = "dreambench.tasks"
 MODELS = "dreambench.models"
@@ -63,11 +63,15 @@ def parse_model(spec: str) -> tuple[str, str | None]:
     return name, (location if colon else None)
 
 
+def model_class(name: str) -> type[Model]:
+    """The class of the model of that name; nothing is loaded yet."""
+    return _find(MODELS, name, Model)
+
+
 def load_model(options: ModelOptions) -> Model:
     """The model of that name, with its weights loaded."""
-    kind = _find(MODELS, options.name, Model)
     try:
-        return kind(options)  # pyright: ignore[reportAbstractUsage] - a subclass, as _find has seen to
+        return model_class(options.name)(options)  # pyright: ignore[reportAbstractUsage] - a subclass, as _find has seen to
     except ModuleNotFoundError as error:
         extras = {"openai": "judge", "openpyxl": "sheets"}
         if error.name in extras:
