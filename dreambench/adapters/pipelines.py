@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,14 +39,24 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, JSON]]] = {
 }
 """Samplers by the name that a task's setting ``scheduler`` gives; ``default`` is the checkpoint's own."""
 
-_PASSED_ON = ("num_inference_steps", "guidance_scale", "height", "width", "negative_prompt", "eta")
+_PASSED_ON = (
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "height",
+    "width",
+    "negative_prompt",
+    "eta",
+)
+_WITHOUT_EFFECT = {"guidance_rescale": 0, "resolution": 0, "negative_prompt": "", "eta": 0}
+"""Values that leave a setting to the pipeline, which therefore need not have it."""
 
 
 class Pipeline(Model):
     """``diffusers:DIR_OR_HUB_ID``; ``--model-arg safety_checker=off`` leaves the checkpoint's checker out, ``images_per_batch=N`` (16).
 
-    Settings: num_inference_steps, guidance_scale, height, width or resolution (both), negative_prompt, eta, scheduler
-    (`SCHEDULERS` or ``default``), candidates. Candidate j of a request has all its noise from one CPU generator seeded with the
+    Settings: num_inference_steps, guidance_scale, guidance_rescale, height and width or resolution (both; 0 is the pipeline's own),
+    negative_prompt, eta, scheduler (`SCHEDULERS` or ``default``), candidates. Candidate j of a request has all its noise from one CPU generator seeded with the
     request's seed + j, so it depends on nothing else. What the safety checker flags is recorded in ``details["flagged"]``.
     """
 
@@ -89,7 +100,7 @@ class Pipeline(Model):
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         for batch in alike(requests):
-            settings = known_settings(batch[0], self._known(), f"the pipeline {type(self.pipeline).__name__}")
+            settings = self._settings(batch[0])
             candidates = int(settings.get("candidates", 1))
             if candidates < 1:
                 raise ModelError("candidates is at least 1: choose another number")
@@ -104,9 +115,16 @@ class Pipeline(Model):
                 mine = painted[number * candidates : (number + 1) * candidates]
                 yield self._response(request, mine, prompts[number])
 
-    def _known(self) -> set[str]:
+    def _settings(self, request: Request) -> dict[str, JSON]:
+        """The request's settings as far as they have an effect; one that this pipeline does not have is a `ModelError`."""
+        acting = {
+            name: value
+            for name, value in request.settings.items()
+            if name not in _WITHOUT_EFFECT or value != _WITHOUT_EFFECT[name]
+        }
         known = {name for name in _PASSED_ON if name in self._accepted} | {"candidates", "scheduler"}
-        return known | ({"resolution"} if {"height", "width"} <= self._accepted else set())
+        known |= {"resolution"} if {"height", "width"} <= self._accepted else set()
+        return known_settings(replace(request, settings=acting), known, f"the pipeline {type(self.pipeline).__name__}")
 
     def _arguments(self, settings: Mapping[str, JSON]) -> dict[str, Any]:
         """Keyword arguments of the pipeline; sets its scheduler as a side effect."""
@@ -115,8 +133,6 @@ class Pipeline(Model):
             if "height" in settings or "width" in settings:
                 raise ModelError("resolution and height or width are both set: choose one way to say the size")
             arguments |= {"height": int(settings["resolution"]), "width": int(settings["resolution"])}
-        if arguments.get("negative_prompt") == "":
-            del arguments["negative_prompt"]
         self.pipeline.scheduler = self._scheduler(str(settings.get("scheduler", "default")))
         return arguments
 

@@ -106,6 +106,7 @@ def test_it_paints_what_diffusers_paints(model: Pipeline, folder: Path) -> None:
         {"scheduler": "ddim"},
         {"scheduler": "ddpm"},
         {"scheduler": "ddim", "eta": 1.0},
+        {"guidance_rescale": 0.7},
         {"resolution": None, "height": 16, "width": 24},
     ],
     ids=str,
@@ -114,7 +115,17 @@ def test_every_setting_acts(model: Pipeline, changed: dict[str, object]) -> None
     before = painted(model, requests(**({"scheduler": "ddim"} if "eta" in changed else {})))
     after = painted(model, requests(**changed))
     assert not {data for one in before.values() for data in one} & {data for one in after.values() for data in one}
-    assert painted(model, requests(scheduler="default")) == painted(model, requests())
+
+
+def test_neutral_values_are_the_pipeline_s_own(model: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a pipeline does not have the setting at all, as many have no guidance_rescale."""
+    neutral = {"resolution": 0, "negative_prompt": "", "guidance_rescale": 0.0, "eta": 0.0, "scheduler": "default"}
+    own = painted(model, requests(resolution=None))
+    assert painted(model, requests(**neutral)) == own
+    monkeypatch.setattr(model, "_accepted", model._accepted - {"guidance_rescale"})
+    assert painted(model, requests(**neutral)) == own
+    with pytest.raises(ModelError, match="guidance_rescale"):
+        painted(model, requests(guidance_rescale=0.5))
 
 
 @pytest.mark.parametrize(
