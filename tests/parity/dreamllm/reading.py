@@ -54,6 +54,7 @@ def _case(golden: Golden, name: str) -> list[Check]:
         ids,
         attention_mask=case.get("attention_mask", torch.ones_like(ids)),
         pixel_values=case.get("images"),
+        allow_special_tokens=True,  # the original suppresses nothing
         return_dict_in_generate=True,
         output_logits=True,
         output_scores=True,
