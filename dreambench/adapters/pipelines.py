@@ -56,8 +56,9 @@ class Pipeline(Model):
     """``diffusers:DIR_OR_HUB_ID``; ``--model-arg safety_checker=off`` leaves the checkpoint's checker out, ``images_per_batch=N`` (16).
 
     Settings: num_inference_steps, guidance_scale, guidance_rescale, height and width or resolution (both; 0 is the pipeline's own),
-    negative_prompt, eta, scheduler (`SCHEDULERS` or ``default``), candidates. Candidate j of a request has all its noise from one CPU generator seeded with the
-    request's seed + j, so it depends on nothing else. What the safety checker flags is recorded in ``details["flagged"]``.
+    negative_prompt, eta, scheduler (`SCHEDULERS` or ``default``), candidates. Candidate j of a request has all its noise from one
+    CPU generator seeded with the request's seed + j, so it depends on nothing else. What the safety checker flags is recorded in
+    ``details["flagged"]``.
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"paint"})
