@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTo
 from dreambench.errors import DataError, UsageError
 from dreambench_tasks.playground.language import captions, narrative
 from dreambench_tasks.playground.render import SIDE, render_many
-from dreambench_tasks.playground.scene import SHAPES, WORLD, Dice, Scene, crowded, draw_scene, part_of
+from dreambench_tasks.playground.scene import WORLD, Dice, Scene, draw_scene
 
 __all__ = ["build_clip", "clip_tokenizer", "image_features", "text_features", "train_batch"]
 
@@ -107,34 +107,13 @@ def clip_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train_batch(step: int, seed: int, size: int = BATCH) -> tuple[list[Scene], list[str]]:
-    """The scenes of a training step, each with one of its five captions.
-
-    Every second scene is the twin of the one before it. Without twins, colours and background tell most scenes of a batch
-    apart, and the features learn little of shapes.
-    """
-    scenes: list[Scene] = []
+    """The scenes of a training step, each with one of its five captions."""
+    scenes = [draw_scene("train", step * size + i, seed) for i in range(size)]
     texts: list[str] = []
-    for i in range(size // 2):
+    for i, scene in enumerate(scenes):
         dice = Dice("clip", WORLD, seed, step, i)
-        scene = draw_scene("train", step * (size // 2) + i, seed)
-        scenes += [scene, _twin(scene, dice)]
-        texts += [dice.pick(captions(s, dice)) for s in scenes[-2:]]
+        texts.append(dice.pick(captions(scene, dice)))
     return scenes, texts
-
-
-def _twin(scene: Scene, dice: Dice) -> Scene:
-    """The scene with another shape or another place of one thing; of the train part as well."""
-    while True:
-        spot = dice.below(len(scene.things))
-        if dice.chance(50):
-            thing = replace(scene.things[spot], shape=dice.pick(SHAPES))
-        else:
-            thing = replace(scene.things[spot], row=dice.below(3), column=dice.below(3))
-        things = sorted((*scene.things[:spot], thing, *scene.things[spot + 1 :]), key=lambda t: (t.row, t.column))
-        twin = replace(scene, things=tuple(things))
-        proper = len({(t.row, t.column) for t in things}) == len({t.name for t in things}) == len(things)
-        if proper and twin.content != scene.content and part_of(twin) == "train" and not crowded(twin):
-            return twin
 
 
 @torch.inference_mode()
@@ -265,7 +244,9 @@ def _publish(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerFast,
     CLIPImageProcessor(
         size=size, crop_size=size, do_center_crop=False, image_mean=half, image_std=half
     ).save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps({"world": WORLD, **training}) + "\n", encoding="utf-8")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers", "numpy"))
+    record = {"world": WORLD, "versions": versions, **training}
+    (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     model.half().save_pretrained(folder)
 
 

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
@@ -73,7 +72,6 @@ def write_card(folder: str | Path, scores: dict[str, str]) -> Path:
         parameters=f"{parameters:,}",
         scores="\n".join(f"| {name} | {value} |" for name, value in scores.items()),
         curve=", ".join(f"{step}: {loss:.3f}" for step, loss in marks.items()),
-        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers", "numpy")),
         batch=BATCH,
         rate=LEARNING_RATE,
         **training,
@@ -158,7 +156,8 @@ def _distances(model: CLIPModel) -> Iterator[tuple[str, float]]:
     for name, pictures in (
         ("other pictures", whole),
         ("the first thing left out of half of them", render_many(_without_first(other))),
-        ("the first thing red in half of them", render_many(_recoloured(other))),
+        ("the first thing red in half of them", render_many(_changed(other, colour="red"))),
+        ("the first thing a star in half of them", render_many(_changed(other, shape="star"))),
         ("blurred by 3 x 3", _blurred(whole)),
         ("noise of 24 levels", np.clip(whole + noise, 0, 255).astype(np.uint8)),
         ("backgrounds only", render_many(replace(s, things=()) for s in other)),
@@ -174,11 +173,10 @@ def _without_first(scenes: list[Scene]) -> list[Scene]:
     return [replace(s, things=s.things[1:]) if i % 2 else s for i, s in enumerate(scenes)]
 
 
-def _recoloured(scenes: list[Scene]) -> list[Scene]:
-    """Every second scene with its first thing red: the colours are then out of balance."""
+def _changed(scenes: list[Scene], **change: str) -> list[Scene]:
+    """Every second scene with its first thing changed: a color or a shape is then out of balance."""
     return [
-        replace(s, things=(replace(s.things[0], colour="red"), *s.things[1:])) if i % 2 else s
-        for i, s in enumerate(scenes)
+        replace(s, things=(replace(s.things[0], **change), *s.things[1:])) if i % 2 else s for i, s in enumerate(scenes)
     ]
 
 
@@ -195,12 +193,15 @@ A CLIP of {parameters} parameters (transformers' `CLIPModel`, 64 x 64 pixels, pa
 dreambench's playground: the default feature extractor of the embedded data. It knows nothing of photographs.
 
 - **Data**: the playground's train part, version {world}, made as it goes; no content of the val part occurs in it.
-- **Recipe**: contrastive (Radford et al. 2021), {steps} steps of {batch}, half of them twins (a scene again with another
-  shape or place of one thing), one of a scene's five captions each, AdamW {rate} with
+- **Recipe**: contrastive (Radford et al. 2021), {steps} steps of {batch}, one of a scene's five captions each, AdamW {rate} with
   100 steps of warm-up and a cosine to 0, weight decay 0.05, bfloat16 autocast, one thread, seed {seed}. Equal captions in a batch
   count as equally right. `dreambench playground build DIR --stage clip --seed {seed}`
+- **Choice**: of two recipes, on the held-out scenes below. The other one (half of each batch a scene again with another shape or place
+  of one thing; seed 0, as many steps) was better in no probe and in neither retrieval: R@1 0.924 and 0.918, shape 0.560, place 0.511.
+- **Weak spots**: shape and place of a lone thing are read off these 64 features by a linear probe far less surely than color and
+  background, so a distance on them notices a wrong shape less than a wrong color.
 - **Loss** (mean of 50 steps): {curve}
-- **Versions**: {versions}
+- **Versions** in training: {versions}
 - **Files**: half precision safetensors, a tokenizer of one token a word, `training.json` with the loss of every step.
 
 ## Scores
