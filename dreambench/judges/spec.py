@@ -25,8 +25,12 @@ _GRADING = ("prompt", "runs", "max_tokens", "seed")
 _PRICES = ("price_in", "price_out")
 
 
-def parse_judge(spec: str, *, offline: bool = False, device: str = "auto") -> Judge | GradesFile:
+def parse_judge(
+    spec: str, *, offline: bool = False, device: str = "auto", prompt: GradingPrompt | None = None
+) -> Judge | GradesFile:
     """A judge from ``KIND:WHAT[,KEY=VALUE]...``. Reads the files that the text names, and asks nobody anything.
+
+    `prompt` is what a task asks instead of the project's grading prompt; ``prompt=FILE`` is then refused.
 
     Keys of ``openai``: prompt=FILE, runs, max_tokens, seed, concurrency, retries, timeout, key_env, token_field, price_in, price_out;
     of ``model``: prompt, runs, max_tokens, seed, dtype. What follows ``grades:`` and ``replay:`` is a path to its end.
@@ -45,7 +49,11 @@ def parse_judge(spec: str, *, offline: bool = False, device: str = "auto") -> Ju
     what, *words = rest.split(",")
     known = (*_GRADING, *_SERVER, *_PRICES) if kind == "openai" else (*_GRADING, "dtype")
     arguments = _arguments(spec, words, known)
-    prompt = read_prompt(Path(arguments["prompt"])) if "prompt" in arguments else own_prompt()
+    if "prompt" in arguments:
+        if prompt is not None:
+            raise UsageError(f"--judge {spec}: this task has a prompt of its own, leave prompt= out")
+        prompt = read_prompt(Path(arguments["prompt"]))
+    prompt = prompt or own_prompt()
     if kind == "openai":
         return _served(what, prompt, arguments, offline)
     name, location = parse_model(what)

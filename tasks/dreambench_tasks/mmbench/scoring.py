@@ -85,7 +85,7 @@ def copy_units(
         raise DataError(f"{len(unknown)} predictions belong to no row, for instance index {min(unknown)}")
     if missing and incomplete == "error":
         raise DataError(
-            f"{len(missing)} rows have no prediction, for instance index {missing[0]}; incomplete=judge-present scores the rest under "
+            f"{len(missing)} rows have no prediction, for instance index {missing[0]}; --protocol judge-present scores the rest under "
             "its own protocol"
         )
     units: list[Unit] = []
@@ -133,7 +133,7 @@ def _require_complete(groups: Mapping[int, Mapping[int, Unit]]) -> None:
             )
             raise DataError(
                 f"CircularEval needs one copy per option of every question; question {base} lacks index {missing}: "
-                "incomplete=judge-present judges what is there under its own protocol"
+                "--protocol judge-present judges what is there under its own protocol"
             )
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from dreambench.errors import DataError
 
-__all__ = ["Grade", "Sample", "load", "read_answers", "read_capabilities", "read_grades", "write_grades"]
+__all__ = ["Grade", "Sample", "data_file", "load", "read_answers", "read_capabilities", "read_grades", "write_grades"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ def load(folder: Path, images: Path | None = None) -> list[Sample]:
     Raises:
         DataError: the file is missing or malformed, or an image's name leads out of its folder.
     """
-    path = next((found for name in ("mm-vet.json", "mm-vet.json.gz") if (found := folder / name).is_file()), None)
-    if path is None:
-        raise DataError(f"{folder} does not hold mm-vet.json (plain or .gz)")
+    path = data_file(folder)
     samples: list[Sample] = []
     for name, entry in _object(path).items():
         texts = (
@@ -67,6 +65,14 @@ def load(folder: Path, images: Path | None = None) -> list[Sample]:
             )
         )
     return samples
+
+
+def data_file(folder: Path) -> Path:
+    """``mm-vet.json`` of a folder, plain or .gz. `DataError` where there is none."""
+    path = next((found for name in ("mm-vet.json", "mm-vet.json.gz") if (found := folder / name).is_file()), None)
+    if path is None:
+        raise DataError(f"{folder} does not hold mm-vet.json (plain or .gz)")
+    return path
 
 
 def read_capabilities(path: Path) -> dict[str, tuple[str, ...]]:

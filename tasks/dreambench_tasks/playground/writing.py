@@ -62,13 +62,13 @@ def write(
     return directory
 
 
-def ensure_default(cache_dir: str | Path | None = None) -> Path:
-    """The embedded data, made on first use in the user's cache folder: 512 pictures of the val part in every format.
+def ensure_default(cache_dir: str | Path | None = None, split: str = "val") -> Path:
+    """The embedded data, made on first use in the user's cache folder: 512 pictures of a part in every format.
 
     Any number of processes may call this at once. ``cache_dir`` defaults to ``$XDG_CACHE_HOME/dreambench`` or ``~/.cache/dreambench``
     (``%LOCALAPPDATA%`` on Windows).
     """
-    asked = _parameters("val", DEFAULT_PICTURES, 0, None)
+    asked = _parameters(split, DEFAULT_PICTURES, 0, None)
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     root = Path(cache_dir) if cache_dir is not None else _cache_root() / "dreambench"
     return write(root / f"playground-{digest}", asked["split"], asked["n"], asked["seed"], asked["formats"])

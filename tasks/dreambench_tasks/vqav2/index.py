@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dreambench.errors import DataError
 from dreambench_tasks.vqav2.normalise import clean, normalise
 
-__all__ = ["PAD", "Numbers", "ReferenceIndex", "build_index", "cached_index"]
+__all__ = ["PAD", "Numbers", "ReferenceIndex", "build_index", "cached_index", "load_index", "save_index"]
 
 PAD = -1
 # Part of the cache's key: raise it whenever what is stored, or the normalisation, changes.
@@ -224,20 +224,26 @@ def cached_index(
     is built anew.
     """
     path = folder / f"vqav2-{hashlib.sha256(f'{_CACHE_VERSION} {key}'.encode()).hexdigest()[:32]}.npz"
-    kept = _load(path)
+    kept = load_index(path)
     if kept is not None or annotations is None:
         return kept
     index = build_index(annotations)
-    folder.mkdir(parents=True, exist_ok=True)
+    save_index(path, index)
+    return index
+
+
+def save_index(path: Path, index: ReferenceIndex) -> None:
+    """Write an index: whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     lists = {name: _packed(getattr(index, name)) for name in ("strings", "answer_types", "question_types")}
     with unfinished.open("wb") as file:
         np.savez(file, **lists, **{name: getattr(index, name) for name in _ARRAYS})
     unfinished.replace(path)
-    return index
 
 
-def _load(path: Path) -> ReferenceIndex | None:
+def load_index(path: Path) -> ReferenceIndex | None:
+    """An index that `save_index` wrote; None where there is none that can be read."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             lists = {name: _unpacked(file[name]) for name in ("strings", "answer_types", "question_types")}

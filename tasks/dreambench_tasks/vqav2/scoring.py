@@ -83,7 +83,8 @@ class VQAScores:
         pairs = zip(names, sums, counts, strict=True)
         return {name: 100 * total / count for name, total, count in pairs if count}
 
-    def _rounded(self, percent: float) -> float:
+    def rounded(self, percent: float) -> float:
+        """A percentage as the protocol's evaluator prints it: two decimals."""
         if self.rule.ties_to_even:
             return round(percent, 2)
         return float(Decimal(percent).quantize(Decimal("0.01"), rounding=ROUND_HALF_UP))
@@ -91,7 +92,7 @@ class VQAScores:
     def report(self) -> dict[str, Any]:
         """The official evaluator's own tables: percent, two decimals."""
         ids = self.index.question_ids.tolist()
-        rounded = {value: self._rounded(100 * value) for value in np.unique(self.accuracies).tolist()}
+        rounded = {value: self.rounded(100 * value) for value in np.unique(self.accuracies).tolist()}
         by_question = {question: rounded[value] for question, value in zip(ids, self.accuracies.tolist(), strict=True)}
         by_type: dict[str, dict[str, dict[int, float]]] = {"evalQuesType": {}, "evalAnsType": {}}
         for table, codes, names in (
@@ -102,9 +103,9 @@ class VQAScores:
                 by_type[table].setdefault(names[code], {})[question] = by_question[question]
         return {
             "accuracy": {
-                "overall": self._rounded(self.overall),
-                "perQuestionType": {name: self._rounded(value) for name, value in self.per_question_type.items()},
-                "perAnswerType": {name: self._rounded(value) for name, value in self.per_answer_type.items()},
+                "overall": self.rounded(self.overall),
+                "perQuestionType": {name: self.rounded(value) for name, value in self.per_question_type.items()},
+                "perAnswerType": {name: self.rounded(value) for name, value in self.per_answer_type.items()},
             },
             "evalQA": by_question,
             **by_type,

@@ -1,0 +1,282 @@
+"""MM-Vet as a task: prompts, who grades, and the run's figures. Counting is in `scoring`, the files in `data`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from dreambench.documents import JSON, Image, Text
+from dreambench.errors import DataError, UsageError
+from dreambench.files import sha256_file, write_atomically
+from dreambench.interfaces import sample_choice
+from dreambench.judges import GradeRequest, GradesFile, Judge, JudgementLog, ask_missing, calibrate, judged, parse_judge
+from dreambench.judges.calibration import calibration_requests
+from dreambench.judges.grading import missing
+from dreambench.judges.replay import ReplayJudge
+from dreambench.progress import progress_bar, say
+from dreambench.requests import Request, Response, Sample
+from dreambench.scores import Protocol, Score, Scored
+from dreambench.store import RunFolder
+from dreambench_tasks.mmvet.data import Grade, data_file, load, read_answers, read_grades, write_grades
+from dreambench_tasks.mmvet.scoring import GroupScore, MMVetScores, aggregate, integration_name
+from dreambench_tasks.reading import DREAMLLM_DECODING, GREEDY, ReadingTask, answer_text, figure, keep_whole
+
+__all__ = ["MMVetTask"]
+
+JUDGEMENTS, GRADES, CALIBRATION = "judgements.jsonl", "grades.json", "calibration.json"
+# What --dry-run takes an answer to be, whose length nobody knows yet: about 60 tokens.
+TYPICAL_ANSWER = "word " * 48
+
+
+class MMVetTask(ReadingTask):
+    """MM-Vet: open questions that need several of six capabilities at once, graded from 0 to 1 by a judge
+
+    The judge decides the protocol's name: ``official`` only with the official few-shot prompt.
+    """
+
+    name = "mmvet"
+    protocol_names: ClassVar[Mapping[str, str]] = {
+        "rule": "--judge rule: the share of the reference's parts that the answer contains; the embedded data's default",
+        "official": "--judge openai:MODEL@URL,prompt=FILE with MM-Vet's own few-shot prompt (model: likewise)",
+        "dreambench-grader": "--judge openai:MODEL@URL or model:NAME with this project's grading prompt",
+        "grades": "--judge grades:FILE: grades given elsewhere, in the official evaluator's file format",
+    }
+    uses: ClassVar[frozenset[str]] = frozenset({"images", "judge"})
+    presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
+        # The question as it stands.
+        "default": {**GREEDY, "max_new_tokens": 512},
+        # DreamLLM's scripts/eval/vqa/eval_vqa.sh; its README says "an accurate and detailed answer".
+        "dreamllm": {
+            **DREAMLLM_DECODING,
+            "system_prompt": "This is an exam, please answer according to the image and question.",
+            "prompt": "Please provide an accurate, detailed and comprehensive answer.",
+        },
+    }
+
+    # --- asking ---------------------------------------------------------------------------------------------------------
+
+    def samples(self) -> list[Sample]:
+        return [
+            Sample(
+                one.id,
+                (Image(str(one.image)), Text(one.question)),
+                {"reference": one.answer, "capabilities": list(one.capabilities)},
+                group=one.image.name,
+            )
+            for one in load(self.data, self.options.images)
+        ]
+
+    def request(self, sample: Sample) -> Request:
+        """Image and question; the default preset adds nothing."""
+        return self.ask(sample, _question(sample))
+
+    def read_responses(self, path: Path) -> Mapping[str, str]:
+        return read_answers(path)
+
+    @cached_property
+    def judge(self) -> Judge | GradesFile:
+        """Who grades. Real data have no default judge: figures of different judges are different measures."""
+        spec = self.options.judge
+        if spec is None:
+            if self.options.data is not None:
+                raise UsageError(
+                    "MM-Vet's answers are graded by a judge, which has no default: --judge openai:MODEL@URL[,prompt=FILE],"
+                    " grades:FILE, model:NAME[:LOCATION] or rule (docs/judges.md)"
+                )
+            spec = "rule"
+        return parse_judge(spec, offline=self.options.offline, device=self.options.device)
+
+    def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
+        judge = self.judge
+        if isinstance(judge, GradesFile):
+            name, runs = "grades", max((len(given) for given in self._given(samples).values()), default=0)
+            identity: dict[str, JSON] = {"name": "grades", "sha256": sha256_file(judge.path)}
+        else:
+            name, runs, identity = judge.prompt_name, judge.runs, dict(judge.identity())
+        wrong = [asked for asked in self.options.protocols if asked != name]
+        if wrong:
+            raise UsageError(f"--protocol {wrong[0]} is {self.protocol_names[wrong[0]]}; this judge's is {name}")
+        fields = {
+            "task": self.name,
+            "metric": "mean grade",
+            "data_sha256": sha256_file(data_file(self.data)),
+            "samples": sample_choice(samples),
+            "judge": identity,
+            "grading_runs": runs,
+            "prompt": "image and question; wording and decoding are the subject's",
+        }
+        return [Protocol(name, 1, fields)]
+
+    def _given(self, samples: Sequence[Sample]) -> dict[str, list[Grade]]:
+        """The grades of a grade file that belong to these samples."""
+        if not isinstance(self.judge, GradesFile):
+            return {}
+        grades = read_grades(self.judge.path)
+        ids = {sample.id for sample in samples}
+        chosen = {id_: given for id_, given in grades.items() if id_ in ids}
+        if not any(chosen.values()):
+            raise DataError(
+                f"{self.judge.path}: none of its {len(grades)} questions is among these {len(ids)} (first ids:"
+                f" {next(iter(grades), 'none')} there, {samples[0].id} here)"
+            )
+        return chosen
+
+    def estimate(self, samples: Sequence[Sample]) -> Sequence[str]:
+        judge = self.judge
+        if isinstance(judge, GradesFile):
+            return ()
+        items = _items(samples, {sample.id: TYPICAL_ANSWER for sample in samples}, judge.runs)
+        return judge.estimate([*items, *(calibration_requests() if _has_a_mind(judge.identity()) else ())])
+
+    # --- grading --------------------------------------------------------------------------------------------------------
+
+    def gather(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
+        """Every grade into the run: ``judgements.jsonl`` as they come, ``grades.json`` in the official form when all are there."""
+        fields = next(iter(run.plan_file()["protocols"].values()))
+        identity, runs = fields["judge"], fields["grading_runs"]
+        if identity["name"] == "grades":
+            if not (run.path / GRADES).exists():
+                keep_whole(run.path / GRADES, lambda path: write_grades(path, self._given(samples)))
+            return
+        items = _items(samples, _answers(samples, responses), runs)
+        log = JudgementLog(run.path / JUDGEMENTS)
+        # A run whose grades are all there is scored again without its judge.
+        if missing(identity, items, log) and isinstance(self.judge, Judge):
+            if _has_a_mind(identity) and not isinstance(self.judge, ReplayJudge):
+                _calibrate(self.judge, log, run)
+            with progress_bar("grading") as progress:
+                ask_missing(self.judge, items, log, progress)
+        grades = _graded(identity, samples, responses, runs, log)
+        keep_whole(run.path / GRADES, lambda path: write_grades(path, grades))
+
+    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
+        id_, fields = next(iter(run.plan_file()["protocols"].items()))
+        if fields["judge"]["name"] == "grades":
+            grades = read_grades(run.path / GRADES)
+        else:
+            log = JudgementLog(run.path / JUDGEMENTS)
+            grades = _graded(fields["judge"], samples, responses, fields["grading_runs"], log)
+        capabilities = {sample.id: sample.targets["capabilities"] for sample in samples}
+        numbers = {question: [grade.score for grade in given] for question, given in grades.items()}
+        scored = aggregate(capabilities, numbers, fields["grading_runs"])
+        rows = _rows(samples, _answers(samples, responses), grades, scored)
+        return Scored(rows, _figures(scored, capabilities, id_), _notes(run, scored))
+
+
+def _question(sample: Sample) -> str:
+    return next(part.text for part in sample.prompt if isinstance(part, Text))
+
+
+def _answers(samples: Sequence[Sample], responses: Mapping[str, Response]) -> dict[str, str]:
+    texts = {sample.id: answer_text(responses[sample.id]) for sample in samples}
+    return {id_: text for id_, text in texts.items() if text is not None}
+
+
+def _items(samples: Sequence[Sample], answers: Mapping[str, str], runs: int) -> list[GradeRequest]:
+    """Every answer once per grading run, run by run; a request that failed has none."""
+    return [
+        GradeRequest(sample.id, run, _question(sample), sample.targets["reference"], answers[sample.id])
+        for run in range(runs)
+        for sample in samples
+        if sample.id in answers
+    ]
+
+
+def _has_a_mind(identity: Mapping[str, JSON]) -> bool:
+    """Whether the judge is a model, which is looked at before it is trusted; not a rule or a file."""
+    return identity["name"] in ("openai", "model")
+
+
+def _calibrate(judge: Judge, log: JudgementLog, run: RunFolder) -> None:
+    calibration = calibrate(judge, log)
+    for line in calibration.lines():
+        say(line)
+    write_atomically(run.path / CALIBRATION, (json.dumps(calibration.to_json(), indent=1) + "\n").encode())
+
+
+def _graded(
+    identity: Mapping[str, JSON],
+    samples: Sequence[Sample],
+    responses: Mapping[str, Response],
+    runs: int,
+    log: JudgementLog,
+) -> dict[str, list[Grade]]:
+    """The log's grades of every sample, in grading order; where the model failed there is nothing to grade."""
+    answers = _answers(samples, responses)
+    items = _items(samples, answers, runs)
+    grades: dict[str, list[Grade]] = {
+        sample.id: [] if sample.id in answers else [Grade("", "no answer", None)] * runs for sample in samples
+    }
+    for judgement in judged(identity, items, log):
+        said = judgement.raw if judgement.reason is None else judgement.reason
+        name = judgement.answered_by or str(identity["name"])
+        grades[judgement.id].append(Grade(name, said, judgement.score))
+    return grades
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    samples: Sequence[Sample], answers: Mapping[str, str], grades: Mapping[str, Sequence[Grade]], scored: MMVetScores
+) -> list[dict[str, JSON]]:
+    rows: list[dict[str, JSON]] = []
+    for sample in samples:
+        given = [*grades.get(sample.id, ()), *[Grade("", "not graded", None)] * scored.runs][: scored.runs]
+        failed = next((grade.content for grade in given if grade.score is None), None)
+        row: dict[str, JSON] = {
+            "id": sample.id,
+            "integration": integration_name(sample.targets["capabilities"]),
+            "answer": answers.get(sample.id),
+            "score": scored.question_means[sample.id],
+            "reason": failed,
+        }
+        rows.append(row | {f"score[{run}]": grade.score for run, grade in enumerate(given)})
+    return rows
+
+
+def _figures(scored: MMVetScores, capabilities: Mapping[str, Sequence[str]], protocol: str) -> list[Score]:
+    """The total and its spread over the grading runs, then by capability and by integration."""
+    questions = list(capabilities)
+    totals = ", ".join("none" if total is None else f"{total:.1f}" for total in scored.total.per_run)
+    notes = [f"total of each grading run: {totals}"]
+    if scored.total.unscored:
+        notes.append(f"unscored counts grades, {scored.runs} for each question")
+    scores = [_group("score", None, scored.total, questions, scored, protocol, tuple(notes))]
+    spread = f"none: the population standard deviation of the totals of {scored.runs} grading runs"
+    scores.append(Score("score_std", scored.std, "%", scored.runs, protocol, interval_method=spread))
+    for name, group in scored.capabilities.items():
+        members = [question for question in questions if name in capabilities[question]]
+        scores.append(_group("score", f"capability={name}", group, members, scored, protocol))
+    for name, group in scored.integrations.items():
+        members = [question for question in questions if integration_name(capabilities[question]) == name]
+        scores.append(_group("score", f"integration={name}", group, members, scored, protocol))
+    return scores
+
+
+def _group(
+    metric: str,
+    group: str | None,
+    score: GroupScore,
+    questions: Sequence[str],
+    scored: MMVetScores,
+    protocol: str,
+    notes: tuple[str, ...] = (),
+) -> Score:
+    """The interval is over questions, of their mean grades over the runs: the spread of the judge is within it."""
+    means = [mean for question in questions if (mean := scored.question_means[question]) is not None]
+    bounds = (score.lower, score.upper) if score.unscored else None
+    return figure(
+        metric, group, means, protocol, value=score.value, unscored=score.unscored, bounds=bounds, notes=notes
+    )
+
+
+def _notes(run: RunFolder, scored: MMVetScores) -> list[str]:
+    notes: list[str] = []
+    if (run.path / CALIBRATION).exists():
+        seen = json.loads((run.path / CALIBRATION).read_text(encoding="utf-8"))
+        notes.append(f"calibration: the judge agrees with {seen['agreed']} of {seen['n']} obvious grades")
+    return notes
