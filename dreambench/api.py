@@ -98,8 +98,8 @@ class Prepared:
 
 
 def _subject(model: Model, task: Task) -> JSON:
-    """What is measured. How answers from a file were asked for and decoded, only their maker knows."""
-    made = {"generation": "made elsewhere"} if isinstance(model, Responses) else task.subject()
+    """What is measured. How answers that were made elsewhere were asked for and decoded, only their maker knows."""
+    made = task.subject() if model.generates else {"generation": "made elsewhere"}
     return {"model": dict(model.identity()), **made}
 
 
@@ -115,6 +115,10 @@ def prepare(asked: Asked, out: Path, model: Model | None = None) -> Prepared:
     if model is None:
         model = load_model(
             ModelOptions(name, location, asked.model_arguments, asked.device, asked.dtype, asked.options.offline)
+        )
+    if asked.options.generation and not model.generates:
+        raise UsageError(
+            f"--generation means nothing to answers that were made elsewhere ({asked.model}): leave it out"
         )
     if isinstance(model, Responses):
         model.bind(_known_answers(task, model.path, samples))

@@ -51,6 +51,8 @@ class Model(ABC):
     capabilities: ClassVar[frozenset[Kind]]
     sees: ClassVar[bool] = True
     """Whether it opens the pictures of a request. Where it does not (answers made elsewhere), they need not be on this machine."""
+    generates: ClassVar[bool] = True
+    """False where the answers were made elsewhere, so that the task's settings did not act on them and are not recorded."""
 
     def __init__(self, options: ModelOptions) -> None:
         self.options = options

@@ -27,6 +27,7 @@ from dreambench.errors import DataError, MissingWeightsError, ModelError
 from dreambench.images import encode_png
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Failure, Kind, Request, Response
+from dreambench.threads import threads_for
 from dreamllm.checkpoint import load
 from dreamllm.errors import CheckpointError, DreamLLMError
 from dreamllm.presets import build
@@ -99,13 +100,14 @@ class DreamLLM(Model):
         return ("the model is untrained (random weights): its figures say that the harness runs and nothing else",)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
-        for group in alike(requests):
-            if group[0].kind == "paint":
-                yield from self._paint(group)
-            elif group[0].kind == "likelihood":
-                yield from self._weigh(group)
-            else:
-                yield from self._read(group)
+        with threads_for(self.model):
+            for group in alike(requests):
+                if group[0].kind == "paint":
+                    yield from self._paint(group)
+                elif group[0].kind == "likelihood":
+                    yield from self._weigh(group)
+                else:
+                    yield from self._read(group)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

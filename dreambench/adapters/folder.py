@@ -30,6 +30,7 @@ class Folder(Model):
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"paint"})
+    generates: ClassVar[bool] = False
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)

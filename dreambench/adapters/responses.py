@@ -22,6 +22,7 @@ class Responses(Model):
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"read"})
+    generates: ClassVar[bool] = False
     sees: ClassVar[bool] = False
 
     def __init__(self, options: ModelOptions) -> None:

@@ -15,11 +15,13 @@ from transformers import (
     Dinov2Model,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from dreambench.errors import DataError, MissingWeightsError
 from dreambench.metrics.features import file_sha256
 from dreambench.metrics.networks import exact_float32
 from dreambench.metrics.resize import RESIZERS, Scaling
+from dreambench.threads import threads_for
 
 __all__ = ["ClipExtractor", "ClipScorer", "Dinov2Extractor"]
 
@@ -62,7 +64,7 @@ class ClipExtractor(_FolderExtractor):
             )
 
     def __call__(self, pixels: Tensor, scaling: Scaling) -> Tensor:
-        with exact_float32(self.device):
+        with exact_float32(self.device), threads_for(self._model):
             vision = self._model.vision_model(pixel_values=self._normalised(pixels))
             return self._model.visual_projection(vision.pooler_output)
 
@@ -107,7 +109,7 @@ class ClipScorer:
     def image_features(self, images: Tensor) -> Tensor:
         """Projected features (N, d) float32 of pictures uint8 (N, 3, height, width)."""
         pixels = RESIZERS["clean"](images.to(self.device), self.input_size)
-        with exact_float32(self.device):
+        with exact_float32(self.device), threads_for(self._model):
             vision = self._model.vision_model(pixel_values=(pixels - self._mean) / self._std)
             return self._model.visual_projection(vision.pooler_output)
 
@@ -116,7 +118,7 @@ class ClipScorer:
         length: int = self._model.config.text_config.max_position_embeddings
         self.truncated += sum(len(ids) > length for ids in self._tokenizer(texts)["input_ids"])
         tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        with exact_float32(self.device):
+        with exact_float32(self.device), threads_for(self._model):
             text = self._model.text_model(
                 input_ids=tokens["input_ids"].to(self.device), attention_mask=tokens["attention_mask"].to(self.device)
             )
@@ -143,6 +145,7 @@ def _load(model: type[PreTrainedModel], folder: Path, device: torch.device) -> A
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         if not (folder / name).is_file():
             raise MissingWeightsError(f"{folder}: not a model folder of transformers, {name} is missing")
+    transformers_logging.disable_progress_bar()
     loaded: Any = model.from_pretrained(
         str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
     )

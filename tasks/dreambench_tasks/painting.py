@@ -96,7 +96,7 @@ class PaintingTask(Task):
         """The caption as it stands is the prompt, in every benchmark of this kind: no template."""
         seed = sample_seed(self.options.seed, sample.id)
         settings = {key: value for key, value in self.generation.items() if key not in ("preset", *CANDIDATE_SETTINGS)}
-        return Request(sample.id, "paint", sample.prompt, settings, seed)
+        return Request(sample.id, "paint", sample.prompt, settings, seed, sample.group)
 
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
         from dreambench.metrics.features import metric_name
