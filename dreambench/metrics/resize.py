@@ -41,6 +41,8 @@ class Resizer:
     def __call__(self, images: Tensor, size: int) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise TypeError(f"resize takes uint8 (N, 3, height, width), got {images.dtype} {tuple(images.shape)}")
+        if images.device.type == "cpu":  # one at a time stays in the cache, which halves the time
+            return torch.cat([self.resize(image, size) for image in images.split(1)])
         return self.resize(images, size)
 
     @property

@@ -2,8 +2,8 @@
 
     pytest tests/benchmarks/test_metrics_speed.py --benchmark-only --benchmark-columns=min,median,rounds
 
-Each group holds ours and the slow oracles; the last tests take their ratio within one run. With --benchmark-disable every body
-runs once, on small sizes. CPU time is taken, so that a busy machine does not decide.
+Each group holds ours and the slow oracles that it must equal; pytest-benchmark prints their ratios. With --benchmark-disable every
+body runs once, on small sizes. CPU time is taken, so that a busy machine does not decide.
 """
 
 from __future__ import annotations
