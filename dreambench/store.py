@@ -117,17 +117,16 @@ class RunFolder:
         """Complete batches by name, each with its answers by request id. Leftovers of a batch that was cut short are passed over."""
         complete: dict[str, dict[str, Response]] = {}
         for path in sorted((self.path / "responses").glob("rank-*.jsonl")):
-            pending: list[JSON] = []
+            batch: str | None = None
+            pending: dict[str, JSON] = {}
             for line in _whole_lines(path):
-                again = any(line["id"] == one["id"] for one in pending)
-                if pending and (again or pending[-1]["batch"] != line["batch"]):
-                    pending = []
-                pending.append(line)
+                if line["batch"] != batch or line["id"] in pending:
+                    batch, pending = line["batch"], {}
+                pending[line["id"]] = line
                 if len(pending) == line["of"]:
-                    complete.setdefault(
-                        line["batch"], {one["id"]: self._absolute(Response.from_json(one)) for one in pending}
-                    )
-                    pending = []
+                    kept = {id_: self._absolute(Response.from_json(one)) for id_, one in pending.items()}
+                    complete.setdefault(line["batch"], kept)
+                    pending = {}
         return complete
 
     def responses(self) -> dict[str, Response]:
