@@ -59,6 +59,8 @@ def read_captions(data: Path, split: str) -> Captions:
             by_image[image_id].append(Caption(int(annotation["id"]), image_id, str(annotation["caption"]).strip()))
     except (KeyError, TypeError, ValueError, AssertionError, AttributeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not a COCO captions file ({type(error).__name__}: {error})") from error
+    if not by_image:
+        raise DataError(f"{path}: no images in it; is it a COCO captions file?")
     without = [image for image, captions in by_image.items() if not any(caption.text for caption in captions)]
     if without:
         raise DataError(f"{path}: {len(without)} images have no caption, the first {without[0]}: complete the file")

@@ -34,7 +34,8 @@ def test_a_complete_run_is_printed_not_repeated_and_fresh_asks_anew(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"limit": 10}, {"ids": ["toy-03"]}, {"generation": ["long"]}, {"generation": ["max_new_tokens=5"]}]
+    "change",
+    [{"seed": 1}, {"limit": 10}, {"ids": ["toy-03"]}, {"generation": ["long"]}, {"generation": ["max_new_tokens=5"]}],
 )
 def test_what_changes_the_question_changes_the_run(tmp_path: Path, change: dict[str, object]) -> None:
     base = dreambench.run(TOY, "echo", out=tmp_path)
@@ -114,7 +115,9 @@ def test_answers_from_a_file(tmp_path: Path) -> None:
     assert result.metrics["errors"]["types"]["no-answer"]["ids"] == ["toy-59"]
 
 
-@pytest.mark.parametrize("line", ["{", '{"id": "a"}', '["a"]', '{"id": "a", "text": 3}', '{"id": "a", "text": ""}\n{"id": "a", "text": ""}'])
+@pytest.mark.parametrize(
+    "line", ["{", '{"id": "a"}', '["a"]', '{"id": "a", "text": 3}', '{"id": "a", "text": ""}\n{"id": "a", "text": ""}']
+)
 def test_a_broken_line_of_answers_is_named(tmp_path: Path, line: str) -> None:
     answers = tmp_path / "answers.jsonl"
     answers.write_text(line + "\n")

@@ -37,7 +37,18 @@ def test_help_takes_less_than_three_tenths_of_a_cpu_second() -> None:
     assert min(seconds) < 0.3
 
 
-VERBS = ["run", "score", "rerun", "report", "fid", "fid-stats", "playground write", "playground build", "list", "doctor"]
+VERBS = [
+    "run",
+    "score",
+    "rerun",
+    "report",
+    "fid",
+    "fid-stats",
+    "playground write",
+    "playground build",
+    "list",
+    "doctor",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -76,7 +87,9 @@ def test_the_result_names_metric_n_and_protocol(tmp_path: Path, outside_environm
         (["unknown"], "unknown"),
     ],
 )
-def test_an_error_is_one_line_and_status_2(arguments: list[str], words: str, outside_environment: dict[str, str]) -> None:
+def test_an_error_is_one_line_and_status_2(
+    arguments: list[str], words: str, outside_environment: dict[str, str]
+) -> None:
     done = dreambench(*arguments, env=outside_environment)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
@@ -88,7 +101,17 @@ def test_a_threshold_that_is_not_met_is_status_1(tmp_path: Path, outside_environ
     answers.write_text('{"id": "toy-00", "text": "tree"}\n')
     ids = tmp_path / "ids"
     ids.write_text("toy-00\ntoy-01\n")
-    run = ["run", "--task", "toy", "--model", f"responses:{answers}", "--ids", str(ids), "--out", str(tmp_path / "runs")]
+    run = [
+        "run",
+        "--task",
+        "toy",
+        "--model",
+        f"responses:{answers}",
+        "--ids",
+        str(ids),
+        "--out",
+        str(tmp_path / "runs"),
+    ]
     assert dreambench(*run, "--max-errors", "1", env=outside_environment).returncode == 0
     done = dreambench(*run, "--max-errors", "0", env=outside_environment)
     assert done.returncode == 1
@@ -96,7 +119,9 @@ def test_a_threshold_that_is_not_met_is_status_1(tmp_path: Path, outside_environ
 
 
 def test_a_dry_run_asks_nothing(tmp_path: Path, outside_environment: dict[str, str]) -> None:
-    done = dreambench("run", "--task", "toy", "--model", "echo", "--dry-run", "--out", str(tmp_path), env=outside_environment)
+    done = dreambench(
+        "run", "--task", "toy", "--model", "echo", "--dry-run", "--out", str(tmp_path), env=outside_environment
+    )
     assert done.returncode == 0
     assert "60 requests" in done.stdout
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,21 @@ RESULTS = ("scores.parquet", "metrics.json")
 
 
 def command(out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "dreambench", "run", "--task", "toy", "--model", "echo", "--batch-size", "4", "--out", str(out), *more]
+    return [
+        sys.executable,
+        "-m",
+        "dreambench",
+        "run",
+        "--task",
+        "toy",
+        "--model",
+        "echo",
+        "--batch-size",
+        "4",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def folder(out: Path) -> Path:
@@ -88,7 +102,16 @@ def test_a_torn_line_is_cut_off_and_its_batch_asked_again(
 def test_several_processes_give_the_same_bytes(
     tmp_path: Path, outside_environment: dict[str, str], undisturbed: dict[str, bytes], world: int
 ) -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(world), "--num_machines", "1"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(world),
+        "--num_machines",
+        "1",
+    ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     out = tmp_path / "runs"
     subprocess.run([*launch, *command(out)[1:]], env=outside_environment, check=True, capture_output=True, timeout=300)
@@ -97,7 +120,9 @@ def test_several_processes_give_the_same_bytes(
     assert ranks == [f"rank-{rank:05d}.jsonl" for rank in range(world)]
 
 
-def test_a_second_launch_is_refused_and_a_dead_ones_lock_taken_over(tmp_path: Path, outside_environment: dict[str, str]) -> None:
+def test_a_second_launch_is_refused_and_a_dead_ones_lock_taken_over(
+    tmp_path: Path, outside_environment: dict[str, str]
+) -> None:
     out = tmp_path / "runs"
     slow = command(out, "--model-arg", "delay=0.3")
     first = subprocess.Popen(slow, env=outside_environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -114,10 +139,14 @@ def test_a_second_launch_is_refused_and_a_dead_ones_lock_taken_over(tmp_path: Pa
     assert not (folder(out) / "lock").exists()
 
 
-def test_interrupted_it_says_so_and_goes_on(tmp_path: Path, outside_environment: dict[str, str], undisturbed: dict[str, bytes]) -> None:
+def test_interrupted_it_says_so_and_goes_on(
+    tmp_path: Path, outside_environment: dict[str, str], undisturbed: dict[str, bytes]
+) -> None:
     out = tmp_path / "runs"
     slow = command(out, "--model-arg", "delay=0.2")
-    process = subprocess.Popen(slow, env=outside_environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        slow, env=outside_environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     while not answers_written(out):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

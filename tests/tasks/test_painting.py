@@ -1,0 +1,293 @@
+"""The painting tasks on the playground: what is asked, what is kept, and that figures depend on nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+import dreambench
+from dreambench.api import Result, score_run
+from dreambench.errors import DataError, UsageError
+from dreambench.metrics.folders import compare_folders, save_folder_statistics
+from dreambench_tasks import playground
+from dreambench_tasks.coco import photograph_index, read_captions
+
+COCO = Path(__file__).parents[2].parent / "shared" / "data" / "coco"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 scenes with captions and narratives."""
+    folder = tmp_path_factory.mktemp("world") / "data"
+    return playground.write(folder, split="val", n=96, formats=["coco", "localized_narratives"])
+
+
+def paint(world: Path, out: Path, task: str = "coco_fid", model: str = "echo", **options: object) -> Result:
+    return dreambench.run(task, model, data=world, features="playground-clip", out=out, **options)  # type: ignore[arg-type]
+
+
+def test_the_photographs_themselves_are_at_distance_zero(world: Path, tmp_path: Path) -> None:
+    result = paint(world, tmp_path, model=f"folder:{world / 'val2017'}")
+    assert result.scores[0].metric == "fd[playground-clip]"
+    assert abs(result.scores[0].value or 0) < 1e-6
+    rows = _rows(result.folder)
+    assert min(row["similarity"] for row in rows) > 1 - 1e-6
+
+
+def _rows(folder: Path) -> list[dict[str, object]]:
+    import pandas as pd
+
+    return pd.read_parquet(folder / "scores.parquet").to_dict("records")  # type: ignore[return-value]
+
+
+def test_several_protocols_in_one_pass_equal_each_alone(world: Path, tmp_path: Path) -> None:
+    names = ["clean", "pytorch", "tf1", "torchmetrics", "dreamllm"]
+    together = paint(world, tmp_path, protocol=names)
+    heads = {score.protocol: score.value for score in together.scores if score.metric.startswith("fd")}
+    assert len(heads) == 5
+    for name in names:
+        alone = paint(world, tmp_path / name, protocol=[name]).scores[0]
+        assert heads[alone.protocol] == alone.value
+
+
+def test_statistics_in_a_file_give_what_their_pictures_give(world: Path, tmp_path: Path) -> None:
+    file = tmp_path / "real.npz"
+    assert save_folder_statistics(world / "val2017", file, "pytorch", "playground-clip") == 96
+    by_folder = paint(world, tmp_path / "a", protocol=["pytorch"], real=world / "val2017").scores[0]
+    by_file = paint(world, tmp_path / "b", protocol=["pytorch"], real=file).scores
+    assert by_file[0].value == pytest.approx(by_folder.value, abs=1e-9)
+    assert [score.metric for score in by_file] == ["fd[playground-clip]"], (
+        "without features there is no kernel distance"
+    )
+    assert by_folder.protocol != by_file[0].protocol
+    with pytest.raises(DataError, match="made with resize pytorch"):
+        paint(world, tmp_path / "c", protocol=["clean"], real=file)
+
+
+def test_foreign_statistics_are_read_and_marked(world: Path, tmp_path: Path) -> None:
+    file = tmp_path / "foreign.npz"
+    np.savez(file, mu=np.zeros(64), sigma=np.eye(64))
+    result = paint(world, tmp_path / "runs", real=file)
+    assert any("unknown" in note for note in result.scores[0].notes)
+
+
+def test_folders_without_a_task_give_the_same_distance(world: Path, tmp_path: Path) -> None:
+    result = paint(world, tmp_path / "runs", protocol=["clean", "tf1"])
+    painted = result.folder / "images"
+    alone = compare_folders(world / "val2017", painted, ["clean", "tf1"], "playground-clip")
+    ours = [score.value for score in result.scores if score.metric.startswith("fd")]
+    assert [score.value for score in alone if score.metric.startswith("fd")] == pytest.approx(ours, rel=1e-9)
+
+
+def test_one_caption_of_each_image_chosen_by_seed_and_image_alone(world: Path, tmp_path: Path) -> None:
+    whole = paint(world, tmp_path)
+    chosen = {row["image_id"]: row["caption_id"] for row in _rows(whole.folder)}
+    captions = read_captions(world, "val2017").by_image
+    assert {
+        image: [one.id for one in captions[image]].count(caption) for image, caption in chosen.items()
+    } == dict.fromkeys(captions, 1)
+    part = paint(world, tmp_path, ids=["5", "9", "60"])
+    assert all(chosen[row["image_id"]] == row["caption_id"] for row in _rows(part.folder))
+    other = paint(world, tmp_path, seed=1)
+    assert {row["image_id"]: row["caption_id"] for row in _rows(other.folder)} != chosen
+
+
+def test_every_narrative_once_one_per_image_or_oversampled(world: Path, tmp_path: Path) -> None:
+    lines = next(world.rglob("coco_val_localized_narratives.jsonl")).read_text().splitlines()
+    every = paint(world, tmp_path, "lncoco_fid")
+    assert every.scores[0].n == len(lines) > 96
+    single = paint(world, tmp_path, "lncoco_fid", split="val2017-images")
+    assert single.scores[0].n == 96
+    over = paint(world, tmp_path, "lncoco_fid", split="val2017-30k", limit=200)
+    assert over.scores[0].n == 200
+    images = [row["image_id"] for row in _rows(over.folder)]
+    assert images[:96] == images[96:192], "images in turn"
+    assert len({score.protocol for score in (every.scores[0], single.scores[0], over.scores[0])}) == 3
+
+
+def test_the_best_of_several_is_best_for_its_own_caption_and_repeats(world: Path, tmp_path: Path) -> None:
+    settings = ["candidates=3", "rerank=playground-clip", "num_inference_steps=2"]
+    kept = paint(
+        world, tmp_path / "a", model="dreamllm", limit=6, generation=[*settings, "keep_candidates=true"], batch_size=4
+    )
+    for line in _answers(kept.folder):
+        scores, chosen = line["details"]["clip_scores"], line["details"]["chosen"]
+        assert len(scores) == 3
+        assert scores[chosen] == max(scores)
+        assert len(line["document"]) == 3
+        assert line["details"]["kept"][0] == chosen
+    best = paint(world, tmp_path / "b", model="dreamllm", limit=6, generation=settings, batch_size=4)
+    ours = {line["id"]: line["document"][0]["sha256"] for line in _answers(kept.folder)}
+    assert {line["id"]: line["document"][0]["sha256"] for line in _answers(best.folder)} == ours
+    assert all(len(line["document"]) == 1 for line in _answers(best.folder))
+
+
+def _answers(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "responses" / "rank-00000.jsonl").read_text().splitlines()]  # type: ignore[misc]
+
+
+def test_scoring_again_needs_neither_data_nor_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = playground.write(tmp_path / "data", split="val", n=24, formats=["coco"])
+    result = paint(data, tmp_path / "runs")
+    before = {name: (result.folder / name).read_bytes() for name in ("metrics.json", "scores.parquet")}
+    shutil.rmtree(data)
+    shutil.move(result.folder, tmp_path / "moved")
+    monkeypatch.setattr(
+        "dreambench.metrics.features.load_extractor", lambda *_a, **_k: pytest.fail("weights were loaded")
+    )
+    score_run(tmp_path / "moved")
+    assert {name: (tmp_path / "moved" / name).read_bytes() for name in before} == before
+
+
+def test_killed_while_painting_and_while_scoring_it_ends_in_the_same_bytes(world: Path, tmp_path: Path) -> None:
+    def command(out: Path) -> list[str]:
+        line = [
+            sys.executable,
+            "-m",
+            "dreambench",
+            "run",
+            "--task",
+            "coco_fid",
+            "--data",
+            str(world),
+            "--out",
+            str(out),
+        ]
+        return [
+            *line,
+            "--features",
+            "playground-clip",
+            "--batch-size",
+            "4",
+            "--generation",
+            "num_inference_steps=6",
+            "--limit",
+            "48",
+        ]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), env=environment, check=True, capture_output=True)
+    (whole,) = (tmp_path / "whole").iterdir()
+    chance, landed = random.Random(0), 0
+    for _ in range(2):
+        process = subprocess.Popen(
+            command(tmp_path / "killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        before = _written(tmp_path / "killed")
+        while process.poll() is None and _written(tmp_path / "killed") == before:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        landed += 0 < _written(tmp_path / "killed") < 48
+    assert landed, "no kill landed with some but not all answers written"
+    subprocess.run(command(tmp_path / "killed"), env=environment, check=True, capture_output=True)
+    (killed,) = [path for path in (tmp_path / "killed").iterdir() if not path.name.startswith(".")]
+    for name in ("metrics.json", "scores.parquet"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert sorted(path.name for path in (killed / "images").rglob("*.png")) == sorted(
+        path.name for path in (whole / "images").rglob("*.png")
+    )
+    assert not list(killed.rglob("*.tmp"))
+
+
+def _written(out: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("*/responses/rank-*.jsonl"))
+
+
+def test_photographs_are_found_by_id_under_names_of_2014_and_2017(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/COCO_val2014_000000000042.jpg", "a/000000000139.jpg", "a/notes.txt", "a/000000000007.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert {image: path.name for image, path in photograph_index(tmp_path).items()} == {
+        42: "COCO_val2014_000000000042.jpg",
+        139: "000000000139.jpg",
+        7: "000000000007.png",
+    }
+
+
+def test_a_missing_photograph_is_named_before_anything_is_painted(tmp_path: Path) -> None:
+    data = playground.write(tmp_path / "data", split="val", n=8, formats=["coco"])
+    next((data / "val2017").glob("*3.png")).unlink()
+    with pytest.raises(DataError, match=r"1 of 8 photographs are missing, the first 000000000003.jpg"):
+        paint(data, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_photograph_is_named(tmp_path: Path) -> None:
+    data = playground.write(tmp_path / "data", split="val", n=8, formats=["coco"])
+    broken = data / "val2017" / "000000000005.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"000000000005\.png: not a readable picture"):
+        paint(data, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "val2030"}, "no annotations/captions_val2030.json"),
+        ({"protocol": ["best"]}, "--protocol best"),
+        ({"generation": ["candidates=4"]}, "rerank=clip:DIR"),
+        ({"generation": ["candidates=0"]}, "at least 1"),
+        ({"generation": ["dreamllm"]}, "rerank=clip:DIR"),
+        ({"real": Path("absent.npz")}, "no such file"),
+        ({"real": Path("absent")}, "no such folder"),
+    ],
+)
+def test_what_cannot_be_is_one_line(world: Path, tmp_path: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises((UsageError, DataError), match=message) as caught:
+        paint(world, tmp_path, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"images": [{"id": 1}], "annotations": [{"id": 1}]}',
+        '{"images": [{"id": 1}], "annotations": []}',
+    ],
+)
+def test_a_malformed_annotation_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "captions_val2017.json").write_text(content)
+    with pytest.raises(DataError, match=r"captions_val2017\.json"):
+        paint(tmp_path, tmp_path / "runs")
+
+
+@pytest.mark.skipif(not COCO.is_dir(), reason="real photographs lie in ../shared/data/coco, which is not here")
+def test_real_photographs_under_three_protocols(tmp_path: Path) -> None:
+    result = dreambench.run(
+        "coco_fid",
+        f"folder:{COCO / 'val2017'}",
+        data=COCO,
+        features="playground-clip",
+        protocol=["clean", "pytorch", "tf1"],
+        out=tmp_path,
+    )
+    heads = [score for score in result.scores if score.metric == "fd[playground-clip]"]
+    assert [score.n for score in heads] == [85, 85, 85]
+    assert all(abs(score.value or 0) < 1e-6 for score in heads)
+
+
+def test_a_picture_that_is_missing_in_a_folder_is_counted_and_named(world: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    for number in range(1, 96):
+        PILImage.new("RGB", (16, 16), (number, 2 * number, 0)).save(made / f"{number}.png")
+    result = paint(world, tmp_path / "runs", model=f"folder:{made}")
+    assert result.errors == 1
+    assert result.scores[0].n == 95
+    assert result.scores[0].unscored == 1
