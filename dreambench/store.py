@@ -149,6 +149,9 @@ class RunFolder:
         return tuple(kept)
 
     def _absolute(self, response: Response) -> Response:
+        if not any(isinstance(part, Image) for part in response.document):
+            return response
+
         def resolve(image: Image) -> Image:
             path = inside(self.path, image.path or "")
             if path is None:

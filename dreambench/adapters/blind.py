@@ -83,7 +83,7 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
         official = None
     try:
         if isinstance(official, dict) and "annotations" in official:
-            split = str(official.get("data_subtype", "unknown"))
+            split = str(official.get("data_subtype", "train"))
             if not split.startswith("train"):
                 raise DataError(f"--model blind:{path}: annotations of the split {split}; give those of train")
             pairs = [(one["question_type"], one["multiple_choice_answer"]) for one in official["annotations"]]
