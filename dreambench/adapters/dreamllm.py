@@ -125,7 +125,7 @@ class DreamLLM(Model):
     def _generate(
         self, requests: Sequence[Request], pictures: Mapping[str, PILImage.Image], prefix: str, settings: dict[str, Any]
     ) -> Iterator[Response]:
-        inputs = self.processor(text=[self._chat(request.document) + prefix for request in requests])
+        inputs = self._tokens([self._chat(request.document, prefix) for request in requests])
         options = {"do_sample": False, "num_beams": 1, "max_new_tokens": 64, **settings}
         with catch_out_of_memory(self.device), torch.no_grad(), torch.random.fork_rng(devices=self._cuda()):
             torch.manual_seed(requests[0].seed)
@@ -150,8 +150,15 @@ class DreamLLM(Model):
                 new_tokens=len(new) + ended,
             )
 
-    def _chat(self, document: Document) -> str:
-        return self.processor.apply_chat_template([{"role": "user", "content": self._placeholders(document)}])
+    def _chat(self, document: Document, prefix: str) -> str:
+        """The prompt of one turn, with the first words of its answer if any."""
+        prompt = self.processor.apply_chat_template([{"role": "user", "content": self._placeholders(document)}])
+        return f"{prompt} {prefix}" if prefix else prompt
+
+    def _tokens(self, texts: Sequence[str]) -> Any:
+        """`input_ids` and `attention_mask` (B, T), padded on the left, images' spans in place: pictures are encoded apart, each once."""
+        rows = [self.processor.expand(self.processor.tokenizer(text)["input_ids"]) for text in texts]
+        return self.processor.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
 
     def _placeholders(self, document: Document) -> str:
         """Images as ``<image>``; a special token that stands in a text of the data is defused, or it would claim an image."""
@@ -203,9 +210,9 @@ class DreamLLM(Model):
         readable, pictures, failed = self._open_images(requests)
         yield from failed
         for request in readable:
-            prompt = self._chat(request.document) + prefix
-            start = len(self.processor(text=prompt)["input_ids"][0])
-            inputs = self.processor(text=[f"{prompt} {choice}" for choice in request.choices])
+            prompt = self._chat(request.document, prefix)
+            start = len(self._tokens([prompt])["input_ids"][0])
+            inputs = self._tokens([f"{prompt} {choice}" for choice in request.choices])
             features = self._image_features([request] * len(request.choices), pictures)
             with catch_out_of_memory(self.device), torch.no_grad():
                 mask = inputs["attention_mask"].to(self.device)
@@ -231,7 +238,7 @@ class DreamLLM(Model):
         yield from failed
         if not readable:
             return
-        inputs = self.processor(text=[self._placeholders(request.document) for request in readable])
+        inputs = self._tokens([self._placeholders(request.document) for request in readable])
         negative = settings.get("negative_prompt")
         with catch_out_of_memory(self.device):
             embeds = self.model.encode_prompts(
