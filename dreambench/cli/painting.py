@@ -22,6 +22,7 @@ def fid(
     device: Device = "auto",
     offline: Offline = False,
     infinity: Annotated[bool, typer.Option("--infinity", help="Also extrapolate to infinitely many pictures.")] = False,
+    floor: Annotated[bool, typer.Option("--floor", help="Also compare two halves of the real pictures.")] = False,
 ) -> None:
     """Compare two folders of pictures.
 
@@ -31,7 +32,7 @@ def fid(
     from dreambench.report import print_scores
 
     names = words(protocol) or ["clean"]
-    print_scores("fid", compare_folders(real, fake, names, features or "inception", device, offline, infinity))
+    print_scores("fid", compare_folders(real, fake, names, features or "inception", device, offline, infinity, floor))
 
 
 def fid_stats(

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dreambench.metrics.features import metric_name
+from dreambench.metrics.inception_score import inception_score
 from dreambench.metrics.intervals import frechet_jackknife
 from dreambench.metrics.kid import kernel_distance
 from dreambench.metrics.prdc import precision_recall_density_coverage
 from dreambench.metrics.reference import Reference
 from dreambench.scores import Score
+from dreambench.statistics import mean_estimate
 
 __all__ = ["compare"]
 
 NEIGHBOURS = 5
+SPLITS = 10
 MANIFOLD_LIMIT = 10_000
 """Above so many pictures on a side, precision and its kin are left out their cost grows with the square."""
 Features = npt.NDArray[np.float32]
 
 
 def compare(
-    features: Features,
+    painted: Mapping[str, Any],
     reference: Reference,
     extractor: str,
     protocol: str,
@@ -33,10 +37,14 @@ def compare(
     unscored: int = 0,
     keys: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Fréchet distance with its jackknife interval; kernel distance with its standard error; precision, recall, density, coverage.
+    """Fréchet and kernel distance, precision and its kin, Inception Score, CLIPScore: what these features and this reference allow.
 
-    `keys` (one per row) say which pictures belong together, for instance all of one photograph's captions.
+    Args:
+        painted: ``features`` (N, d), and where the network gives them ``logits`` (N, classes), for the Inception Score, and
+            ``clip_scores`` (N,), for their mean.
+        keys: one per picture; equal ones say which belong together, for instance all of one photograph's captions.
     """
+    features: Features = painted["features"]
     n = len(features)
     estimate = frechet_jackknife(features, reference.statistics, keys=keys)
     notes = list(reference.notes)
@@ -60,7 +68,39 @@ def compare(
     if reference.features is not None:
         scores.append(_kernel(features, reference.features, extractor, protocol, unscored))
         scores += _manifold(features, reference.features, extractor, protocol, unscored)
+    if "logits" in painted:
+        scores.append(_inception(painted["logits"], extractor, protocol, unscored))
+    if "clip_scores" in painted:
+        scores.append(_clip(painted["clip_scores"], extractor, protocol, unscored, keys))
     return scores
+
+
+def _inception(logits: Features, extractor: str, protocol: str, unscored: int) -> Score:
+    splits = min(SPLITS, len(logits))
+    value, deviation = inception_score(logits, splits=splits)
+    return Score(
+        metric=metric_name("inception_score", extractor),
+        value=value,
+        unit="",
+        n=len(logits),
+        unscored=unscored,
+        interval_method=f"none: the field gives the standard deviation over {splits} splits, {deviation:.4g}",
+        protocol=protocol,
+    )
+
+
+def _clip(scores: Features, extractor: str, protocol: str, unscored: int, keys: Sequence[str] | None) -> Score:
+    estimate = mean_estimate(scores, keys, cluster_name="image", unit="")
+    return Score(
+        metric=f"clip_score[{extractor}]",
+        value=estimate.value,
+        unit="",
+        n=estimate.n,
+        unscored=unscored,
+        interval=estimate.interval,
+        interval_method=estimate.method,
+        protocol=protocol,
+    )
 
 
 def _kernel(features: Features, real: Features, extractor: str, protocol: str, unscored: int) -> Score:

@@ -30,6 +30,7 @@ class _FolderExtractor:
     """What both have in common: normalisation and input size from the folder, weights that are all there."""
 
     def __init__(self, folder: Path, model: type[PreTrainedModel], kind: str, device: torch.device) -> None:
+        self.folder = folder
         self.device = device
         self.input_size, mean, std = _preprocessing(folder)
         self._model = _load(model, folder, device)

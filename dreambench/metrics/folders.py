@@ -11,7 +11,7 @@ from dreambench.errors import DataError, UsageError
 from dreambench.metrics.compare import compare
 from dreambench.metrics.features import load_extractor, metric_name
 from dreambench.metrics.gaussian import GaussianStatistics
-from dreambench.metrics.intervals import frechet_infinity
+from dreambench.metrics.intervals import frechet_infinity, frechet_jackknife
 from dreambench.metrics.reference import (
     Features,
     Reference,
@@ -41,6 +41,7 @@ def compare_folders(
     device: str = "auto",
     offline: bool = False,
     infinity: bool = False,
+    floor: bool = False,
 ) -> list[Score]:
     """The figures of a folder of generated pictures against real ones, under each protocol, each picture decoded once.
 
@@ -48,6 +49,8 @@ def compare_folders(
         real: a folder, or statistics of `save_folder_statistics` or of another tool (``.npz`` with mu and sigma).
         protocols: names of resizers: clean, pytorch, tf1, torchmetrics, dreamllm.
         infinity: also FID-infinity (Chong and Forsyth 2020), an extrapolation over the number of generated pictures.
+        floor: also the distance between two halves of the real pictures, every other one in each: what no model can be
+            told apart from.
     """
     resizers = [_resizer(name) for name in protocols]
     extractor = _extractor(features, device, offline)
@@ -62,10 +65,28 @@ def compare_folders(
             **identity_of(extractor, resizer),
         }
         protocol = Protocol(resizer.name, 1, fields).id
-        scores += compare(one, reference, extractor.name, protocol)
+        scores += compare({"features": one}, reference, extractor.name, protocol)
         if infinity:
             scores.append(_at_infinity(one, reference, extractor.name, protocol))
+        if floor:
+            scores.append(_floor(reference, extractor.name, protocol))
     return scores
+
+
+def _floor(reference: Reference, extractor: str, protocol: str) -> Score:
+    if reference.features is None:
+        raise UsageError("--floor compares real pictures with real ones: give their folder, not statistics")
+    half = GaussianStatistics.from_features(reference.features[1::2])
+    estimate = frechet_jackknife(reference.features[::2], half)
+    return Score(
+        metric=f"{metric_name('frechet', extractor)} of real halves",
+        value=estimate.value,
+        unit="",
+        n=estimate.n,
+        interval=estimate.interval,
+        interval_method=estimate.method,
+        protocol=protocol,
+    )
 
 
 def _at_infinity(features: Features, reference: Reference, extractor: str, protocol: str) -> Score:

@@ -20,6 +20,7 @@ from dreambench.files import write_atomically
 from dreambench.metrics.compare import compare
 from dreambench.metrics.gaussian import GaussianStatistics
 from dreambench.metrics.reference import (
+    Features,
     Reference,
     cache_folder,
     fingerprint,
@@ -36,6 +37,7 @@ from dreambench.store import RunFolder
 from dreambench_tasks.coco import PHOTOGRAPH
 
 if TYPE_CHECKING:
+    from dreambench.metrics.features import Extractor
     from dreambench_tasks.painting import PaintingTask
 
 __all__ = ["gather_features", "score_features"]
@@ -68,8 +70,10 @@ def gather_features(
         parts = [_folder(run, id_) / "parts" for id_ in waiting]
         resizers = [get_resizer(protocols[id_]) for id_ in waiting]
         features = picture_features(paths, task.extractor(), resizers, parts, progress=_progress("painted"))
+        captions = [document_text(sample.prompt) for sample in painted]
         for id_, part, one in zip(waiting, parts, features, strict=True):
-            _save(_folder(run, id_) / "painted.npz", features=one, ids=np.array([sample.id for sample in painted]))
+            ids = np.array([sample.id for sample in painted])
+            _save(_folder(run, id_) / "painted.npz", features=one, ids=ids, **further(task.extractor(), one, captions))
             shutil.rmtree(part, ignore_errors=True)
     real = [
         id_
@@ -78,6 +82,27 @@ def gather_features(
     ]
     if real:
         _gather_real(task, run, {id_: protocols[id_] for id_ in real})
+
+
+def further(extractor: Extractor, features: Features, captions: Sequence[str] | None) -> dict[str, Any]:
+    """What an extractor's network says beyond its features: Inception's logits, CLIP's opinion of each picture and its caption."""
+    import torch
+
+    from dreambench.metrics.clip_score import clip_scores
+    from dreambench.metrics.encoders import ClipExtractor, ClipScorer
+    from dreambench.metrics.inception import InceptionExtractor
+
+    if isinstance(extractor, InceptionExtractor):
+        return {"logits": extractor.logits(torch.from_numpy(features)).cpu().numpy()}
+    if (
+        captions is not None
+        and isinstance(extractor, ClipExtractor)
+        and (extractor.folder / "tokenizer.json").is_file()
+    ):
+        clip = ClipScorer(extractor.folder, device=extractor.device)
+        texts = [clip.text_features(list(captions[i : i + 64])).cpu().numpy() for i in range(0, len(captions), 64)]
+        return {"clip_scores": clip_scores(features, np.concatenate(texts))}
+    return {}
 
 
 def _gather_real(task: PaintingTask, run: RunFolder, protocols: Mapping[str, str]) -> None:
@@ -160,10 +185,13 @@ def score_features(run: RunFolder, samples: Sequence[Sample], responses: Mapping
         keys = [str(rows[name]["image_id"]) for name in painted["ids"].tolist()]
         extractor = fields["extractor"]["name"]
         unscored = len(samples) - len(keys)
-        scores += compare(painted["features"], reference, extractor, id_, unscored=unscored, keys=keys)
+        scores += compare(painted, reference, extractor, id_, unscored=unscored, keys=keys)
         if number == 0:
-            for name, feature in zip(painted["ids"].tolist(), painted["features"], strict=True):
-                rows[name]["similarity"] = _cosine(feature, by_image.get(rows[name]["image_id"]))
+            for place, name in enumerate(painted["ids"].tolist()):
+                row, feature = rows[name], painted["features"][place]
+                row["similarity"] = _cosine(feature, by_image.get(row["image_id"]))
+                if "clip_scores" in painted and row["clip_score"] is None:
+                    row["clip_score"] = float(painted["clip_scores"][place])
     return Scored(list(rows.values()), scores)
 
 

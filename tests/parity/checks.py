@@ -53,7 +53,9 @@ class Check:
 
     def problem(self) -> str | None:
         """None when the values agree, else one line that says how far apart they are."""
-        if isinstance(self.expected, str | bool | type(None) | dict) or isinstance(self.actual, str | type(None) | dict):
+        if isinstance(self.expected, str | bool | type(None) | dict) or isinstance(
+            self.actual, str | type(None) | dict
+        ):
             same = type(self.expected) is type(self.actual) and self.expected == self.actual
             return None if same else f"{self.key}: recorded {self.expected!r}, ours {self.actual!r}"
         expected, actual = np.asarray(self.expected), np.asarray(self.actual)
@@ -78,7 +80,7 @@ class Check:
         """The same check with one recorded element moved by ten times the tolerance (changed at all, where it must be equal)."""
         if isinstance(self.expected, str | bool | type(None) | dict):
             return replace(self, expected=f"not {self.expected}")
-        expected = np.array(self.expected, copy=True)
+        expected = np.array(self.expected, order="C")
         if expected.dtype.kind in "USO":
             return replace(self, expected=np.char.add(expected.astype(str), "~"))
         if expected.dtype.kind == "b":
@@ -88,7 +90,11 @@ class Check:
         if expected.dtype.kind == "f" or not self.exact:
             expected = expected.astype(np.float64)
         flat = expected.reshape(-1)
-        keep = np.ones(expected.shape, bool) if self.mask is None else np.broadcast_to(np.asarray(self.mask, bool), expected.shape)
+        keep = (
+            np.ones(expected.shape, bool)
+            if self.mask is None
+            else np.broadcast_to(np.asarray(self.mask, bool), expected.shape)
+        )
         index = int(np.flatnonzero(keep.reshape(-1))[0])
         flat[index] += 1 if self.exact else 10 * (self.atol + self.rtol * abs(flat[index]))
         return replace(self, expected=expected)
@@ -121,6 +127,7 @@ def uncovered(all_keys: Iterable[str], checks: Iterable[Check], exemptions: Iter
     compared = {check.key for check in checks}
     patterns = [exemption.pattern for exemption in exemptions]
     return [
-        key for key in all_keys
+        key
+        for key in all_keys
         if key not in compared and not any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
     ]

@@ -291,3 +291,25 @@ def test_a_picture_that_is_missing_in_a_folder_is_counted_and_named(world: Path,
     assert result.errors == 1
     assert result.scores[0].n == 95
     assert result.scores[0].unscored == 1
+
+
+def test_with_clip_features_each_picture_has_a_score_and_the_mean_an_interval(world: Path, tmp_path: Path) -> None:
+    own = paint(world, tmp_path / "own", model=f"folder:{world / 'val2017'}")
+    flat = paint(world, tmp_path / "flat")
+    mean = {name: _score(result, "clip_score[playground-clip]") for name, result in (("own", own), ("flat", flat))}
+    assert mean["own"].interval is not None
+    assert mean["flat"].interval is not None
+    assert mean["own"].interval[0] > mean["flat"].interval[1], "captions fit their scenes better than flat colours"
+    rows = _rows(own.folder)
+    assert mean["own"].value == pytest.approx(sum(row["clip_score"] for row in rows) / len(rows))  # type: ignore[misc]
+
+
+def _score(result: Result, metric: str) -> dreambench.Score:
+    return next(score for score in result.scores if score.metric == metric)
+
+
+def test_the_floor_is_small_and_not_nothing(world: Path) -> None:
+    scores = compare_folders(world / "val2017", world / "val2017", ["clean"], "playground-clip", floor=True)
+    floor = next(score for score in scores if "real halves" in score.metric)
+    assert 0 < (floor.value or 0) < 20
+    assert floor.n == 48
