@@ -20,7 +20,10 @@ class Toy(Task):
     name = "toy"
     kinds = frozenset({"read", "paint"})
     protocol_names: ClassVar[Mapping[str, str]] = {"exact": "the last word, letter by letter"}
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"default": {"max_new_tokens": 4}, "long": {"max_new_tokens": 8}}
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "default": {"max_new_tokens": 4},
+        "long": {"max_new_tokens": 8},
+    }
 
     def samples(self) -> list[Sample]:
         return [
