@@ -36,8 +36,13 @@ class Decoding:
 
     @classmethod
     def of(cls, request: Request, model: str) -> Decoding:
-        """A request's settings. An unknown one, or one that would have no effect beside the others, is a `ModelError`."""
-        settings = known_settings(request, [field.name for field in fields(cls)], f"the model {model}")
+        """A request's settings; ``assistant_prefix`` is a part of the prompt and not among them.
+
+        An unknown setting, or one that would have no effect beside the others, is a `ModelError`.
+        """
+        known = ["assistant_prefix", *(field.name for field in fields(cls))]
+        settings = known_settings(request, known, f"the model {model}")
+        settings.pop("assistant_prefix", None)
         decoding = cls(**settings)
         warm = {"temperature": (0, 1), "top_p": (1,), "top_k": (0,)}
         idle = [name for name, plain in warm.items() if getattr(decoding, name) not in plain]

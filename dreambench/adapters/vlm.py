@@ -6,6 +6,7 @@ Shapes: `R` requests of a batch, `T` prompt tokens, `C` tokens of a choice, `V` 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,10 +39,10 @@ __all__ = ["VisionLanguageModel"]
 class VisionLanguageModel(Model):
     """``transformers:DIR_OR_HUB_ID``; ``--model-arg chat_template=FILE`` for a checkpoint that has no template.
 
-    Reads: the document is one user turn. Decoding is what the request's settings say (`Decoding`); of the checkpoint's own generation
-    defaults only the special tokens count. Likelihood: the sum of the log-probabilities of a choice's tokens, tokenised by itself
-    and set directly after the template's generation prompt; no end token, no division by length (``details["choice_tokens"]`` has
-    the lengths). The code of a checkpoint's folder is never run.
+    Reads: the document is one user turn; the setting ``assistant_prefix`` begins the answer. Decoding is what the request's settings
+    say (`Decoding`); of the checkpoint's own generation defaults only the special tokens count. Likelihood: the sum of the
+    log-probabilities of a choice's tokens, tokenised by itself and set directly after the template's generation prompt (and prefix); no
+    end token, no division by length (``details["choice_tokens"]`` has the lengths). The code of a checkpoint's folder is never run.
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"read", "likelihood"})
@@ -116,7 +117,7 @@ class VisionLanguageModel(Model):
         padding = {"padding": True, "padding_side": side, "return_tensors": "pt"}
         inputs: Any = self.processor.apply_chat_template(
             conversations,
-            chat_template=self.chat_template,
+            chat_template=self._template(batch[0].settings.get("assistant_prefix")),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -127,6 +128,17 @@ class VisionLanguageModel(Model):
             for key, value in inputs.items()
             if isinstance(value, torch.Tensor)
         }
+
+    def _template(self, prefix: str | None) -> str:
+        """The chat template, with the first words of the answer at its end if any, a space before them where there is none yet."""
+        if not prefix:
+            return self.chat_template
+        turn: Any = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        ending: Any = self.processor.apply_chat_template(
+            turn, chat_template=self.chat_template, add_generation_prompt=True, tokenize=False
+        )
+        gap = "" if str(ending)[-1:].isspace() else " "
+        return f"{self.chat_template.removesuffix(chr(10))}{{{{ {json.dumps(gap + prefix)} }}}}"
 
     def _read(
         self, batch: Sequence[Request], pictures: Mapping[str, list[PIL.Image.Image]], decoding: Decoding

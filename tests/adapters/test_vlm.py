@@ -103,6 +103,16 @@ def test_greedy_reading_is_what_the_model_s_own_forward_says(model: VisionLangua
         assert response.prompt_tokens == inputs["input_ids"].shape[1]
 
 
+def test_the_first_words_of_the_answer_stand_at_the_end_of_the_prompt(model: VisionLanguageModel) -> None:
+    prefix = "The short answer '(one word)' is:"
+    begun = requests({**GREEDY, "assistant_prefix": prefix})
+    plain = model.tokenizer.decode(model._inputs(requests(GREEDY)[:1], {"0": pixels(begun[0])}, "left")["input_ids"][0])
+    after = model.tokenizer.decode(model._inputs(begun[:1], {"0": pixels(begun[0])}, "left")["input_ids"][0])
+    assert after.startswith(plain)
+    assert after[len(plain) :].split() == model.tokenizer.decode(model.tokenizer(prefix)["input_ids"]).split()
+    assert answers(model, begun) == one_by_one(model, begun)
+
+
 def pixels(request: Request) -> list[object]:
     from dreambench.adapters.pictures import decode_rgb
 
