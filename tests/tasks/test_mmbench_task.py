@@ -1,0 +1,256 @@
+"""MMBench from its TSV to figures: prompts, rotations asked together, undecided replies, judges, likelihoods, submissions."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from judges.chat_server import Answer, serving
+from PIL import Image as PILImage
+
+import dreambench
+from dreambench.api import Asked, Result, carry_out, score_run
+from dreambench.documents import Image, Text
+from dreambench.errors import DataError, ModelError, UsageError
+from dreambench.interfaces import Model, ModelOptions, TaskOptions
+from dreambench.requests import Request, Response
+from dreambench_tasks.mmbench.task import MMBenchTask
+
+COLUMNS = ["index", "question", "hint", "A", "B", "C", "answer", "category", "image", "l2-category", "split"]
+OPTIONS = {1: ["cat", "dog", "hare"], 2: ["red", "blue"], 3: ["one", "two", "three"]}
+RIGHT = {1: "dog", 2: "red", 3: "three"}
+
+
+def png(number: int) -> str:
+    buffer = io.BytesIO()
+    PILImage.new("RGB", (4, 4), (number, 0, 0)).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def rows(answers: bool = True) -> list[dict[str, object]]:
+    """All first orders, then all second ones, and so on."""
+    found: list[dict[str, object]] = []
+    for k in range(3):
+        for index, options in OPTIONS.items():
+            if k < len(options):
+                turned = options[-k:] + options[:-k] if k else options
+                row = dict(zip("ABC", turned, strict=False))
+                right = "ABC"[turned.index(RIGHT[index])]
+                found.append(
+                    {
+                        **row,
+                        "index": index + k * 1_000_000,
+                        "question": f"which {index}?",
+                        "hint": "look well" if index == 1 else "",
+                        "answer": right if answers else "",
+                        "category": f"kind {index % 2}",
+                        "l2-category": "coarse_perception",
+                        "image": index if k else png(index),
+                        "split": "dev",
+                    }
+                )
+    return found
+
+
+def table(path: Path, lines: Sequence[Mapping[str, object]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, delimiter="\t", restval="")
+        writer.writeheader()
+        writer.writerows(lines)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    data.mkdir()
+    table(data / "MMBench_DEV_EN.tsv", rows())
+    return data
+
+
+def replies(path: Path, given: Mapping[int, str]) -> str:
+    path.write_text("".join(json.dumps({"index": i, "prediction": text}) + "\n" for i, text in given.items()))
+    return f"responses:{path}"
+
+
+def all_right() -> dict[int, str]:
+    return {int(str(row["index"])): f"The answer is {row['answer']}." for row in rows()}
+
+
+def figures(result: Result) -> dict[tuple[str, str | None], dreambench.Score]:
+    return {(score.metric, score.group): score for score in result.scores}
+
+
+def test_circular_and_vanilla_from_one_pass_with_groups(folder: Path, tmp_path: Path) -> None:
+    given = all_right() | {1_000_003: "The answer is B"}
+    result = dreambench.run("mmbench", replies(tmp_path / "a", given), data=folder, out=tmp_path / "runs")
+    found = figures(result)
+    assert result.scores[0].metric == "circular_accuracy"
+    circular, vanilla = found["circular_accuracy", None], found["vanilla_accuracy", None]
+    assert (circular.value, circular.n, circular.unscored) == (pytest.approx(200 / 3), 3, 0)
+    assert (vanilla.value, vanilla.n, vanilla.interval_method) == (100, 3, "wilson")
+    assert found["circular_accuracy", "category=kind 1"].value == 50
+    assert {group for metric, group in found if metric == "circular_accuracy"} == {
+        *(None, "split=dev", "l2_category=coarse_perception", "category=kind 0", "category=kind 1")
+    }
+    table = pd.read_parquet(result.folder / "scores.parquet").set_index("id")
+    assert table["hit"].sum() == 7
+    assert table.loc["3", "circular_hit"] == 0
+    assert table.loc["1", "rule"] == "answer is" or table.loc["1", "rule"] == "single letter"
+
+
+def test_what_no_rule_decides_is_unscored_and_bounded(folder: Path, tmp_path: Path) -> None:
+    given = all_right() | {2: "hard to say"}
+    result = dreambench.run("mmbench", replies(tmp_path / "a", given), data=folder, out=tmp_path / "runs")
+    circular = figures(result)["circular_accuracy", None]
+    assert (circular.value, circular.n, circular.unscored) == (100, 2, 1)
+    assert circular.bounds == pytest.approx((200 / 3, 100))
+
+
+def test_rotations_stay_together_and_share_one_image(folder: Path) -> None:
+    samples = MMBenchTask(TaskOptions(data=folder)).samples()
+    assert [sample.id for sample in samples[:3]] == ["1", "1000001", "2000001"]
+    assert [sample.group for sample in samples] == ["1"] * 3 + ["2"] * 2 + ["3"] * 3
+    assert len({id(sample.prompt[0]) for sample in samples}) == 3
+
+
+def test_the_prompts(folder: Path) -> None:
+    def request(index: int, **options: object) -> Request:
+        task = MMBenchTask(TaskOptions(data=folder, **options))  # type: ignore[arg-type]
+        return task.request(next(sample for sample in task.samples() if sample.id == str(index)))
+
+    image, text = request(1_000_001).document
+    assert isinstance(image, Image)
+    ask = "Answer with the option's letter from the given choices directly."
+    assert text == Text(f"look well\nwhich 1?\nA. hare\nB. cat\nC. dog\n{ask}")
+    assert request(2).document[1] == Text(f"which 2?\nA. red\nB. blue\n{ask}")
+    weighed = request(2, protocols=("likelihood",))
+    assert (weighed.kind, weighed.choices) == ("likelihood", ("A", "B"))
+    published = request(2, generation=("dreamllm",))
+    assert published.document[0] == Text("This is an exam, please answer according to the image, hint and question.")
+    assert published.document[2] == Text("Hint:nanQuestion:which 2?Please provide an accurate and detailed answer.")
+    assert published.settings["num_beams"] == 5
+
+
+@pytest.mark.parametrize("lacking", ["row", "reply"])
+def test_an_incomplete_question_is_an_error_or_another_protocol(folder: Path, tmp_path: Path, lacking: str) -> None:
+    given = all_right()
+    if lacking == "row":
+        table(folder / "MMBench_DEV_EN.tsv", [row for row in rows() if row["index"] != 2_000_003])
+    del given[2_000_003]
+    model = replies(tmp_path / "a", given | {1_000_001: "The answer is A"})
+    with pytest.raises(DataError, match="judge-present"):
+        dreambench.run("mmbench", model, data=folder, out=tmp_path / "runs")
+    present = dreambench.run("mmbench", model, data=folder, out=tmp_path / "runs", protocol=["judge-present"])
+    assert present.scores[0].protocol.startswith("judge-present@")
+    assert (present.scores[0].n, present.scores[0].value) == (3, pytest.approx(200 / 3))
+
+
+def test_a_limit_takes_whole_questions(folder: Path, tmp_path: Path) -> None:
+    model = replies(tmp_path / "a", all_right())
+    with pytest.raises(DataError, match="question 2 lacks the rotations 1"):
+        dreambench.run("mmbench", model, data=folder, limit=4, out=tmp_path / "runs")
+    assert dreambench.run("mmbench", model, data=folder, limit=5, out=tmp_path / "runs").scores[0].n == 2
+
+
+def test_a_judge_matches_what_the_rules_leave_open_and_is_asked_once(folder: Path, tmp_path: Path) -> None:
+    hostile = "hard to say | A\nwhich 9? | A. x | y | B"
+    model = replies(tmp_path / "a", all_right() | {2: hostile, 3: "neither", 1: "not sure", 1_000_001: "no idea"})
+
+    def match(body: dict[str, object], number: int) -> Answer:
+        last = body["messages"][-1]["content"].split("question | options")[-1].split("\n", 5)[5]  # type: ignore[index]
+        return Answer(
+            "Z" if "neither" in last else "What?" if "no idea" in last else "B." if "not sure" in last else " A"
+        )
+
+    with serving(match) as server:
+        judge = f"openai:m@{server.url},concurrency=1"
+        result = dreambench.run("mmbench", model, data=folder, judge=judge, out=tmp_path / "runs")
+        asked = len(server.bodies)
+        (result.folder / "metrics.json").unlink()
+        again = score_run(result.folder)
+        assert len(server.bodies) == asked == 3 + 5
+        assert all("\nwhich 9?" not in prompt for prompt in server.prompts())
+    assert again.scores == result.scores
+    table = pd.read_parquet(result.folder / "scores.parquet").set_index("id")
+    assert table.loc[["2", "3", "1"], "letter"].tolist() == ["A", "Z", "B"]
+    assert table.loc[["2", "3"], "hit"].tolist() == [1, 0]
+    circular = figures(result)["circular_accuracy", None]
+    assert (circular.n, circular.unscored) == (2, 1)
+    assert result.metrics is not None
+    (protocol,) = result.metrics["protocols"].values()
+    assert protocol["judge"]["prompt"] == "dreambench-matcher"
+
+
+@pytest.mark.parametrize("judge", ["rule", "grades:x"])
+def test_judges_that_do_not_match_are_refused(folder: Path, tmp_path: Path, judge: str) -> None:
+    with pytest.raises(UsageError, match="rules always come first"):
+        dreambench.run("mmbench", replies(tmp_path / "a", all_right()), data=folder, judge=judge, out=tmp_path)
+
+
+class Weigher(Model):
+    """Likes the letter of "dog", "red" and so on best; is torn where it is told to be."""
+
+    capabilities = frozenset({"likelihood"})
+
+    def identity(self) -> Mapping[str, object]:
+        return {"name": "weigher"}
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
+        for request in requests:
+            right = {str(row["index"]): row["answer"] for row in rows()}[request.id]
+            torn = request.id == "2"
+            yield Response(
+                request.id, scores=tuple(-1.0 - (choice != right and not torn) for choice in request.choices)
+            )
+
+
+def test_likelihood_takes_the_best_letter_and_leaves_ties_open(folder: Path, tmp_path: Path) -> None:
+    asked = Asked("mmbench", "echo", options=TaskOptions(data=folder, protocols=("likelihood",)))
+    result = carry_out(asked, tmp_path, model=Weigher(ModelOptions("weigher")))
+    circular = figures(result)["circular_accuracy", None]
+    assert (circular.value, circular.n, circular.unscored) == (100, 2, 1)
+    assert set(pd.read_parquet(result.folder / "scores.parquet")["rule"].dropna()) == {"likelihood"}
+
+
+def test_likelihood_goes_alone_and_only_with_a_model_that_has_it(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="by itself"):
+        MMBenchTask(TaskOptions(data=folder, protocols=("likelihood", "vlmevalkit")))
+    with pytest.raises(UsageError, match="layout=listed"):
+        MMBenchTask(TaskOptions(data=folder, protocols=("likelihood",), generation=("dreamllm",)))
+    model = replies(tmp_path / "a", all_right())
+    with pytest.raises(ModelError, match="can only read"):
+        dreambench.run("mmbench", model, data=folder, protocol=["likelihood"], out=tmp_path / "runs")
+
+
+def test_held_back_answers_leave_a_submission_instead_of_a_score(tmp_path: Path) -> None:
+    data = table(tmp_path / "MMBench_TEST_EN.tsv", rows(answers=False))
+    result = dreambench.run("mmbench", replies(tmp_path / "a", all_right()), data=data, out=tmp_path / "runs")
+    assert result.scores == []
+    assert result.metrics is not None
+    assert "submission.xlsx" in " ".join(result.metrics["notes"])
+    sheet = pd.read_excel(result.folder / "submission.xlsx")
+    tabs = pd.read_csv(result.folder / "submission.tsv", sep="\t")
+    assert dict(zip(sheet["index"], sheet["prediction"], strict=True)) == all_right()
+    assert dict(zip(tabs["index"], tabs["prediction"], strict=True)) == all_right()
+
+
+def test_one_of_several_files_is_chosen_by_name(folder: Path) -> None:
+    table(folder / "mmbench_dev_20230712.tsv", rows()[:3])
+    with pytest.raises(DataError, match="--split"):
+        MMBenchTask(TaskOptions(data=folder)).samples()
+    assert len(MMBenchTask(TaskOptions(data=folder, split="DEV_EN")).samples()) == 8
+    assert len(MMBenchTask(TaskOptions(data=folder, split="mmbench_dev_20230712")).samples()) == 3
+
+
+def test_a_file_without_rotations_has_a_vanilla_figure_only(tmp_path: Path) -> None:
+    data = table(tmp_path / "CCBench.tsv", rows()[:3])
+    model = replies(tmp_path / "a", {index: text for index, text in all_right().items() if index < 9})
+    result = dreambench.run("mmbench", model, data=data, out=tmp_path / "runs")
+    assert {score.metric for score in result.scores} == {"vanilla_accuracy"}

@@ -1,0 +1,222 @@
+"""VQAv2 from files to figures: prompts, photographs, protocols, answers that are missing, references that are held back."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from benchmarks import vqa_oracle
+from PIL import Image as PILImage
+
+import dreambench
+from dreambench.api import Asked, Result, carry_out, score_run
+from dreambench.documents import Image, Text
+from dreambench.errors import DataError
+from dreambench.interfaces import Model, ModelOptions, TaskOptions
+from dreambench.requests import Request, Response
+from dreambench_tasks.vqav2.data import read_results
+from dreambench_tasks.vqav2.index import build_index
+from dreambench_tasks.vqav2.scoring import score_answers
+from dreambench_tasks.vqav2.task import VQAv2Task, clip_answer
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data" / "vqa_v2_subset" / "train"
+PROTOCOLS = ["official", "normalised", "dreamllm-evaluator"]
+WORDS = ["red", "Two", "a dog", "on the table", "yes", "it's", "1,000"]
+
+
+def annotation(number: int) -> dict[str, object]:
+    rng = random.Random(number)
+    pool = WORDS[:1] if number % 4 == 0 else rng.sample(WORDS, 3)
+    return {
+        "question_id": number,
+        "image_id": number // 3,
+        "question_type": ["what is", "how many", "is the"][number % 3],
+        "answer_type": ["other", "number", "yes/no"][number % 3],
+        "answers": [{"answer": rng.choice(pool), "answer_id": place} for place in range(10)],
+    }
+
+
+ANNOTATIONS = [annotation(number) for number in range(40)]
+ANSWERS = {
+    number: random.Random(-number - 1).choice([*WORDS, "Red", "the RED.", "red, or two"]) for number in range(40)
+}
+# Of every fourth question all references say "red".
+ANSWERS |= dict.fromkeys(range(0, 20, 4), "Red")
+
+
+class Shouting(Model):
+    """Says the same to everything."""
+
+    capabilities = frozenset({"read"})
+    sees = False
+
+    def identity(self) -> Mapping[str, object]:
+        return {"name": "shouting"}
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
+        for request in requests:
+            yield Response(request.id, (Text('RED, "perhaps".'),))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    data.mkdir()
+    questions = [
+        {"question_id": one["question_id"], "image_id": one["image_id"], "question": f"What is {one['question_id']}?"}
+        for one in ANNOTATIONS
+    ]
+    (data / "questions.json").write_text(json.dumps({"questions": questions}))
+    (data / "annotations.json").write_text(json.dumps({"annotations": ANNOTATIONS}))
+    return data
+
+
+def results(path: Path, answers: dict[int, str]) -> str:
+    path.write_text(json.dumps([{"question_id": id_, "answer": text} for id_, text in answers.items()]))
+    return f"responses:{path}"
+
+
+def headline(result: Result) -> dict[str, dreambench.Score]:
+    return {score.protocol.partition("@")[0]: score for score in result.scores if score.group is None}
+
+
+def photograph(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PILImage.new("RGB", (8, 8), (200, 10, 10)).save(path)
+
+
+def test_several_protocols_from_the_same_answers_each_equal_to_its_rule(folder: Path, tmp_path: Path) -> None:
+    model = results(tmp_path / "answers.json", ANSWERS)
+    result = dreambench.run("vqav2", model, data=folder, protocol=PROTOCOLS, out=tmp_path / "runs")
+    rows = pd.read_parquet(result.folder / "scores.parquet")
+    index = build_index(ANNOTATIONS)
+    found = headline(result)
+    assert list(found) == PROTOCOLS
+    for number, name in enumerate(PROTOCOLS):
+        expected = score_answers(index, ANSWERS, name)
+        column = "accuracy" if number == 0 else f"accuracy[{name}]"
+        assert rows[column].tolist() == expected.accuracies.tolist()
+        assert found[name].value == expected.overall
+        assert found[name].interval_method == "cluster by image"
+        assert f"{expected.rounded(expected.overall):.2f}" in found[name].notes[0]
+        groups = {s.group: s.value for s in result.scores if s.group and s.protocol.startswith(name)}
+        assert groups == {
+            **{f"answer_type={key}": value for key, value in expected.per_answer_type.items()},
+            **{f"question_type={key}": value for key, value in expected.per_question_type.items()},
+        }
+    assert len({found[name].value for name in PROTOCOLS}) == 3
+    assert {"id", "image_id", "question_type", "answer_type", "answer"} <= set(rows.columns)
+
+
+def test_a_question_without_an_answer_is_counted_and_bounded_not_scored(folder: Path, tmp_path: Path) -> None:
+    given = {number: text for number, text in ANSWERS.items() if number % 5}
+    result = dreambench.run("vqav2", results(tmp_path / "a.json", given), data=folder, out=tmp_path / "runs")
+    score = headline(result)["official"]
+    expected = score_answers(build_index([one for one in ANNOTATIONS if one["question_id"] in given]), given)
+    assert (score.n, score.unscored, score.value) == (32, 8, expected.overall)
+    total = expected.accuracies.sum()
+    assert score.bounds == pytest.approx((100 * total / 40, 100 * (total + 8) / 40))
+    assert sum(s.unscored for s in result.scores if s.group and s.group.startswith("answer_type")) == 8
+    assert result.errors == 8
+    assert pd.read_parquet(result.folder / "scores.parquet")["accuracy"].isna().sum() == 8
+
+
+def test_scoring_again_needs_no_data(folder: Path, tmp_path: Path) -> None:
+    result = dreambench.run("vqav2", results(tmp_path / "a.json", ANSWERS), data=folder, out=tmp_path / "runs")
+    before = (result.folder / "metrics.json").read_bytes()
+    (result.folder / "metrics.json").unlink()
+    shutil.rmtree(folder)
+    score_run(result.folder)
+    assert (result.folder / "metrics.json").read_bytes() == before
+
+
+def test_photographs_are_found_by_coco_id_and_a_missing_one_is_named_before_anything_is_asked(
+    folder: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    for number in range(0, 13):
+        photograph(photos / "val2014" / f"COCO_val2014_{number:012d}.jpg")
+    with pytest.raises(DataError, match=r"1 of 14 pictures are missing, the first .*000000000013.jpg.*--images"):
+        dreambench.run("vqav2", "echo", data=folder, images=photos, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    few = dreambench.run("vqav2", "echo", data=folder, images=photos, limit=39, out=tmp_path / "runs")
+    assert few.scores[0].n == 39
+    photograph(photos / "val2017" / "000000000013.png")
+    assert dreambench.run("vqav2", "echo", data=folder, images=photos, out=tmp_path / "runs").scores[0].n == 40
+
+
+def test_the_prompts(folder: Path) -> None:
+    task = VQAv2Task(TaskOptions(data=folder))
+    sample = task.samples()[7]
+    request = task.request(sample)
+    image, text = request.document
+    assert isinstance(image, Image)
+    assert text == Text("What is 7?\nAnswer the question using a single word or phrase.")
+    assert request.settings == {"max_new_tokens": 16, "num_beams": 1}
+    assert request.group == "2"
+    published = VQAv2Task(TaskOptions(data=folder, generation=("dreamllm",))).request(sample)
+    assert published.document == (
+        Text("Based on the image, please answer the question."),
+        image,
+        Text("What is 7?Please provide an accurate answer within one word."),
+    )
+    assert published.settings == {
+        "max_new_tokens": 1024,
+        "num_beams": 5,
+        "assistant_prefix": "The short answer '(one word)' is:",
+    }
+
+
+def test_the_published_finish_of_an_answer_belongs_to_its_preset(folder: Path, tmp_path: Path) -> None:
+    assert clip_answer('"Red". It is, or so') == "red it is"
+    model = Shouting(ModelOptions("shouting"))
+    plain, clipped = (
+        carry_out(Asked("vqav2", "echo", options=TaskOptions(data=folder, generation=preset)), tmp_path, model=model)
+        for preset in ((), ("dreamllm",))
+    )
+    assert set(pd.read_parquet(plain.folder / "scores.parquet")["answer"]) == {'RED, "perhaps".'}
+    assert set(pd.read_parquet(clipped.folder / "scores.parquet")["answer"]) == {"red"}
+
+
+def test_held_back_references_leave_an_upload_instead_of_a_score(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "test"
+    data.mkdir()
+    shutil.copy(folder / "questions.json", data / "v2_OpenEnded_mscoco_test-dev2015_questions.json")
+    model = results(tmp_path / "a.json", ANSWERS)
+    result = dreambench.run("vqav2", model, data=data, out=tmp_path / "runs")
+    assert result.scores == []
+    assert result.metrics is not None
+    assert "evalai.json" in " ".join(result.metrics["notes"])
+    assert read_results(result.folder / "evalai.json") == ANSWERS
+    partly = dreambench.run("vqav2", results(tmp_path / "b.json", {1: "red"}), data=data, out=tmp_path / "runs")
+    assert not (partly.folder / "evalai.json").exists()
+    assert partly.metrics is not None
+    assert "39 questions ended in an error" in " ".join(partly.metrics["notes"])
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real questions are not beside this checkout")
+def test_every_real_question_equals_the_plain_rule(tmp_path: Path) -> None:
+    annotations = json.loads(gzip.decompress((REAL / "annotations.json.gz").read_bytes()))["annotations"]
+    rng = random.Random(0)
+    spoil = [
+        str,
+        str.upper,
+        str.title,
+        "the {}".format,
+        "{}.".format,
+        "{}, maybe".format,
+        " {}\n".format,
+        "a-{}".format,
+    ]
+    answers = {one["question_id"]: rng.choice(spoil)(rng.choice(one["answers"])["answer"]) for one in annotations}
+    result = dreambench.run("vqav2", results(tmp_path / "a.json", answers), data=REAL, out=tmp_path / "runs")
+    rows = pd.read_parquet(result.folder / "scores.parquet").set_index("id")["accuracy"]
+    expected = vqa_oracle.evaluate(annotations, answers)
+    assert len(expected) > 40_000
+    assert [rows[str(one["question_id"])] for one in annotations] == expected
