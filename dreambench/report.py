@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambench.documents import JSON
-from dreambench.errors import RunError
+from dreambench.reporting.text import printable
 from dreambench.scores import Score
 
 if TYPE_CHECKING:
@@ -56,13 +56,18 @@ def _print_metrics(folder: Path, metrics: Mapping[str, JSON]) -> None:
     errors = metrics["errors"]
     if errors["n"]:
         kinds = ", ".join(f"{name}: {kind['n']} (first {kind['ids'][0]})" for name, kind in errors["types"].items())
-        print(f"{errors['n']} samples ended in an error: {kinds}")
+        _show(f"{errors['n']} samples ended in an error: {kinds}")
     for note in [*metrics["notes"], *dict.fromkeys(note for score in scores for note in score.notes)]:
-        print(f"note: {note}")
+        _show(f"note: {note}")
     for score in scores:
         if score.group is None:
-            print(f"{metrics['task']}: {headline(score)}")
-    print(f"run: {folder}")
+            _show(f"{metrics['task']}: {headline(score)}")
+    _show(f"run: {folder}")
+
+
+def _show(line: str) -> None:
+    """One line on standard output. Names and answers in it command no terminal."""
+    print(printable(line))
 
 
 def _print_table(title: str, scores: Sequence[Score]) -> None:
@@ -70,7 +75,7 @@ def _print_table(title: str, scores: Sequence[Score]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="")
+    table = Table(title=Text(printable(title)), title_justify="left", box=None, pad_edge=False, header_style="")
     for column in ("metric", "group", "protocol"):
         table.add_column(column, no_wrap=column != "group")
     for column in ("value", "interval", "n", "unscored"):
@@ -79,8 +84,8 @@ def _print_table(title: str, scores: Sequence[Score]) -> None:
         interval = "–" if score.interval is None else f"{number(score.interval[0])} … {number(score.interval[1])}"
         value = f"{number(score.value)} {score.unit}".strip()
         cells = (score.metric, score.group or "", score.protocol, value, interval, str(score.n), str(score.unscored))
-        # Brackets of a metric's name, or of a category in the data, are not rich's markup.
-        table.add_row(*(Text(cell) for cell in cells))
+        # Brackets of a metric's name, or of a category in the data, are not rich's markup; nor do they command the terminal.
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     console = Console()
     if not console.is_terminal:
         # Not to be folded where nobody looks at a width.
@@ -92,37 +97,39 @@ def print_scores(title: str, scores: Sequence[Score]) -> None:
     """Figures that belong to no run."""
     _print_table(title, scores)
     for note in dict.fromkeys(note for score in scores for note in score.notes):
-        print(f"note: {note}")
+        _show(f"note: {note}")
     for score in scores:
-        print(f"{title}: {headline(score)}")
+        _show(f"{title}: {headline(score)}")
 
 
 def print_runs(folders: Sequence[Path]) -> None:
     """The tables of complete runs; one that is not complete is an error that says how to finish it."""
-    from dreambench.store import RunFolder
+    from dreambench.reporting.loading import load_all
+    from dreambench.reporting.tables import incomparable, lines
 
-    for folder in folders:
-        metrics = RunFolder.open(folder).metrics()
-        if metrics is None:
-            raise RunError(f"{folder} is not complete: `dreambench rerun {folder}` finishes it")
-        _print_metrics(folder, metrics)
+    runs = load_all(folders)
+    for run in runs:
+        _print_metrics(run.run.path, run.metrics)
+    different = incomparable(lines(runs))
+    if different and len(runs) > 1:
+        _show(f"note: {different}")
 
 
 def print_plan(prepared: Prepared) -> None:
     """What a run would ask, for ``--dry-run``."""
     count = len(prepared.requests)
     batches = -(-count // prepared.batch_size)
-    print(
+    _show(
         f"{prepared.task.name} of {prepared.asked.model}: {count} requests in {batches} batches of {prepared.batch_size}"
     )
     for protocol in prepared.protocols:
-        print(f"protocol {protocol.id}: {dict(protocol.fields)}")
-    print(f"subject: {prepared.subject}")
+        _show(f"protocol {protocol.id}: {dict(protocol.fields)}")
+    _show(f"subject: {prepared.subject}")
     for line in prepared.task.estimate(prepared.samples):
-        print(line)
+        _show(line)
     for note in prepared.model.notes():
-        print(f"note: {note}")
-    print(f"run: {prepared.folder} ({'exists' if prepared.folder.exists() else 'new'})")
+        _show(f"note: {note}")
+    _show(f"run: {prepared.folder} ({'exists' if prepared.folder.exists() else 'new'})")
 
 
 def thresholds(result: Result, max_errors: int | None, max_unscored: int | None) -> list[str]:

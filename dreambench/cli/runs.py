@@ -209,11 +209,32 @@ def rerun(
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or more runs.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Write everything to one self-contained page.")] = None,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a painting run's pictures to one PNG.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the table as CSV, in full precision.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
+    as_latex: Annotated[bool, typer.Option("--latex", help="Print the table in LaTeX.")] = False,
 ) -> None:
-    """Show the tables of runs on the terminal.
+    """Show the tables of runs on the terminal, or as a page, for a paper, for a program.
 
-    Example: dreambench report runs/*
+    Example: dreambench report runs/* --html report.html
     """
     from dreambench.report import print_runs
+    from dreambench.reporting.files import write_page, write_sheet
+    from dreambench.reporting.loading import load_all
+    from dreambench.reporting.tables import to_csv, to_latex, to_markdown
 
-    print_runs(runs)
+    forms = {"--csv": (as_csv, to_csv), "--markdown": (as_markdown, to_markdown), "--latex": (as_latex, to_latex)}
+    wanted = {name: form for name, (asked, form) in forms.items() if asked}
+    if len(wanted) > 1:
+        raise UsageError(f"{' and '.join(wanted)} print the same table: choose one")
+    if sheet is not None and len(runs) > 1:
+        raise UsageError("--sheet takes one run")
+    for form in wanted.values():
+        print(form(load_all(runs)), end="")
+    if html is not None:
+        write_page(runs, html)
+    if sheet is not None:
+        write_sheet(runs[0], sheet)
+    if not wanted and html is None and sheet is None:
+        print_runs(runs)

@@ -183,14 +183,16 @@ class PaintingTask(Task):
     # --- facts for scoring ----------------------------------------------------------------------------------------------
 
     def gather(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
-        """Features of both sides under each protocol, into the run; what is there already is not computed again."""
+        """Features of both sides under each protocol, and the photographs a report shows; what is there is not made again."""
         from dreambench_tasks.painting_features import gather_features
+        from dreambench_tasks.painting_photographs import gather_photographs
 
         painted = [sample for sample in samples if responses[sample.id].error is None]
         if not painted:
             raise DataError(f"{run.path}: no picture was painted, every request ended in an error; see its responses/")
         _write_pairs(run, samples)
         gather_features(self, run, painted, responses)
+        gather_photographs(self, run, samples, responses)
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
         from dreambench_tasks.painting_features import score_features

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dreambench.metrics.features import Extractor
     from dreambench_tasks.painting import PaintingTask
 
-__all__ = ["gather_features", "score_features"]
+__all__ = ["gather_features", "image_id_of", "reference_pictures", "sample_rows", "score_features"]
 
 
 def _folder(run: RunFolder, protocol: str) -> Path:
@@ -117,10 +117,10 @@ def _gather_real(task: PaintingTask, run: RunFolder, protocols: Mapping[str, str
             target.parent.mkdir(parents=True, exist_ok=True)
             save_statistics(target, reference.statistics, {"notes": list(reference.notes)})
         return
-    paths = list_pictures(given) if given is not None else task.reference_photographs()
+    paths = reference_pictures(task)
     resizers = [get_resizer(name) for name in protocols.values()]
     features = reference_features(paths, task, resizers)
-    ids = np.array([_coco_id(path) for path in paths])
+    ids = np.array([image_id_of(path) for path in paths])
     for id_, one in zip(protocols, features, strict=True):
         _save(_folder(run, id_) / "real.npz", features=one, ids=ids)
 
@@ -137,7 +137,16 @@ def reference_features(paths: Sequence[Path], task: PaintingTask, resizers: Sequ
     return picture_features(paths, extractor, resizers, keep, progress=_progress("real"))
 
 
-def _coco_id(path: Path) -> int:
+def reference_pictures(task: PaintingTask) -> list[Path]:
+    """The real side as files; none where only its statistics are given."""
+    given = task.options.real
+    if given is None:
+        return task.reference_photographs()
+    return [] if given.suffix == ".npz" else list_pictures(given)
+
+
+def image_id_of(path: Path) -> int:
+    """COCO's image id by a file's name, -1 for other names."""
     match = PHOTOGRAPH.fullmatch(path.name)
     return int(match[1]) if match else -1
 
@@ -171,28 +180,51 @@ def _reference(folder: Path) -> tuple[Reference, dict[int, Any]]:
         return Reference(saved.statistics, None, notes), {}
     real = _load(folder / "real.npz")
     reference = Reference(GaussianStatistics.from_features(real["features"]), real["features"])
-    return reference, {int(id_): row for id_, row in zip(real["ids"], real["features"], strict=True) if id_ >= 0}
+    return reference, _real_by_image(real)
+
+
+def _real_by_image(real: Mapping[str, Any]) -> dict[int, Any]:
+    return {int(id_): row for id_, row in zip(real["ids"], real["features"], strict=True) if id_ >= 0}
 
 
 def score_features(run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
     """Rows and figures, from the run's files alone."""
-    rows = {sample.id: _row(run, sample, responses[sample.id]) for sample in samples}
+    rows: dict[str, dict[str, JSON]] = {}
     scores: list[Score] = []
     for number, (id_, fields) in enumerate(_protocols(run).items()):
         folder = _folder(run, id_)
         painted = _load(folder / "painted.npz")
         reference, by_image = _reference(folder)
+        if number == 0:
+            rows = _rows(run, samples, responses, painted, by_image)
         keys = [str(rows[name]["image_id"]) for name in painted["ids"].tolist()]
         extractor = fields["extractor"]["name"]
         unscored = len(samples) - len(keys)
         scores += compare(painted, reference, extractor, id_, unscored=unscored, keys=keys)
-        if number == 0:
-            for place, name in enumerate(painted["ids"].tolist()):
-                row, feature = rows[name], painted["features"][place]
-                row["similarity"] = _cosine(feature, by_image.get(row["image_id"]))
-                if "clip_scores" in painted and row["clip_score"] is None:
-                    row["clip_score"] = float(painted["clip_scores"][place])
     return Scored(list(rows.values()), scores)
+
+
+def sample_rows(run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> list[dict[str, JSON]]:
+    """The rows of scores.parquet, from gathered features: similarities and CLIPScores under the first protocol."""
+    folder = _folder(run, next(iter(_protocols(run))))
+    real = _real_by_image(_load(folder / "real.npz")) if (folder / "real.npz").exists() else {}
+    return list(_rows(run, samples, responses, _load(folder / "painted.npz"), real).values())
+
+
+def _rows(
+    run: RunFolder,
+    samples: Sequence[Sample],
+    responses: Mapping[str, Response],
+    painted: Mapping[str, Any],
+    real: Mapping[int, Any],
+) -> dict[str, dict[str, JSON]]:
+    rows = {sample.id: _row(run, sample, responses[sample.id]) for sample in samples}
+    for place, name in enumerate(painted["ids"].tolist()):
+        row, feature = rows[name], painted["features"][place]
+        row["similarity"] = _cosine(feature, real.get(row["image_id"]))
+        if "clip_scores" in painted and row["clip_score"] is None:
+            row["clip_score"] = float(painted["clip_scores"][place])
+    return rows
 
 
 def _row(run: RunFolder, sample: Sample, response: Response) -> dict[str, JSON]:
