@@ -303,7 +303,7 @@ def _same_again(folder: RunFolder, prepared: Prepared) -> None:
 
 def _score_in_turn(folder: RunFolder, task: Task, say: Callable[[str], None]) -> Result:
     """Of several processes that see the last answer at once, one scores."""
-    turn = RunLock(folder.path / "scoring", alone=True)
+    turn = RunLock(folder.path, name="scoring", alone=True)
     try:
         turn.__enter__()
     except RunError:

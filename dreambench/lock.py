@@ -58,9 +58,9 @@ def _started(pid: int) -> str | None:
 class RunLock:
     """``with RunLock(folder):`` raises `RunError` while another launch writes there."""
 
-    def __init__(self, folder: Path, *, alone: bool = False) -> None:
+    def __init__(self, folder: Path, *, name: str = "lock", alone: bool = False) -> None:
         """`alone` has every process count as a launch of its own, also those of one launch."""
-        self.path = folder / "lock"
+        self.path = folder / name
         self.rank = 0 if alone else rank_and_world()[0]
         self.launch = uuid.uuid4().hex if alone else launch_id()
         self._own = self.path / f"rank-{self.rank:05d}.json"
