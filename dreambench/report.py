@@ -60,7 +60,7 @@ def _print_metrics(folder: Path, metrics: Mapping[str, JSON]) -> None:
     for note in [*metrics["notes"], *dict.fromkeys(note for score in scores for note in score.notes)]:
         _show(f"note: {note}")
     for score in scores:
-        if score.group is None:
+        if score.group is None and score.metric == scores[0].metric:
             _show(f"{metrics['task']}: {headline(score)}")
     _show(f"run: {folder}")
 
@@ -99,7 +99,8 @@ def print_scores(title: str, scores: Sequence[Score]) -> None:
     for note in dict.fromkeys(note for score in scores for note in score.notes):
         _show(f"note: {note}")
     for score in scores:
-        _show(f"{title}: {headline(score)}")
+        if score.metric == scores[0].metric:
+            _show(f"{title}: {headline(score)}")
 
 
 def print_runs(folders: Sequence[Path]) -> None:

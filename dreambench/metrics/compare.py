@@ -71,7 +71,9 @@ def compare(
     if "logits" in painted:
         scores.append(_inception(painted["logits"], extractor, protocol, unscored))
     if "clip_scores" in painted:
-        scores.append(_clip(painted["clip_scores"], extractor, protocol, unscored, keys))
+        cut = int(painted.get("clip_truncated", 0))
+        notes = (f"clip_score: {cut} captions were longer than the CLIP's context and cut for it",) if cut else ()
+        scores.append(_clip(painted["clip_scores"], extractor, protocol, unscored, keys, notes))
     return scores
 
 
@@ -89,7 +91,9 @@ def _inception(logits: Features, extractor: str, protocol: str, unscored: int) -
     )
 
 
-def _clip(scores: Features, extractor: str, protocol: str, unscored: int, keys: Sequence[str] | None) -> Score:
+def _clip(
+    scores: Features, extractor: str, protocol: str, unscored: int, keys: Sequence[str] | None, notes: tuple[str, ...]
+) -> Score:
     estimate = mean_estimate(scores, keys, cluster_name="image", unit="")
     return Score(
         metric=f"clip_score[{extractor}]",
@@ -100,6 +104,7 @@ def _clip(scores: Features, extractor: str, protocol: str, unscored: int, keys: 
         interval=estimate.interval,
         interval_method=estimate.method,
         protocol=protocol,
+        notes=notes,
     )
 
 

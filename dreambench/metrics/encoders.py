@@ -117,7 +117,7 @@ class ClipScorer:
     def text_features(self, texts: list[str]) -> Tensor:
         """Projected features (N, d) float32 of texts."""
         length: int = self._model.config.text_config.max_position_embeddings
-        self.truncated += sum(len(ids) > length for ids in self._tokenizer(texts)["input_ids"])
+        self.truncated += sum(len(ids) > length for ids in self._tokenizer(texts, verbose=False)["input_ids"])
         tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
         with exact_float32(self.device), threads_for(self._model):
             text = self._model.text_model(

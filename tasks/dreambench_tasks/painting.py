@@ -158,10 +158,10 @@ class PaintingTask(Task):
         if wanted == 1:
             return response
         caption = "".join(part.text for part in request.document if isinstance(part, Text))
-        scores = self.scorer().score(pictures, caption)
+        scores, cut = self.scorer().score(pictures, caption)
         chosen = max(range(wanted), key=lambda j: (scores[j], -j))
         order = [chosen, *(j for j in range(wanted) if j != chosen)] if self.generation["keep_candidates"] else [chosen]
-        details = {**response.details, "clip_scores": scores, "chosen": chosen, "kept": order}
+        details = {**response.details, "clip_scores": scores, "chosen": chosen, "kept": order, "caption_cut": cut}
         return Response(
             response.id, tuple(pictures[j] for j in order), prompt_tokens=response.prompt_tokens, details=details
         )
@@ -238,8 +238,8 @@ class CandidateScorer:
         self._clip = ClipScorer(folder, device=resolve_device(device))
         self.identity: dict[str, Any] = self._clip.identity
 
-    def score(self, pictures: Sequence[Image], caption: str) -> list[float]:
-        """CLIPScore, 2.5 · max(cos, 0), of each picture with the caption."""
+    def score(self, pictures: Sequence[Image], caption: str) -> tuple[list[float], bool]:
+        """CLIPScore, 2.5 · max(cos, 0), of each picture with the caption, and whether that was too long for the CLIP and cut."""
         import torch
 
         from dreambench.metrics.clip_score import clip_scores
@@ -247,8 +247,9 @@ class CandidateScorer:
 
         images = torch.stack([read_bytes(picture.read()) for picture in pictures])
         image = self._clip.image_features(images).cpu().numpy()
+        before = self._clip.truncated
         text = self._clip.text_features([caption]).cpu().numpy().repeat(len(pictures), axis=0)
-        return [float(score) for score in clip_scores(image, text)]
+        return [float(score) for score in clip_scores(image, text)], self._clip.truncated > before
 
 
 def thirty_thousand(split: str) -> tuple[str, int | None]:

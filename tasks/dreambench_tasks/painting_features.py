@@ -101,7 +101,7 @@ def further(extractor: Extractor, features: Features, captions: Sequence[str] | 
     ):
         clip = ClipScorer(extractor.folder, device=extractor.device)
         texts = [clip.text_features(list(captions[i : i + 64])).cpu().numpy() for i in range(0, len(captions), 64)]
-        return {"clip_scores": clip_scores(features, np.concatenate(texts))}
+        return {"clip_scores": clip_scores(features, np.concatenate(texts)), "clip_truncated": np.array(clip.truncated)}
     return {}
 
 
