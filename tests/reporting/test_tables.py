@@ -1,0 +1,137 @@
+"""Tables for programs and papers: nothing is lost, and nothing in a cell acts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from reporting.made_runs import HOSTILE, reading_run, score
+
+from dreambench.report import print_runs
+from dreambench.reporting.loading import load_all
+from dreambench.reporting.tables import to_csv, to_latex, to_markdown
+from dreambench.reporting.text import LATEX, latex, markdown, printable
+
+
+def hostile_runs(folder: Path) -> list[Path]:
+    figures = [
+        score(metric=text, group=text, value=i / 3, protocol=f"p{i % 2} {text}", notes=(text,))
+        for i, text in enumerate(HOSTILE)
+    ]
+    return [reading_run(folder / name, ["a", "b"], figures, model=HOSTILE[0]) for name in ("one", "two")]
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """Cells of a Markdown table as a reader sees them, by an independent renderer."""
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(table)
+    rows: list[list[str]] = []
+    for token in tokens:
+        if token.type == "tr_open":
+            rows.append([])
+        if token.type == "inline" and rows:
+            assert all(child.type in ("text", "text_special") for child in token.children or []), token.content
+            rows[-1].append("".join(child.content for child in token.children or []))
+        if token.type == "table_close":
+            break
+    return rows
+
+
+def test_csv_holds_every_figure_in_full_precision(tmp_path: Path) -> None:
+    runs = load_all(hostile_runs(tmp_path))
+    rows = list(csv.DictReader(io.StringIO(to_csv(runs))))
+    assert len(rows) == 2 * len(HOSTILE)
+    assert sorted(float(row["value"]) for row in rows) == sorted(2 * [i / 3 for i in range(len(HOSTILE))])
+    assert {row["interval_low"] for row in rows} == {"40.0"}
+    assert {row["run"] for row in rows} == {"one", "two"}
+    by_value = {float(row["value"]): row["group"] for row in rows}
+    for i, text in enumerate(HOSTILE):
+        assert by_value[i / 3] == ("'" if text.startswith("=") else "") + printable(text)
+    assert all(row["notes"].startswith("note a; ") for row in rows)
+
+
+def test_markdown_cells_render_as_the_text_they_hold(tmp_path: Path) -> None:
+    header, *rows = cells_of(to_markdown(load_all(hostile_runs(tmp_path))))
+    assert header == [
+        "run",
+        "model",
+        "metric",
+        "group",
+        "value",
+        "interval",
+        "interval by",
+        "n",
+        "unscored",
+        "protocol",
+    ]
+    assert len(rows) == 2 * len(HOSTILE)
+    assert {row[3] for row in rows} == {" ".join(printable(text).split()) for text in HOSTILE}
+    assert {row[1] for row in rows} == {HOSTILE[0]}
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
+def test_any_text_survives_a_markdown_cell(text: str) -> None:
+    (_, (cell, _)) = cells_of(f"| a | b |\n| --- | --- |\n| {markdown(text)} | x |\n")
+    assert cell.split() == printable(text).split()
+
+
+@given(st.text())
+def test_any_text_survives_a_latex_cell(text: str) -> None:
+    """Reading the commands back gives the text, and no special character stands by itself."""
+    written = latex(text)
+    back = {command: character for character, command in LATEX.items()}
+    commands = sorted(map(re.escape, back), key=len, reverse=True)
+    assert re.sub("|".join(commands), lambda match: back[match[0]], written) == printable(text)
+    rest = re.sub("|".join(commands), "", written)
+    assert not set(rest) & set("\\{}$&#_%~^")
+
+
+def test_latex_has_one_row_a_figure_and_a_rule_between_protocols(tmp_path: Path) -> None:
+    table = to_latex(load_all(hostile_runs(tmp_path)))
+    rows = re.findall(r"^(?!\\).*\\\\$", table, re.MULTILINE)
+    assert len(rows) == 1 + 2 * len(HOSTILE)
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {9}
+    assert table.count(r"\midrule") == len({f"{i % 2} {text}" for i, text in enumerate(HOSTILE)})
+
+
+def test_several_runs_stand_side_by_side_within_a_protocol(tmp_path: Path) -> None:
+    """Of two runs with two protocols and two metrics each, the same figure of both is adjacent."""
+    figures = [score(metric=metric, protocol=protocol) for protocol in ("p@1-0", "q@1-0") for metric in ("x", "y")]
+    runs = load_all([reading_run(tmp_path / name, ["a", "b"], figures) for name in ("one", "two")])
+    rows = list(csv.DictReader(io.StringIO(to_csv(runs))))
+    assert [(row["protocol"], row["metric"], row["run"]) for row in rows] == [
+        (protocol, metric, run) for protocol in ("p@1-0", "q@1-0") for metric in ("x", "y") for run in ("one", "two")
+    ]
+    for table in (to_markdown(runs), to_latex(runs)):
+        assert "not comparable" in table
+        assert "one: note a" in table
+        assert "two: note a" in table
+    alone = load_all([reading_run(tmp_path / "alone", ["a", "b"])])
+    assert "not comparable" not in to_markdown(alone) + to_latex(alone)
+
+
+def test_no_table_commands_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = hostile_runs(tmp_path)
+    runs = load_all(folders)
+    print_runs(folders)
+    for text in (to_csv(runs), to_markdown(runs), to_latex(runs), capsys.readouterr().out):
+        acting = {c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c != "\n"}
+        assert not acting
+        assert "\u202e" not in text
+        assert "x1b" in text, "written out, not dropped"
+
+
+@given(st.text())
+def test_printable_text_is_left_alone_and_the_rest_written_out(text: str) -> None:
+    shown = printable(text)
+    shown.encode()
+    assert printable(shown) == shown
+    plain = [c for c in text if unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp")]
+    if len(plain) == len(text) and not set(text) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"):
+        assert shown == text
