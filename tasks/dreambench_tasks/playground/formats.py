@@ -24,7 +24,7 @@ from dreambench_tasks.playground.questions import annotators, questions
 from dreambench_tasks.playground.render import CENTRES, SIDE, render
 from dreambench_tasks.playground.scene import WORLD, Dice, Scene, draw_scene
 
-__all__ = ["FORMATS", "File", "Pool", "pictures"]
+__all__ = ["FORMATS", "File", "Pool", "pictures", "questions_of"]
 
 T = TypeVar("T")
 
@@ -48,6 +48,11 @@ MMBENCH_COLUMNS = (
     ),
 )
 SOURCE = "dreambench playground"
+
+
+def questions_of(pictures: int) -> int:
+    """How many questions of MMBench, and of MM-Vet, are written with so many pictures: 307 with the default 512."""
+    return max(1, pictures * 3 // 5)
 
 
 class File(NamedTuple):
@@ -143,7 +148,7 @@ def vqav2(pool: Pool) -> Iterator[File]:
 
 
 def mmbench(pool: Pool) -> Iterator[File]:
-    """``MMBench_DEV_EN.tsv``: n // 4 questions of all categories in turn, with their circular copies; ``test`` has no answers."""
+    """``MMBench_DEV_EN.tsv``: three questions for five pictures, categories in turn, circular copies; no answers in ``test``."""
     split = {"train": "train", "val": "dev", "test": "test"}[pool.part]
     columns = [c for c in MMBENCH_COLUMNS if not (c == "answer" and split == "test")]
     data, identity = io.StringIO(), io.StringIO()
@@ -154,7 +159,7 @@ def mmbench(pool: Pool) -> Iterator[File]:
     def asked(scene: Scene, number: int, wanted: int) -> Choice | None:
         return choice(scene, pool.dice("choice", number), tuple(CATEGORIES)[wanted % len(CATEGORIES)])
 
-    for index, (scene, item) in enumerate(_suited(pool, asked, max(1, pool.n // 4)), 1):
+    for index, (scene, item) in enumerate(_suited(pool, asked, questions_of(pool.n)), 1):
         image = base64.b64encode(_png(scene)).decode()
         for k, copy in enumerate(circular(item)):
             row = {
@@ -175,13 +180,13 @@ def mmbench(pool: Pool) -> Iterator[File]:
 
 
 def mmvet(pool: Pool) -> Iterator[File]:
-    """``mm-vet.json`` and its pictures ``images/v1_0.png`` …, n // 5 questions of all kinds in turn."""
+    """``mm-vet.json`` and its pictures ``images/v1_0.png`` …, three questions for five pictures, of all kinds in turn."""
     record: dict[str, dict[str, Any]] = {}
 
     def asked(scene: Scene, number: int, wanted: int) -> OpenQuestion | None:
         return open_question(scene, pool.dice("open question", number), wanted % KINDS)
 
-    for index, (scene, question) in enumerate(_suited(pool, asked, max(1, pool.n // 5))):
+    for index, (scene, question) in enumerate(_suited(pool, asked, questions_of(pool.n))):
         record[f"v1_{index}"] = {
             "imagename": f"v1_{index}.png",
             "question": question.text,

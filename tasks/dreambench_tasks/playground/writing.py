@@ -19,7 +19,8 @@ from dreambench_tasks.playground.scene import PARTS, WORLD
 __all__ = ["MANIFEST", "ensure_default", "write"]
 
 MANIFEST = "manifest.json"
-DEFAULT_PICTURES = 512  # 1,024 questions, 128 of MMBench, 102 of MM-Vet
+DEFAULT_PICTURES = 512  # 1,024 questions of VQAv2, 307 of MMBench, 307 of MM-Vet
+LAYOUT = 2  # what is written with a scene; data of another layout are other data
 _WITH_PICTURES = {"coco", "localized_narratives", "vqav2"}
 
 
@@ -34,7 +35,7 @@ def write(
     Args:
         directory: absent, empty, or of an earlier call with the same arguments.
         split: ``train``, ``val`` or ``test``.
-        n: pictures; there are two questions of VQAv2 for each, and n // 4 of MMBench and n // 5 of MM-Vet.
+        n: pictures; there are two questions of VQAv2 for each, and three for five pictures of MMBench and of MM-Vet.
         formats: names of ``FORMATS``; all of them by default.
 
     Raises:
@@ -87,6 +88,7 @@ def _parameters(split: str, n: int, seed: int, formats: Sequence[str] | None) ->
     return {
         "generator": "dreambench playground",
         "world": WORLD,
+        "layout": LAYOUT,
         "split": split,
         "n": n,
         "seed": seed,
