@@ -8,7 +8,7 @@ from parity.checks import Check, Exempt
 from parity.dreamllm.golden import STEMS, Golden
 
 from dreamllm.checkpoint import convert
-from dreamllm.released import SURPLUS, State, read_tensors, write
+from dreamllm.released import CLASSES, SURPLUS, State, read_language_model, read_tensors, write
 
 PROVENANCE = ("torch", "transformers", "diffusers", "dtype", "threads")
 EXEMPT = [
@@ -31,20 +31,27 @@ def checks(golden: Golden) -> list[Check]:
 
 
 def _files(recorded: Path, ours: Path) -> list[Check]:
+    """Every recorded tensor, and the names of all, by part: the language model may be recorded in several files."""
+    names: dict[str, tuple[list[str], State]] = {}
     found = []
     for path in sorted(recorded.glob("*")):
         if path.suffix not in (".bin", ".safetensors"):
             continue
         # `X.projector_only.bin` holds a part of `X.bin`.
-        expected, actual = read_tensors(path), read_tensors(ours / path.name.replace(".projector_only", ""))
-        expected = {name: tensor for name, tensor in expected.items() if not SURPLUS.search(name)}
+        part, _, rest = path.name.partition(".")
+        plugin = part in CLASSES
+        actual = read_tensors(ours / f"{part}.bin") if plugin else read_language_model(ours)
+        expected = {name: tensor for name, tensor in read_tensors(path).items() if not SURPLUS.search(name)}
         found += [
             Check(f"{recorded.name}/{path.name}:{name}", tensor.numpy(), _get(actual, name))
             for name, tensor in expected.items()
         ]
-        if ".projector_only" not in path.name:
-            found.append(Check(f"{recorded.name}/{path.name}", "\n".join(sorted(expected)), "\n".join(sorted(actual))))
-    return found
+        if not rest.startswith("projector_only"):
+            names.setdefault(part if plugin else "language_model", ([], actual))[0].extend(expected)
+    return found + [
+        Check(f"{recorded.name}/{part}", "\n".join(sorted(expected)), "\n".join(sorted(actual)))
+        for part, (expected, actual) in names.items()
+    ]
 
 
 def _get(state: State, name: str) -> object:

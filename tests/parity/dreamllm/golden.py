@@ -117,7 +117,8 @@ class Golden:
         for stem in STEMS:
             record = {key: value for key, value in self.records[stem].items() if key != "_arrays"}
             yield from leaves(record, f"{stem}.json")
-            yield from (f"{stem}.safetensors:{name}" for name in self.records[stem]["_arrays"])
+            arrays = {*self.arrays[stem], *self.records[stem].get("_arrays", {})}
+            yield from (f"{stem}.safetensors:{name}" for name in sorted(arrays))
         for path in sorted(self.folder.glob("checkpoint*/*")):
             if path.suffix in (".bin", ".safetensors"):
                 yield from (

@@ -166,22 +166,19 @@ def _scheduler_config(golden: Golden, prediction_type: str) -> dict[str, Any]:
     """The recorded scheduler configuration of that prediction type: some folder `scheduler*` has it."""
     for path in sorted(golden.folder.glob("sd/scheduler*/scheduler_config.json")):
         config = read_json(path)
-        if config["prediction_type"] == PREDICTION_TYPES[prediction_type]:
+        if config["prediction_type"] == PREDICTION_TYPES.get(prediction_type, prediction_type):
             return config
     raise FileNotFoundError(f"no scheduler with prediction type {prediction_type}")
 
 
 def _schedulers(golden: Golden) -> list[Check]:
-    names = {
-        "ddpm_scheduler_config": ("ddpm", "eps"),
-        **{f"ddim_scheduler_config_{kind}": ("ddim", kind) for kind in PREDICTION_TYPES},
-    }
     ddpm = make_scheduler("ddpm", golden.model.config.image_decoder_config.scheduler)
     found = [golden.array_check(PIPELINE, "alphas_cumprod", ddpm.alphas_cumprod, atol=1e-6, rtol=1e-6)]
-    for record, (name, kind) in names.items():
-        ours = make_scheduler(name, _scheduler_config(golden, kind)).config
-        recorded = golden.records[PIPELINE].get(record, {})
-        found += [golden.value_check(PIPELINE, f"{record}/{key}", ours.get(key)) for key in recorded]
+    for name, recorded in golden.records[PIPELINE].items():
+        kind, _, rest = name.partition("_")
+        if rest.startswith("scheduler_config"):
+            ours = make_scheduler(kind, _scheduler_config(golden, recorded["prediction_type"])).config
+            found += [golden.value_check(PIPELINE, f"{name}/{key}", ours.get(key)) for key in recorded]
     return found
 
 
