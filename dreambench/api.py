@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dreambench.adapters.responses import Responses
 from dreambench.documents import JSON, Image, digest
 from dreambench.errors import DataError, ModelError, RunError, UsageError
-from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions
+from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions, data_place
 from dreambench.lock import RunLock, rank_and_world
 from dreambench.plan import batches
 from dreambench.registry import load_model, load_task, model_class, parse_model
@@ -209,8 +209,10 @@ def run(
     fresh: bool = False,
 ) -> Result:
     """``dreambench run`` as a function; the arguments are its options."""
+    place, dataset = data_place(data)
     options = TaskOptions(
-        data=_absolute(data),
+        data=place,
+        dataset=dataset,
         images=_absolute(images),
         real=_absolute(real),
         protocols=tuple(protocol),

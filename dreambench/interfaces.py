@@ -17,7 +17,7 @@ from dreambench.scores import Protocol, Scored
 if TYPE_CHECKING:
     from dreambench.store import RunFolder
 
-__all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "TaskOptions", "sample_choice"]
+__all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "TaskOptions", "data_place", "sample_choice"]
 
 
 class OutOfMemoryError(ModelError):
@@ -84,9 +84,13 @@ class Model(ABC):
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What the user asked of a task. Paths are absolute; None means the task's default, which its protocol then names."""
+    """What the user asked of a task. Paths are absolute; None means the task's default, which its protocol then names.
+
+    `data` are official files; `dataset`, instead of them, is ``MAPPING[=LOCATION]``, a copy to be read under a named mapping.
+    """
 
     data: Path | None = None
+    dataset: str | None = None
     images: Path | None = None
     real: Path | None = None
     protocols: tuple[str, ...] = ()
@@ -101,6 +105,7 @@ class TaskOptions:
     def to_json(self) -> JSON:
         return {
             "data": _path(self.data),
+            "dataset": self.dataset,
             "images": _path(self.images),
             "real": _path(self.real),
             "protocols": list(self.protocols),
@@ -124,6 +129,17 @@ def _path(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
+def data_place(data: str | Path | None) -> tuple[Path | None, str | None]:
+    """``--data`` as the options `data` and `dataset`: a path, or ``datasets:MAPPING[=LOCATION]``; made absolute."""
+    mark, colon, spec = str(data or "").partition(":")
+    if mark != "datasets" or not colon:
+        return (None if data is None else Path(data).absolute()), None
+    name, equals, location = spec.partition("=")
+    if not name or (equals and not location):
+        raise UsageError(f"--data {data}: write datasets:MAPPING or datasets:MAPPING=LOCATION (docs/data.md)")
+    return None, f"{name}={Path(location).absolute()}" if equals else name
+
+
 class Task(ABC):
     """A benchmark: load, prompt, score, aggregate. Constructed with `TaskOptions`; construction reads nothing.
 
@@ -136,7 +152,7 @@ class Task(ABC):
     protocol_names: ClassVar[Mapping[str, str]]
     """What ``--protocol`` accepts, each with a line about it; the first is the default."""
     uses: ClassVar[frozenset[str]] = frozenset()
-    """Which of the options images, real, split, features, judge mean something here; the others are refused."""
+    """Which of the options images, real, split, features, judge, dataset mean something here; the others are refused."""
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {"default": {}}
     """Generation settings by name; ``default`` is the benchmark's own, and further ones start from it."""
 
@@ -145,6 +161,10 @@ class Task(ABC):
         for name in ("images", "real", "split", "features", "judge"):
             if getattr(options, name) is not None and name not in self.uses:
                 raise UsageError(f"--{name} means nothing to the task {self.name}: leave it out")
+        if options.dataset is not None and "dataset" not in self.uses:
+            raise UsageError(
+                f"--data datasets:{options.dataset}: {self.name} reads official files only; give their folder"
+            )
         for name in options.protocols:
             if name not in self.protocol_names:
                 raise UsageError(f"--protocol {name}: {self.name} has {', '.join(self.protocol_names)}")

@@ -13,8 +13,12 @@ from dreambench.errors import UsageError
 __all__ = ["Data", "Features", "Judge", "Offline", "Out", "Protocol", "Seed", "absolute", "pairs", "read_ids", "words"]
 
 Data = Annotated[
-    Path | None,
-    typer.Option("--data", help="The benchmark's files in their official layout; default: the embedded data."),
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="The benchmark's official files, or datasets:MAPPING[=LOCATION], a Hub copy; default: the embedded data.",
+    ),
 ]
 Protocol = Annotated[
     list[str] | None, typer.Option("--protocol", help="NAME[,NAME...]: how to measure; the first gives the headline.")

@@ -75,13 +75,15 @@ def run(
     The same command finds the same run: stopped anywhere it goes on, complete it is printed.
     """
     from dreambench.api import Asked
-    from dreambench.interfaces import TaskOptions
+    from dreambench.interfaces import TaskOptions, data_place
 
     tasks = words(task)
     if not tasks:
         raise UsageError("--task: name at least one; `dreambench list tasks` shows them")
+    place, dataset = data_place(data)
     options = TaskOptions(
-        data=absolute(data),
+        data=place,
+        dataset=dataset,
         images=absolute(images),
         real=absolute(real),
         protocols=tuple(words(protocol)),
@@ -167,7 +169,7 @@ def score(
     Example: dreambench score --task vqav2 --data vqa --responses results.json
     """
     from dreambench.api import Asked, score_run
-    from dreambench.interfaces import TaskOptions
+    from dreambench.interfaces import TaskOptions, data_place
     from dreambench.report import print_result
 
     if run is not None:
@@ -179,8 +181,10 @@ def score(
         raise UsageError("score needs a run, or --task TASK --data DIR --responses FILE")
     if not responses.is_file():
         raise UsageError(f"--responses {responses}: no such file")
+    place, dataset = data_place(data)
     options = TaskOptions(
-        data=absolute(data),
+        data=place,
+        dataset=dataset,
         images=absolute(images),
         protocols=tuple(words(protocol)),
         split=split,

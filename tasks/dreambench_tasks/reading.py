@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +18,9 @@ from dreambench.interfaces import Task
 from dreambench.requests import Kind, Request, Response, Sample, sample_seed
 from dreambench.scores import Score
 from dreambench.statistics import mean_estimate
+
+if TYPE_CHECKING:
+    from dreambench_tasks.copies import CopyMapping
 
 __all__ = ["DREAMLLM_DECODING", "GREEDY", "ReadingTask", "answer_text", "figure", "keep_whole"]
 
@@ -34,12 +37,29 @@ class ReadingTask(Task):
 
     @cached_property
     def data(self) -> Path:
-        """The benchmark's folder, or the embedded playground's."""
+        """The benchmark's folder, or the one that a copy was written out into, or the embedded playground's."""
         if self.options.data is not None:
             return self.options.data
+        if self._copy is not None:
+            return self._copy[1]
         from dreambench_tasks.playground import ensure_default
 
         return ensure_default()
+
+    @cached_property
+    def _copy(self) -> tuple[CopyMapping, Path] | None:
+        if self.options.dataset is None:
+            return None
+        from dreambench.metrics.reference import cache_folder
+        from dreambench_tasks.copies import local_files
+        from dreambench_tasks.mappings import MAPPINGS
+
+        given, cache = self.options, cache_folder() / "datasets"
+        return local_files(MAPPINGS, self.name, str(given.dataset), given.split, cache=cache, offline=given.offline)
+
+    def data_fields(self) -> dict[str, JSON]:
+        """What a protocol says of data that are not the official files: the mapping they were read under."""
+        return {} if self._copy is None else {"data_mapping": self._copy[0].id}
 
     def ask(self, sample: Sample, text: str, kind: Kind = "read", choices: tuple[str, ...] = ()) -> Request:
         """System prompt if any, image, then `text` and the preset's prompt, with nothing between them.

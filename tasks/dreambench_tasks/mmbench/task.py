@@ -46,7 +46,7 @@ class MMBenchTask(ReadingTask):
         "judge-present": "the same, and questions that lack copies are judged on those there are, as VLMEvalKit does: easier",
         "likelihood": "the option letter that the model gives the highest likelihood; exact ties are unscored",
     }
-    uses: ClassVar[frozenset[str]] = frozenset({"split", "judge"})
+    uses: ClassVar[frozenset[str]] = frozenset({"split", "judge", "dataset"})
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
         "default": {
             **GREEDY,
@@ -140,6 +140,7 @@ class MMBenchTask(ReadingTask):
             "task": self.name,
             "metric": BOTH if self.benchmark.circular else VANILLA_ONLY,
             "data_sha256": sha256_file(self.path),
+            **self.data_fields(),
             "answers": HELD_BACK if any(row.answer is None for row in rows) else "in the file",
             "samples": sample_choice(samples),
             "judge": None if self.matcher is None else dict(self.matcher.identity()),

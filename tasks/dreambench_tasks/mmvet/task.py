@@ -44,7 +44,7 @@ class MMVetTask(ReadingTask):
         "dreambench-grader": "--judge openai:MODEL@URL or model:NAME with this project's grading prompt",
         "grades": "--judge grades:FILE: grades given elsewhere, in the official evaluator's file format",
     }
-    uses: ClassVar[frozenset[str]] = frozenset({"images", "judge"})
+    uses: ClassVar[frozenset[str]] = frozenset({"images", "judge", "dataset"})
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
         # The question as it stands.
         "default": {**GREEDY, "max_new_tokens": 512},
@@ -81,7 +81,7 @@ class MMVetTask(ReadingTask):
         """Who grades. Real data have no default judge: figures of different judges are different measures."""
         spec = self.options.judge
         if spec is None:
-            if self.options.data is not None:
+            if self.options.data is not None or self.options.dataset is not None:
                 raise UsageError(
                     "MM-Vet's answers are graded by a judge, which has no default: --judge openai:MODEL@URL[,prompt=FILE],"
                     " grades:FILE, model:NAME[:LOCATION] or rule (docs/judges.md)"
@@ -103,6 +103,7 @@ class MMVetTask(ReadingTask):
             "task": self.name,
             "metric": "mean grade",
             "data_sha256": sha256_file(data_file(self.data)),
+            **self.data_fields(),
             "samples": sample_choice(samples),
             "judge": identity,
             "grading_runs": runs,

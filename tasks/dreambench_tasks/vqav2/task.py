@@ -43,7 +43,7 @@ class VQAv2Task(ReadingTask):
         "normalised": "answers always normalised, also where all references agree, as lmms-eval does",
         "dreamllm-evaluator": "DreamLLM's copy of the evaluator: a reference counts when it occurs inside the answer; much higher",
     }
-    uses: ClassVar[frozenset[str]] = frozenset({"images", "split"})
+    uses: ClassVar[frozenset[str]] = frozenset({"images", "split", "dataset"})
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
         "default": {
             **GREEDY,
@@ -101,6 +101,7 @@ class VQAv2Task(ReadingTask):
             "metric": "VQA accuracy",
             "split": self.benchmark.split,
             "data_sha256": self.benchmark.fingerprint,
+            **self.data_fields(),
             "references": "ten human answers" if self.benchmark.references is not None else "held back",
             "samples": sample_choice(samples),
             "prompt": "image and question; wording and decoding are the subject's",
