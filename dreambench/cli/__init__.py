@@ -51,5 +51,7 @@ def _leave_if_usage(error: Exception) -> None:
 
 
 def _leave(line: str, status: int) -> None:
-    print(f"dreambench: {' '.join(line.split())}", file=sys.stderr)
+    from dreambench.reporting.text import printable
+
+    print(f"dreambench: {printable(' '.join(line.split()))}", file=sys.stderr)
     sys.exit(status)

@@ -48,10 +48,12 @@ def compare(
     n = len(features)
     estimate = frechet_jackknife(features, reference.statistics, keys=keys)
     notes = list(reference.notes)
-    if not estimate.full_rank:
-        notes.append(
-            f"{n} pictures are too few for {features.shape[1]} features: the distance is biased upwards and barred from leaderboards"
-        )
+    for side, count in (("painted", n), ("real", reference.statistics.n)):
+        if count is not None and count <= features.shape[1]:
+            notes.append(
+                f"{count} {side} pictures are too few for {features.shape[1]} features: "
+                "the distance is biased upwards and barred from leaderboards"
+            )
     scores = [
         Score(
             metric=metric_name("frechet", extractor),

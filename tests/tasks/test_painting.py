@@ -313,3 +313,14 @@ def test_the_floor_is_small_and_not_nothing(world: Path) -> None:
     floor = next(score for score in scores if "real halves" in score.metric)
     assert 0 < (floor.value or 0) < 20
     assert floor.n == 48
+
+
+def test_too_few_pictures_on_either_side_are_said(world: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted((world / "val2017").iterdir())[:20]:
+        shutil.copy(path, few)
+    sides = {(world / "val2017", few): "20 painted pictures", (few, world / "val2017"): "20 real pictures"}
+    for (real, fake), words in sides.items():
+        (note,) = compare_folders(real, fake, ["clean"], "playground-clip")[0].notes
+        assert words in note
