@@ -57,7 +57,6 @@ def _weights() -> Iterator[str]:
     from dreambench.adapters.dreamllm import embedded_checkpoint
     from dreambench.errors import DreambenchError
     from dreambench.metrics.features import load_extractor
-    from dreambench_tasks.painting import register_embedded
 
     embedded = embedded_checkpoint()
     yield (
@@ -68,8 +67,6 @@ def _weights() -> Iterator[str]:
     yield f"   (the torch hub cache is {Path(torch.hub.get_dir()) / 'checkpoints'})"
     for spec in ("inception", "efficientnet-lite0", "playground-clip"):
         try:
-            if spec == "playground-clip":
-                register_embedded()
             extractor = load_extractor(spec, "cpu", offline=True)
         except DreambenchError as error:
             yield f"-- --features {spec}: {error}"

@@ -6,7 +6,7 @@
     dinov2:DIR             a DINOv2 folder of transformers: its class token
     playground-clip        the small CLIP of the embedded data
 
-A further one is added by `register_extractor`, or to a folder by `register_folder`. Features are float32 in float32
+A further one is added by `register_extractor`. Features are float32 in float32
 arithmetic on every device: bfloat16 moves Inception features by 5e-3, and no reported number uses it.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dreambench.errors import MissingWeightsError, UsageError
+from dreambench.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dreambench.metrics.resize import Resizer, Scaling
 
 __all__ = ["Extractor", "Metric", "extract", "file_sha256", "load_extractor", "metric_name", "register_extractor"]
-__all__ += ["extractor_names", "register_folder"]
+__all__ += ["extractor_names"]
 
 
 class Extractor(Protocol):
@@ -56,7 +56,6 @@ class Extractor(Protocol):
 
 Loader = Callable[[str | None, "torch.device", bool], Extractor]
 _LOADERS: dict[str, Loader] = {}
-_FOLDERS: dict[str, Path] = {}
 
 
 def register_extractor(name: str, loader: Loader) -> None:
@@ -64,13 +63,8 @@ def register_extractor(name: str, loader: Loader) -> None:
     _LOADERS[name] = loader
 
 
-def register_folder(name: str, folder: str | Path) -> None:
-    """Where a named CLIP folder lies, for instance `playground-clip`."""
-    _FOLDERS[name] = Path(folder)
-
-
 def extractor_names() -> list[str]:
-    return sorted({*_LOADERS, *_FOLDERS})
+    return sorted(_LOADERS)
 
 
 def load_extractor(spec: str, device: str | torch.device = "cpu", *, offline: bool = False) -> Extractor:
@@ -80,10 +74,6 @@ def load_extractor(spec: str, device: str | torch.device = "cpu", *, offline: bo
     name, _, location = spec.partition(":")
     if name in _LOADERS:
         return _LOADERS[name](location or None, torch.device(device), offline)
-    if name in _FOLDERS and not location:
-        from dreambench.metrics.encoders import ClipExtractor
-
-        return ClipExtractor(_FOLDERS[name], device=torch.device(device), name=name)
     raise UsageError(f"--features {spec}: no such extractor; there are {', '.join(extractor_names())}")
 
 
@@ -178,12 +168,10 @@ def _playground(location: str | None, device: torch.device, offline: bool) -> Ex
     from dreambench.metrics.encoders import ClipExtractor
 
     _no_location("playground-clip", location)
-    if "playground-clip" not in _FOLDERS:
-        raise MissingWeightsError(
-            "--features playground-clip: the embedded CLIP is not here; build it with `dreambench playground build DIR`, "
-            "or choose --features efficientnet-lite0, inception, clip:DIR or dinov2:DIR"
-        )
-    return ClipExtractor(_FOLDERS["playground-clip"], device=device, name="playground-clip")
+    # The one thing that the harness asks of the tasks' package: where the embedded data's own network lies.
+    from dreambench_tasks.playground import clip_directory
+
+    return ClipExtractor(clip_directory(), device=device, name="playground-clip")
 
 
 def _need_location(name: str, location: str | None) -> Path:

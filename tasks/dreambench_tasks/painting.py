@@ -136,7 +136,6 @@ class PaintingTask(Task):
             from dreambench.adapters.torch_tools import resolve_device
             from dreambench.metrics.features import load_extractor
 
-            register_embedded()
             device = resolve_device(self.options.device)
             self._extractor = load_extractor(self.features, device, offline=self.options.offline)
         return self._extractor
@@ -209,14 +208,6 @@ def _write_pairs(run: RunFolder, samples: Sequence[Sample]) -> None:
         caption = "".join(part.text for part in sample.prompt if isinstance(part, Text))
         writer.writerow([sample.id, sample.targets["image_id"], sample.targets["caption_id"], caption])
     write_atomically(run.path / "captions.csv", text.getvalue().encode())
-
-
-def register_embedded() -> None:
-    """Tell the extractors where the playground's own CLIP lies, if it is built."""
-    from dreambench.metrics.features import register_folder
-    from dreambench_tasks.playground import clip_directory
-
-    register_folder(EMBEDDED_FEATURES, clip_directory())
 
 
 class CandidateScorer:

@@ -13,7 +13,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from dreambench.errors import DataError, MissingExtraError, MissingWeightsError, UsageError
 from dreambench.metrics import inception
-from dreambench.metrics.features import extract, file_sha256, load_extractor, metric_name, register_folder
+from dreambench.metrics.features import extract, file_sha256, load_extractor, metric_name
 from dreambench.metrics.resize import RESIZERS
 
 
@@ -179,8 +179,10 @@ def test_clip_features_are_the_models_own(clip_folder: Path) -> None:
     assert not torch.allclose(computed.norm(dim=1), torch.ones(2)), "features keep their length"
     assert ours.name == f"clip:{file_sha256(clip_folder / 'model.safetensors')[:8]}"
     assert ours.dim == 10
-    register_folder("test-clip", clip_folder)
-    assert load_extractor("test-clip").name == "test-clip"
+
+
+def test_the_embedded_datas_network_needs_no_preparation() -> None:
+    assert load_extractor("playground-clip").name == "playground-clip"
 
 
 def test_dinov2_features_are_the_class_token(tmp_path: Path) -> None:
