@@ -67,9 +67,7 @@ def test_statistics_in_a_file_give_what_their_pictures_give(world: Path, tmp_pat
     by_folder = paint(world, tmp_path / "a", protocol=["pytorch"], real=world / "val2017").scores[0]
     by_file = paint(world, tmp_path / "b", protocol=["pytorch"], real=file).scores
     assert by_file[0].value == pytest.approx(by_folder.value, abs=1e-9)
-    assert [score.metric for score in by_file] == ["fd[playground-clip]"], (
-        "without features there is no kernel distance"
-    )
+    assert not any(score.metric.startswith("kd") for score in by_file), "without features there is no kernel distance"
     assert by_folder.protocol != by_file[0].protocol
     with pytest.raises(DataError, match="made with resize pytorch"):
         paint(world, tmp_path / "c", protocol=["clean"], real=file)
