@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambench.adapters.responses import Responses
-from dreambench.documents import JSON, Image, digest
+from dreambench.documents import JSON, Image, canonical_json, digest, to_json
 from dreambench.errors import DataError, ModelError, RunError, UsageError
 from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions, data_place
 from dreambench.lock import RunLock, rank_and_world
@@ -169,6 +169,12 @@ def choose(samples: list[Sample], limit: int | None, ids: Sequence[str] | None) 
         if sample.id in seen:
             raise UsageError(f"two samples have the id {sample.id}: the data hold a question twice")
         seen.add(sample.id)
+        try:
+            canonical_json([sample.id, to_json(sample.prompt), dict(sample.targets)]).encode()
+        except (UnicodeEncodeError, ValueError) as error:
+            raise DataError(
+                f"sample {sample.id!r}: its text is not Unicode, or a number not finite ({error})"
+            ) from error
     if ids is not None:
         unknown = [id_ for id_ in ids if id_ not in seen]
         if unknown:
@@ -312,10 +318,11 @@ def _score_in_turn(folder: RunFolder, task: Task, say: Callable[[str], None]) ->
         return Result(folder.path, None)
     try:
         done = folder.metrics()
-        return Result(folder.path, done if done is not None else _score(folder, task))
+        metrics = done if done is not None else _score(folder, task)
+        say("scored")
+        return Result(folder.path, metrics)
     finally:
         turn.__exit__(None, None, None)
-        say("scored")
 
 
 def score_run(path: Path) -> Result:

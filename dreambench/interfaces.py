@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,11 @@ class ModelOptions:
                 raise UsageError(
                     f"--model-arg {key}: the model {self.name} has no such argument (accepted: {accepted})"
                 )
+
+    def without_weights(self) -> None:
+        """Refuse ``--dtype`` where nothing is computed with weights of ours."""
+        if self.dtype != "auto":
+            raise UsageError(f"--dtype {self.dtype} means nothing to the model {self.name}: leave it out")
 
 
 class Model(ABC):
@@ -240,6 +246,9 @@ def _typed(value: str, like: JSON, word: str) -> JSON:
     try:
         if isinstance(like, bool):
             return {"true": True, "false": False}[value]
-        return type(like)(value)
+        typed = type(like)(value)
+        if not math.isfinite(typed):
+            raise ValueError(value)
+        return typed
     except (KeyError, ValueError) as error:
         raise UsageError(f"--generation {word}: {value!r} is not a {type(like).__name__}") from error

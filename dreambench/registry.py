@@ -31,6 +31,8 @@ def _find(group: str, name: str, kind: type[T]) -> type[T]:
     elif ":" in name:
         module, _, attribute = name.partition(":")
         try:
+            if not all(step.isidentifier() for step in module.split(".")):
+                raise UsageError(f"{word} {name}: {module} is no module's name; write package.module:Class")
             found = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
             if error.name is None or not module.startswith(error.name):

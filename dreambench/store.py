@@ -34,11 +34,7 @@ class RunFolder:
         if not (path / "run.json").is_file():
             raise RunError(f"{path} is not a run (no run.json in it): give a folder that `dreambench run` made")
         run = cls(path)
-        made = run.plan_file().get("format")
-        if made != FORMAT:
-            raise RunError(
-                f"{path} has layout {made}, this version reads {FORMAT}: score it with the version that made it"
-            )
+        run.plan_file()
         return run
 
     # --- what was asked and planned -------------------------------------------------------------------------------
@@ -51,25 +47,37 @@ class RunFolder:
         return write_once(self.path / "run.json", (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
 
     def plan_file(self) -> dict[str, JSON]:
-        """run.json."""
-        try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{self.path / 'run.json'} is damaged ({error}): start again with --fresh") from error
+        """run.json; `RunError` where it is damaged or of another layout."""
+        path, advice = self.path / "run.json", "start again with --fresh"
+        made = _json_object(path, ("format",), advice)["format"]
+        if made != FORMAT:
+            raise RunError(
+                f"{self.path} has layout {made}, this version reads {FORMAT}: score it with the version that made it"
+            )
+        return _json_object(
+            path, ("asked", "task", "model", "protocols", "subject", "notes", "environment", "plan"), advice
+        )
 
     def samples(self) -> list[Sample]:
         """The samples as they were when the run began, in the task's order; image paths absolute."""
         import pyarrow.parquet as pq
 
-        return [
-            Sample(
-                id=row["id"],
-                prompt=_lenient(json.loads(row["prompt"])),
-                targets=json.loads(row["targets"]),
-                group=row["group"],
-            )
-            for row in pq.read_table(self.path / "samples.parquet").to_pylist()
-        ]
+        path = self.path / "samples.parquet"
+        try:
+            rows = pq.read_table(path).to_pylist()
+            return [
+                Sample(
+                    id=row["id"],
+                    prompt=_lenient(json.loads(row["prompt"])),
+                    targets=json.loads(row["targets"]),
+                    group=row["group"],
+                )
+                for row in rows
+            ]
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(
+                f"{path} is missing or damaged ({type(error).__name__}): start again with --fresh"
+            ) from error
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -119,7 +127,7 @@ class RunFolder:
         for path in sorted((self.path / "responses").glob("rank-*.jsonl")):
             batch: str | None = None
             pending: dict[str, JSON] = {}
-            for line in _whole_lines(path):
+            for line in _whole_lines(path, ("batch", "of", "id", "document", "finish_reason")):
                 if line["batch"] != batch or line["id"] in pending:
                     batch, pending = line["batch"], {}
                 pending[line["id"]] = line
@@ -192,28 +200,41 @@ class RunFolder:
 
     def metrics(self) -> dict[str, JSON] | None:
         """metrics.json, or None while the run is not complete."""
-        try:
-            return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (self.path / "metrics.json").exists():
             return None
-        except ValueError as error:
-            raise RunError(
-                f"{self.path / 'metrics.json'} is damaged ({error}): `dreambench score {self.path}` writes it anew"
-            ) from error
+        wanted = ("task", "model", "protocols", "scores", "errors", "notes")
+        return _json_object(self.path / "metrics.json", wanted, f"`dreambench score {self.path}` writes it anew")
 
 
-def _whole_lines(path: Path) -> Iterator[JSON]:
-    """The complete lines of a JSON Lines file; a torn last one is left out, damage elsewhere is an error."""
+def _json_object(path: Path, wanted: Sequence[str], advice: str) -> dict[str, JSON]:
+    """A file of ours that holds one object with at least these keys; `RunError` with the advice where it does not."""
+    try:
+        found: JSON = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({error}): {advice}") from error
+    if not isinstance(found, dict) or not all(name in found for name in wanted):
+        raise RunError(f"{path} is damaged (no object with {', '.join(wanted)}): {advice}")
+    return found
+
+
+def _whole_lines(path: Path, wanted: Sequence[str] = ()) -> Iterator[JSON]:
+    """The complete lines of a JSON Lines file, objects with the keys `wanted`.
+
+    A torn last line is left out, damage elsewhere is an error.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
+                found: JSON = json.loads(line)
+                if wanted and not (isinstance(found, dict) and all(name in found for name in wanted)):
+                    raise ValueError("not an answer")
             except ValueError as error:
                 raise RunError(
                     f"{path}, line {number} is damaged: remove the line, or start again with --fresh"
                 ) from error
+            yield found
 
 
 def _samples_table(samples: Sequence[Sample]) -> bytes:

@@ -51,6 +51,7 @@ class BlindGuesser(Model):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
         options.only()
+        options.without_weights()
         if not options.location:
             raise UsageError("--model blind: write blind:FILE, a file of training answers (docs/models.md)")
         self.answers = most_frequent(_pairs(Path(options.location)))

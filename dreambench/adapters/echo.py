@@ -29,10 +29,13 @@ class Echo(Model):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
         options.only("delay", "log")
+        options.without_weights()
         if options.location is not None:
             raise UsageError(f"--model echo:{options.location}: echo has no location, write --model echo")
         try:
             self.delay = float(options.arguments.get("delay", "0"))
+            if not 0 <= self.delay < 3600:
+                raise ValueError(self.delay)
         except ValueError as error:
             raise UsageError(f"--model-arg delay={options.arguments['delay']}: not a number of seconds") from error
         self.log = Path(options.arguments["log"]) if "log" in options.arguments else None

@@ -35,6 +35,7 @@ class Folder(Model):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
         options.only("match")
+        options.without_weights()
         self.match = options.arguments.get("match", "any")
         if self.match not in _MATCHES:
             raise UsageError(f"--model-arg match={self.match}: the ways to match are {', '.join(_MATCHES)}")

@@ -28,6 +28,7 @@ class Responses(Model):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
         options.only()
+        options.without_weights()
         if not options.location:
             raise UsageError("--model responses: write responses:FILE")
         self.path = Path(options.location)

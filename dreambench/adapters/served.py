@@ -39,6 +39,7 @@ class ServedModel(Model):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
         options.only("concurrency", "retries", "timeout", "key_env", "token_field")
+        options.without_weights()
         self.server = ChatServer.parse(options.location, options.arguments, "--model", options.offline)
         self.server.open().close()  # says at once if the package openai is missing
 

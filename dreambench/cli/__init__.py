@@ -29,6 +29,11 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our output has left (`| head`); there is nobody to tell.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        # A full disk, a folder that may not be written, a file where a folder should be: the user's to solve.
+        if error.errno is None:
+            raise
+        _leave(f"error: {error.filename or 'a file'}: {error.strerror}; make room, or name another place", 2)
     except Exception as error:
         _leave_if_usage(error)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +61,7 @@ def read_ids(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"--ids {path}: cannot be read as text ({error.__class__.__name__}); write one sample id a line"
@@ -68,4 +69,7 @@ def read_ids(path: Path | None) -> list[str] | None:
     ids = [id_ for id_ in ids if id_]
     if not ids:
         raise UsageError(f"--ids {path}: the file holds no ids; write one sample id a line")
+    [(most, times)] = Counter(ids).most_common(1)
+    if times > 1:
+        raise UsageError(f"--ids {path}: {most} stands there {times} times; a sample is asked once")
     return ids
