@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image as PILImage
 from transformers.utils import logging as transformers_logging
 
 import dreamllm
+from dreambench.adapters.pictures import BrokenImageError, decode_rgb
 from dreambench.adapters.torch_tools import (
     alike,
     catch_out_of_memory,
@@ -31,6 +31,7 @@ from dreambench.threads import threads_for
 from dreamllm.checkpoint import load
 from dreamllm.errors import CheckpointError, DreamLLMError
 from dreamllm.presets import build
+from dreamllm.sampling import to_pil
 
 __all__ = ["DreamLLM", "embedded_checkpoint"]
 
@@ -100,7 +101,7 @@ class DreamLLM(Model):
         return ("the model is untrained (random weights): its figures say that the harness runs and nothing else",)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
-        with threads_for(self.model):
+        with threads_for(self.model), _one_line():
             for group in alike(requests):
                 if group[0].kind == "paint":
                     yield from self._paint(group)
@@ -184,8 +185,8 @@ class DreamLLM(Model):
             try:
                 for part in request.document:
                     if isinstance(part, Image) and part.digest() not in pictures:
-                        pictures[part.digest()] = PILImage.open(io.BytesIO(part.read())).convert("RGB")
-            except (DataError, OSError, SyntaxError, ValueError) as error:
+                        pictures[part.digest()] = decode_rgb(part)
+            except (DataError, BrokenImageError) as error:
                 failed.append(Response(request.id, error=Failure("broken-image", " ".join(str(error).split()))))
             else:
                 readable.append(request)
@@ -253,10 +254,15 @@ class DreamLLM(Model):
                 guidance_scale=float(settings.get("guidance_scale", 7.5)),
                 guidance_rescale=float(settings.get("guidance_rescale", 0.0)),
                 seeds=[request.seed + j for request in readable for j in range(candidates)],
+                output_type="tensor",
             )
         for index, request in enumerate(readable):
             mine = painted[index * candidates : (index + 1) * candidates]
-            document = tuple(Image(data=encode_png(picture)) for picture in mine)
+            if not bool(torch.isfinite(mine).all()):
+                message = f"the picture has pixels that are not finite in {self.dtype}: use --dtype float32"
+                yield Response(request.id, finish_reason="error", error=Failure("not-finite", message))
+                continue
+            document = tuple(Image(data=encode_png(picture)) for picture in to_pil(mine))
             yield Response(request.id, document, prompt_tokens=int(inputs["attention_mask"][index].sum()))
 
     def _check_resolution(self, asked: int | None) -> None:

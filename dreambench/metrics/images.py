@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from dreambench.errors import DataError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["read_bytes", "read_image", "read_rgb", "to_uint8"]
+__all__ = ["read_bytes", "read_image", "read_rgb", "require_pictures", "to_uint8"]
 
 
 def read_rgb(path: str | Path) -> npt.NDArray[np.uint8]:
@@ -42,6 +44,18 @@ def read_rgb(path: str | Path) -> npt.NDArray[np.uint8]:
     ) as error:
         # Pillow's decoders raise all of these on damaged files.
         raise DataError(f"{path}: not a readable picture ({error})") from error
+
+
+def require_pictures(paths: Iterable[Path]) -> None:
+    """DataError for the first file whose head is no picture's. Damage further on is found when it is decoded."""
+    from PIL import Image
+
+    for path in paths:
+        try:
+            with warnings.catch_warnings(action="ignore"), Image.open(path):
+                pass
+        except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+            raise DataError(f"{path}: not a readable picture ({type(error).__name__}): replace it") from error
 
 
 def read_bytes(data: bytes) -> torch.Tensor:

@@ -59,19 +59,26 @@ def list_pictures(folder: Path) -> list[Path]:
     """Every picture below a folder, by name; hidden files do not count."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of pictures")
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder, onerror=_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in files if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
     if not found:
         raise DataError(f"{folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
-    return found
+    return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    """A folder that may not be listed would leave its pictures out unsaid."""
+    raise DataError(f"{error.filename}: {error.strerror}; make it readable, or give another folder") from error
 
 
 def fingerprint(paths: Sequence[Path]) -> JSON:
     """Number and digest of a list of pictures: names in order, and every byte."""
-    return {"n": len(paths), "sha256": digest([[path.name, sha256_file(path)] for path in paths])}
+    try:
+        return {"n": len(paths), "sha256": digest([[path.name, sha256_file(path)] for path in paths])}
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}; every picture of the folder counts") from error
 
 
 def identity_of(extractor: Extractor, resizer: Resizer) -> dict[str, JSON]:

@@ -63,7 +63,8 @@ def load_statistics(path: str | Path, dim: int | None = None) -> SavedStatistics
             f"{path}: no such statistics file; make one with `dreambench fid-stats DIR --out {path}`"
         ) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise DataError(f"{path}: not a statistics file, an .npz with mu and sigma ({error})") from error
+        reason = type(error).__name__  # numpy's own words would advise to unpickle it
+        raise DataError(f"{path}: not a statistics file, an .npz with mu and sigma ({reason})") from error
     for name in ("mu", "sigma"):
         if name not in found:
             raise DataError(
@@ -72,7 +73,7 @@ def load_statistics(path: str | Path, dim: int | None = None) -> SavedStatistics
         if found[name].dtype.kind != "f":
             raise DataError(f"{path}: {name} holds {found[name].dtype}, not floating-point numbers")
     identity = _identity(path, found)
-    n = int(found["n"]) if "n" in found and found["n"].shape == () else -1
+    n = int(found["n"]) if "n" in found and found["n"].shape == () and found["n"].dtype.kind in "iu" else -1
     try:
         statistics = GaussianStatistics.from_moments(found["mu"], found["sigma"], n if n > 0 else None)
     except DataError as error:

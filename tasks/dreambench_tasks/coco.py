@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -53,18 +52,29 @@ def read_captions(data: Path, split: str) -> Captions:
         # pycocotools reports its progress on standard output, which is for results.
         with contextlib.redirect_stdout(io.StringIO()):
             coco: Any = COCO(str(path))
-        by_image: dict[int, list[Caption]] = {int(image): [] for image in coco.imgs}
+        if len(coco.anns) < len(coco.dataset["annotations"]) or len(coco.imgs) < len(coco.dataset["images"]):
+            raise ValueError("two annotations, or two images, have one id")
+        by_image: dict[int, list[Caption]] = {_id(image): [] for image in coco.imgs}
         for annotation in coco.loadAnns(sorted(coco.anns)):
-            image_id = int(annotation["image_id"])
-            by_image[image_id].append(Caption(int(annotation["id"]), image_id, str(annotation["caption"]).strip()))
-    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, json.JSONDecodeError) as error:
+            caption = Caption(_id(annotation["id"]), _id(annotation["image_id"]), annotation["caption"].strip())
+            if not caption.text:
+                raise ValueError(f"the caption {caption.id} is empty")
+            by_image[caption.image_id].append(caption)
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: not a COCO captions file ({type(error).__name__}: {error})") from error
     if not by_image:
         raise DataError(f"{path}: no images in it; is it a COCO captions file?")
-    without = [image for image, captions in by_image.items() if not any(caption.text for caption in captions)]
+    without = [image for image, captions in by_image.items() if not captions]
     if without:
         raise DataError(f"{path}: {len(without)} images have no caption, the first {without[0]}: complete the file")
     return Captions(path, sha256_file(path), dict(sorted(by_image.items())))
+
+
+def _id(value: object) -> int:
+    """A COCO id, a number that is not negative, also where a tool has written it as text."""
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, str) and value.isdecimal())):
+        raise ValueError(f"{value!r} is no id")
+    return int(value)
 
 
 def photograph_index(folder: Path) -> dict[int, Path]:

@@ -72,6 +72,14 @@ class PaintingTask(Task):
         self.features = options.features or ("inception" if options.data else EMBEDDED_FEATURES)
         self._extractor: Extractor | None = None
         self._candidate_scorer: CandidateScorer | None = None
+        for name, least in {
+            "num_inference_steps": 1,
+            "resolution": 0,
+            "guidance_scale": 0,
+            "guidance_rescale": 0,
+        }.items():
+            if self.generation[name] < least:
+                raise UsageError(f"--generation {name}={self.generation[name]}: at least {least}")
         candidates, rerank = self.generation["candidates"], self.generation["rerank"]
         if candidates < 1:
             raise UsageError(f"--generation candidates={candidates}: at least 1")
@@ -100,10 +108,12 @@ class PaintingTask(Task):
 
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
         from dreambench.metrics.features import metric_name
-        from dreambench.metrics.reference import identity_of
+        from dreambench.metrics.reference import identity_of, read_reference
         from dreambench.metrics.resize import get_resizer
 
         extractor = self.extractor()
+        if len(samples) < 2:
+            raise UsageError("one picture has no spread, so no Fréchet distance: take two samples at least")
         shared = {
             "task": self.name,
             "metric": metric_name("frechet", extractor.name),
@@ -115,20 +125,27 @@ class PaintingTask(Task):
             "quantisation": "PNG, 8 bits a channel, before any resize",
         }
         names = self.options.protocols or (next(iter(PROTOCOLS)),)
-        return [Protocol(name, 1, {**shared, **identity_of(extractor, get_resizer(name))}) for name in names]
+        identities = {name: identity_of(extractor, get_resizer(name)) for name in names}
+        if self.options.real is not None and self.options.real.suffix == ".npz":
+            for identity in identities.values():
+                read_reference(self.options.real, extractor.dim, identity)
+        return [Protocol(name, 1, {**shared, **identity}) for name, identity in identities.items()]
 
     def _reference_fields(self) -> JSON:
         from dreambench.files import sha256_file
+        from dreambench.metrics.images import require_pictures
         from dreambench.metrics.reference import fingerprint, list_pictures
 
         real = self.options.real
-        if real is None:
-            return {"kind": "photographs of the split", **fingerprint(self.reference_photographs())}
-        if real.suffix == ".npz":
+        if real is not None and real.suffix == ".npz":
             if not real.is_file():
                 raise DataError(f"--real {real}: no such file; make it with `dreambench fid-stats DIR --out {real}`")
             return {"kind": "statistics file", "sha256": sha256_file(real)}
-        return {"kind": "folder", **fingerprint(list_pictures(real))}
+        pictures = self.reference_photographs() if real is None else list_pictures(real)
+        if len(pictures) < 2:
+            raise DataError(f"{pictures[0].parent}: one picture has no spread; the reference needs two at least")
+        require_pictures(pictures)
+        return {"kind": "photographs of the split" if real is None else "folder", **fingerprint(pictures)}
 
     def extractor(self) -> Extractor:
         """The feature extractor, loaded on first use."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from dreambench.documents import JSON, Image, document_text
 from dreambench.errors import RunError
-from dreambench.files import write_atomically
+from dreambench.files import sha256_file, write_atomically
 from dreambench.metrics.compare import compare
 from dreambench.metrics.gaussian import GaussianStatistics
 from dreambench.metrics.reference import (
@@ -51,10 +52,22 @@ def _protocols(run: RunFolder) -> dict[str, dict[str, JSON]]:
     return run.plan_file()["protocols"]
 
 
-def picture_of(response: Response) -> Path:
+def _chosen(response: Response) -> Image:
     """The chosen picture of an answer, always the first."""
-    first = next(part for part in response.document if isinstance(part, Image))
-    return Path(first.path or "")
+    return next(part for part in response.document if isinstance(part, Image))
+
+
+def picture_of(response: Response) -> Path:
+    """Where the chosen picture lies."""
+    return Path(_chosen(response).path or "")
+
+
+def _as_painted(response: Response) -> Path:
+    """`picture_of`, if the bytes there are those that were painted."""
+    path = picture_of(response)
+    if not path.is_file() or sha256_file(path) != _chosen(response).sha256:
+        raise RunError(f"{path} is missing or not as it was painted: restore it, or start again with --fresh")
+    return path
 
 
 def gather_features(
@@ -66,7 +79,7 @@ def gather_features(
     protocols = {id_: fields["name"] for id_, fields in _protocols(run).items()}
     waiting = [id_ for id_ in protocols if not (_folder(run, id_) / "painted.npz").exists()]
     if waiting:
-        paths = [picture_of(responses[sample.id]) for sample in painted]
+        paths = [_as_painted(responses[sample.id]) for sample in painted]
         parts = [_folder(run, id_) / "parts" for id_ in waiting]
         resizers = [get_resizer(protocols[id_]) for id_ in waiting]
         features = picture_features(paths, task.extractor(), resizers, parts, progress=_progress("painted"))
@@ -168,7 +181,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} is missing or damaged: remove it, and `dreambench score` computes it again") from error
 
 

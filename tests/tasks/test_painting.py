@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image as PILImage
 
 import dreambench
 from dreambench.api import Result, score_run
-from dreambench.errors import DataError, UsageError
+from dreambench.errors import DataError, RunError, UsageError
 from dreambench.metrics.folders import compare_folders, save_folder_statistics
 from dreambench_tasks import playground
 from dreambench_tasks.coco import photograph_index, read_captions
@@ -241,6 +242,9 @@ def test_a_broken_photograph_is_named(tmp_path: Path) -> None:
         ({"generation": ["dreamllm"]}, "rerank=clip:DIR"),
         ({"real": Path("absent.npz")}, "no such file"),
         ({"real": Path("absent")}, "no such folder"),
+        ({"limit": 1}, "two samples at least"),
+        ({"generation": ["num_inference_steps=0"]}, "at least 1"),
+        ({"generation": ["guidance_scale=nan"]}, "not a float"),
     ],
 )
 def test_what_cannot_be_is_one_line(world: Path, tmp_path: Path, options: dict[str, object], message: str) -> None:
@@ -257,12 +261,54 @@ def test_what_cannot_be_is_one_line(world: Path, tmp_path: Path, options: dict[s
         "{}",
         '{"images": [{"id": 1}], "annotations": [{"id": 1}]}',
         '{"images": [{"id": 1}], "annotations": []}',
+        '{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1, "caption": null}]}',
+        '{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1, "caption": " "}]}',
+        '{"images": [{"id": 1.5}], "annotations": [{"id": 1, "image_id": 1.5, "caption": "a"}]}',
+        '{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1, "caption": "a"}, {"id": 1, "image_id": 1, "caption": "b"}]}',
+        "[" * 100_000,
     ],
 )
 def test_a_malformed_annotation_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "captions_val2017.json").write_text(content)
     with pytest.raises(DataError, match=r"captions_val2017\.json"):
         paint(tmp_path, tmp_path / "runs")
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+def test_a_reference_that_cannot_be_read_is_named_before_anything_is_painted(
+    world: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    real = tmp_path / "real"
+    shutil.copytree(world / "val2017", real)
+    one = sorted(real.iterdir())[5]
+    damage(one)
+    if not one.exists():
+        one.symlink_to(tmp_path / "gone")
+    (real / "folder.png").mkdir()
+    with pytest.raises(DataError, match=one.name):
+        paint(world, tmp_path / "runs", real=real)
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(10), sigma=np.eye(10))
+    with pytest.raises(DataError, match="10 features; the extractor has 64"):
+        paint(world, tmp_path / "runs", real=tmp_path / "wide.npz")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_painted_picture_that_was_changed_is_not_scored(world: Path, tmp_path: Path) -> None:
+    folder = paint(world, tmp_path, limit=4).folder
+    (folder / "metrics.json").unlink()
+    shutil.rmtree(folder / "features")
+    first, second = sorted(folder.rglob("*.png"))[:2]
+    shutil.copy(first, second)
+    with pytest.raises(RunError, match=f"{second.name} is missing or not as it was painted"):
+        score_run(folder)
+
+
+def test_pixels_that_are_not_finite_are_a_failure_and_no_black_picture(world: Path, tmp_path: Path) -> None:
+    wild = ["num_inference_steps=1", "guidance_scale=1e30"]
+    with pytest.raises(DataError, match="no picture was painted"):
+        paint(world, tmp_path, model="dreamllm", limit=2, generation=wild)
+    (folder,) = tmp_path.iterdir()
+    assert {line["error"]["type"] for line in _answers(folder)} == {"not-finite"}  # type: ignore[index]
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="real photographs lie in ../shared/data/coco, which is not here")
