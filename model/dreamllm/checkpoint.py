@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from dreamllm import released
 from dreamllm.configuration import DreamLLMConfig
@@ -74,13 +75,16 @@ def load_ours(
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     from dreamllm.processing import DreamLLMProcessor
 
-    loaded: Any = DreamLLMForConditionalGeneration.from_pretrained(
-        folder,
-        dtype=torch_dtype(dtype) or "auto",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        local_files_only=True,
-    )
+    dtype = torch_dtype(dtype) or "auto"
+    try:
+        loaded: Any = DreamLLMForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
+        )
+        processor = DreamLLMProcessor.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        # What the library raises on files that are cut short, empty, absent or of another kind.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"{folder} cannot be read as a checkpoint: {reason}") from error
     model, info = loaded
     problems = [
         *(f"missing {name}" for name in sorted(info["missing_keys"])),
@@ -89,7 +93,7 @@ def load_ours(
     ]
     if problems:
         raise CheckpointError(f"{folder} does not fit its config.json; tensors {', '.join(problems[:8])}")
-    return model.eval(), DreamLLMProcessor.from_pretrained(folder)
+    return model.eval(), processor
 
 
 def load_released(

@@ -42,6 +42,9 @@ def denoise(
         noise: a generator for each picture, or (steps, M, C, h, w) what ancestral samplers add at each step.
     """
     guided = guidance_scale != 1
+    longest = int(scheduler.config.num_train_timesteps)
+    if not 1 <= num_inference_steps <= longest:
+        raise InputError(f"num_inference_steps={num_inference_steps}: this noise schedule takes 1 to {longest}")
     scheduler.set_timesteps(num_inference_steps, device=latents.device)
     latents = latents * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
