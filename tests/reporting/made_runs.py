@@ -57,9 +57,9 @@ def make_run(
     run = RunFolder(folder)
     protocols = {one.protocol: Protocol("p", 1, fields or {}).to_json() for one in scores}
     environment = {"device": {"device": "cpu"}, "versions": {"dreambench": "0"}, "machine": {"system": "none"}}
-    run.begin(
-        {"format": FORMAT, "task": task, "model": model, "protocols": protocols, "environment": environment}, samples
-    )
+    asked = {"task": task, "model": model, "protocols": protocols, "environment": environment}
+    whole = {"format": FORMAT, "asked": {}, **asked, "subject": {}, "notes": [], "plan": {"batches": []}}
+    run.begin(whole, samples)
     run.append(0, "0", responses)
     kept = run.responses()
     complete: list[dict[str, object]] = []
