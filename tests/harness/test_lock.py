@@ -1,0 +1,69 @@
+"""Who may write a run: the living, by process on this host and by heartbeat on another, whatever its clock says."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dreambench import lock
+from dreambench.errors import RunError
+
+
+def stand(run: Path, who: object, age_s: float = 0.0) -> Path:
+    """A lock with one process in it, its last beat `age_s` seconds ago."""
+    folder = run / "lock"
+    folder.mkdir(parents=True)
+    (folder / "launch").write_text("theirs")
+    file = folder / "rank-00000.json"
+    file.write_text(json.dumps(who))
+    beat = time.time() - age_s
+    os.utime(file, (beat, beat))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)
+
+
+ELSEWHERE = {"host": "elsewhere", "pid": 1, "started": "5"}
+
+
+@pytest.mark.parametrize(
+    ("who", "age_s"),
+    [
+        (ELSEWHERE, 500),
+        (ELSEWHERE, -100_000),
+        ({"host": socket.gethostname(), "pid": 2**30, "started": "5"}, 0),
+        ({"host": socket.gethostname(), "pid": os.getpid(), "started": "not then"}, 0),
+        ({"host": "elsewhere"}, 0),
+        ([], 0),
+    ],
+)
+def test_a_lock_of_the_dead_is_taken_over(tmp_path: Path, who: object, age_s: float) -> None:
+    stand(tmp_path, who, age_s)
+    with lock.RunLock(tmp_path):
+        assert json.loads((tmp_path / "lock" / "rank-00000.json").read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_of_the_living_is_not(tmp_path: Path) -> None:
+    stand(tmp_path, ELSEWHERE, 10)
+    with pytest.raises(RunError, match="host elsewhere, process 1"), lock.RunLock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("age_s", [1000, -1000])
+def test_a_heart_that_beats_by_another_clock_is_seen(tmp_path: Path, age_s: float) -> None:
+    file = stand(tmp_path, ELSEWHERE, age_s)
+    beat = threading.Timer(0.05, lambda: os.utime(file, (time.time() - age_s + 0.05,) * 2))
+    beat.start()
+    with pytest.raises(RunError, match="another launch"), lock.RunLock(tmp_path):
+        pass
+    beat.join()
