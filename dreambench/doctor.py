@@ -69,7 +69,7 @@ def _weights() -> Iterator[str]:
         try:
             extractor = load_extractor(spec, "cpu", offline=True)
         except DreambenchError as error:
-            yield f"-- --features {spec}: {error}"
+            yield f"-- --features {spec}: {str(error).removeprefix(f'--features {spec}').lstrip(': ')}"
         else:
             yield f"ok --features {spec}: {extractor.dim} features of {extractor.input_size} px"
 

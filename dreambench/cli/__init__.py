@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 __all__ = ["main"]
@@ -15,20 +16,22 @@ def main(arguments: list[str] | None = None) -> None:
     from dreambench.cli.app import build
     from dreambench.errors import DreambenchError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without a dash is no reason to lose a table
     status: object = 0
     try:
         # Not standalone, the parser gives a verb's `typer.Exit`, and Ctrl-C, back as a number.
         status = build()(args=arguments, prog_name="dreambench", standalone_mode=False)
-    except SystemExit:
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):
+            # The reader of our output has left (`| head`); there is nobody to tell.
+            sys.exit(0)
         raise
     except KeyboardInterrupt:
         _leave(GOES_ON, INTERRUPTED)
     except DreambenchError as error:
         _leave(f"error: {error}", error.exit_status)
-    except BrokenPipeError:
-        # The reader of our output has left (`| head`); there is nobody to tell.
-        sys.stderr.close()
-        sys.exit(0)
     except OSError as error:
         # A full disk, a folder that may not be written, a file where a folder should be: the user's to solve.
         if error.errno is None:

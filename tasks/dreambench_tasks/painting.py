@@ -204,8 +204,11 @@ class PaintingTask(Task):
         from dreambench_tasks.painting_photographs import gather_photographs
 
         painted = [sample for sample in samples if responses[sample.id].error is None]
-        if not painted:
-            raise DataError(f"{run.path}: no picture was painted, every request ended in an error; see its responses/")
+        if len(painted) < 2:
+            many = "only one picture" if painted else "no picture"
+            raise DataError(
+                f"{run.path}: {many} was painted, every other request ended in an error; see its responses/"
+            )
         _write_pairs(run, samples)
         gather_features(self, run, painted, responses)
         gather_photographs(self, run, samples, responses)
