@@ -24,7 +24,7 @@ __all__ = ["compare"]
 NEIGHBOURS = 5
 SPLITS = 10
 MANIFOLD_LIMIT = 10_000
-"""Above so many pictures on a side, precision and its kin are left out their cost grows with the square."""
+"""Above so many pictures on a side, precision and its kin are left out, with a note: their cost grows with the square."""
 Features = npt.NDArray[np.float32]
 
 
@@ -54,6 +54,8 @@ def compare(
                 f"{count} {side} pictures are too few for {features.shape[1]} features: "
                 "the distance is biased upwards and barred from leaderboards"
             )
+    if reference.features is not None:
+        notes += _why_no_manifold(n, len(reference.features))
     scores = [
         Score(
             metric=metric_name("frechet", extractor),
@@ -126,9 +128,20 @@ def _kernel(features: Features, real: Features, extractor: str, protocol: str, u
     )
 
 
+def _why_no_manifold(painted: int, real: int) -> list[str]:
+    """The note that stands in for precision and its kin where they are left out; nothing where they are not."""
+    what = "precision, recall, density and coverage are left out:"
+    if min(painted, real) <= NEIGHBOURS:
+        return [f"{what} {painted} painted and {real} real pictures, each side needs more than {NEIGHBOURS}"]
+    if max(painted, real) > MANIFOLD_LIMIT:
+        return [
+            f"{what} {painted} painted and {real} real pictures, at most {MANIFOLD_LIMIT} a side are compared pair by pair"
+        ]
+    return []
+
+
 def _manifold(features: Features, real: Features, extractor: str, protocol: str, unscored: int) -> list[Score]:
-    smaller, larger = sorted((len(features), len(real)))
-    if smaller <= NEIGHBOURS or larger > MANIFOLD_LIMIT:
+    if _why_no_manifold(len(features), len(real)):
         return []
     prdc = precision_recall_density_coverage(features, real, k=NEIGHBOURS)
     return [
