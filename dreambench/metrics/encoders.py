@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from dreambench.errors import DataError, MissingWeightsError
-from dreambench.metrics.features import file_sha256
+from dreambench.files import sha256_file
 from dreambench.metrics.networks import exact_float32
 from dreambench.metrics.resize import RESIZERS, Scaling
 from dreambench.threads import threads_for
@@ -36,7 +36,7 @@ class _FolderExtractor:
         self._model = _load(model, folder, device)
         self._mean = 255 * torch.tensor(mean, device=device)[:, None, None]
         self._std = 255 * torch.tensor(std, device=device)[:, None, None]
-        digest = file_sha256(folder / "model.safetensors")
+        digest = sha256_file(folder / "model.safetensors")
         self.name = f"{kind}:{digest[:8]}"
         self.identity: dict[str, Any] = {
             "extractor": kind,
@@ -100,7 +100,7 @@ class ClipScorer:
         self._std = 255 * torch.tensor(std, device=self.device)[:, None, None]
         self.truncated = 0
         self.identity: dict[str, Any] = {
-            "clip_sha256": file_sha256(self.folder / "model.safetensors"),
+            "clip_sha256": sha256_file(self.folder / "model.safetensors"),
             "config": _hashed_config(self.folder),
             "input_size": self.input_size,
             "resize": RESIZERS["clean"].identity,
@@ -175,4 +175,4 @@ def _preprocessing(folder: Path) -> tuple[int, list[float], list[float]]:
 
 def _hashed_config(folder: Path) -> str:
     """Attention heads and activation change features but are not in the weights."""
-    return file_sha256(folder / "config.json")
+    return sha256_file(folder / "config.json")

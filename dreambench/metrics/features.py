@@ -12,7 +12,6 @@ arithmetic on every device: bfloat16 moves Inception features by 5e-3, and no re
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from dreambench.metrics.resize import Resizer, Scaling
 
-__all__ = ["Extractor", "Metric", "extract", "file_sha256", "load_extractor", "metric_name", "register_extractor"]
+__all__ = ["Extractor", "Metric", "extract", "load_extractor", "metric_name", "register_extractor"]
 __all__ += ["extractor_names"]
 
 
@@ -120,11 +119,6 @@ def _resize(images: list[Tensor], resizer: Resizer, size: int) -> Tensor:
     for indices in by_shape.values():
         resized[indices] = resizer(torch.stack([images[index] for index in indices]), size)
     return resized
-
-
-def file_sha256(path: str | Path) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 Metric = Literal["frechet", "kernel", "inception_score", "precision", "recall", "density", "coverage"]

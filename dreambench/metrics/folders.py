@@ -15,11 +15,10 @@ from dreambench.metrics.intervals import frechet_infinity, frechet_jackknife
 from dreambench.metrics.reference import (
     Features,
     Reference,
-    cache_folder,
+    cached_features,
     fingerprint,
     identity_of,
     list_pictures,
-    picture_features,
     read_reference,
 )
 from dreambench.metrics.resize import RESIZERS, Resizer, get_resizer
@@ -137,9 +136,7 @@ def _real_side(
 def _features(paths: Sequence[Path], extractor: Extractor, resizers: Sequence[Resizer]) -> list[Features]:
     if len(paths) < 2:
         raise DataError(f"{paths[0].parent}: one picture has no spread; a Fréchet distance needs at least two")
-    pictures = fingerprint(paths)
-    keep = [cache_folder() / "features" / digest([pictures, identity_of(extractor, one)])[:32] for one in resizers]
-    return picture_features(paths, extractor, resizers, keep, progress=_tell)
+    return cached_features(paths, extractor, resizers, _tell)
 
 
 def _tell(done: int, total: int) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch_fidelity import feature_extractor_inceptionv3 as blocks
 
 from dreambench.errors import MissingWeightsError
-from dreambench.metrics.features import file_sha256
+from dreambench.files import sha256_file
 from dreambench.metrics.networks import exact_float32, fold_batch_norm, load_strictly, read_weights
 from dreambench.metrics.resize import Scaling
 
@@ -71,7 +71,7 @@ class InceptionExtractor:
     input_size = 299
 
     def __init__(self, path: Path, *, device: torch.device) -> None:
-        digest = file_sha256(path)
+        digest = sha256_file(path)
         self.verified = digest.startswith(HASH)
         self.name = "inception" if self.verified else f"inception-unverified:{digest[:8]}"
         self.identity: dict[str, Any] = {

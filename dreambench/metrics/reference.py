@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from dreambench.documents import JSON, digest
 from dreambench.errors import DataError
-from dreambench.files import sha256_file, write_atomically
+from dreambench.files import cache_folder, sha256_file, write_atomically
 from dreambench.metrics.gaussian import GaussianStatistics
 from dreambench.metrics.stats_file import load_statistics
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Reference",
-    "cache_folder",
+    "cached_features",
     "fingerprint",
     "identity_of",
     "list_pictures",
@@ -46,13 +45,6 @@ class Reference:
     statistics: GaussianStatistics
     features: Features | None
     notes: tuple[str, ...] = ()
-
-
-def cache_folder() -> Path:
-    """Where features of real pictures are kept between runs: ``$XDG_CACHE_HOME/dreambench`` or ``~/.cache/dreambench``."""
-    if sys.platform == "win32" and "LOCALAPPDATA" in os.environ:
-        return Path(os.environ["LOCALAPPDATA"]) / "dreambench"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dreambench"
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -122,6 +114,15 @@ def picture_features(
             progress(start + len(chunk), len(paths))
     empty = np.zeros((0, extractor.dim), dtype=np.float32)
     return [np.concatenate([empty, *parts]) for parts in gathered]
+
+
+def cached_features(
+    paths: Sequence[Path], extractor: Extractor, resizers: Sequence[Resizer], progress: Progress | None = None
+) -> list[Features]:
+    """`picture_features` kept for later runs, under a name made of the pictures' bytes, the weights and the resize."""
+    pictures = fingerprint(paths)
+    keep = [cache_folder() / "features" / digest([pictures, identity_of(extractor, one)])[:32] for one in resizers]
+    return picture_features(paths, extractor, resizers, keep, progress=progress)
 
 
 def _bytes(array: Features) -> bytes:

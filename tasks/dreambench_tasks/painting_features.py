@@ -23,8 +23,7 @@ from dreambench.metrics.gaussian import GaussianStatistics
 from dreambench.metrics.reference import (
     Features,
     Reference,
-    cache_folder,
-    fingerprint,
+    cached_features,
     identity_of,
     list_pictures,
     picture_features,
@@ -97,7 +96,7 @@ def gather_features(
         _gather_real(task, run, {id_: protocols[id_] for id_ in real})
 
 
-def further(extractor: Extractor, features: Features, captions: Sequence[str] | None) -> dict[str, Any]:
+def further(extractor: Extractor, features: Features, captions: Sequence[str]) -> dict[str, Any]:
     """What an extractor's network says beyond its features: Inception's logits, CLIP's opinion of each picture and its caption."""
     import torch
 
@@ -107,11 +106,7 @@ def further(extractor: Extractor, features: Features, captions: Sequence[str] | 
 
     if isinstance(extractor, InceptionExtractor):
         return {"logits": extractor.logits(torch.from_numpy(features)).cpu().numpy()}
-    if (
-        captions is not None
-        and isinstance(extractor, ClipExtractor)
-        and (extractor.folder / "tokenizer.json").is_file()
-    ):
+    if isinstance(extractor, ClipExtractor) and (extractor.folder / "tokenizer.json").is_file():
         clip = ClipScorer(extractor.folder, device=extractor.device)
         texts = [clip.text_features(list(captions[i : i + 64])).cpu().numpy() for i in range(0, len(captions), 64)]
         return {"clip_scores": clip_scores(features, np.concatenate(texts)), "clip_truncated": np.array(clip.truncated)}
@@ -132,22 +127,10 @@ def _gather_real(task: PaintingTask, run: RunFolder, protocols: Mapping[str, str
         return
     paths = reference_pictures(task)
     resizers = [get_resizer(name) for name in protocols.values()]
-    features = reference_features(paths, task, resizers)
+    features = cached_features(paths, extractor, resizers, _progress("real"))
     ids = np.array([image_id_of(path) for path in paths])
     for id_, one in zip(protocols, features, strict=True):
         _save(_folder(run, id_) / "real.npz", features=one, ids=ids)
-
-
-def reference_features(paths: Sequence[Path], task: PaintingTask, resizers: Sequence[Any]) -> list[Any]:
-    """Features of photographs, kept for later runs under a name made of their bytes, the weights and the resize."""
-    from dreambench.documents import digest
-
-    pictures = fingerprint(paths)
-    extractor = task.extractor()
-    keep = [
-        cache_folder() / "features" / digest([pictures, identity_of(extractor, resizer)])[:32] for resizer in resizers
-    ]
-    return picture_features(paths, extractor, resizers, keep, progress=_progress("real"))
 
 
 def reference_pictures(task: PaintingTask) -> list[Path]:

@@ -50,7 +50,7 @@ class ReadingTask(Task):
     def _copy(self) -> tuple[CopyMapping, Path] | None:
         if self.options.dataset is None:
             return None
-        from dreambench.metrics.reference import cache_folder
+        from dreambench.files import cache_folder
         from dreambench_tasks.copies import local_files
         from dreambench_tasks.mappings import MAPPINGS
 

@@ -12,8 +12,9 @@ from metrics.pictures import paint
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from dreambench.errors import DataError, MissingExtraError, MissingWeightsError, UsageError
+from dreambench.files import sha256_file
 from dreambench.metrics import inception
-from dreambench.metrics.features import extract, file_sha256, load_extractor, metric_name
+from dreambench.metrics.features import extract, load_extractor, metric_name
 from dreambench.metrics.resize import RESIZERS
 
 
@@ -40,14 +41,14 @@ def test_inception_equals_torch_fidelity(inception_weights: Path) -> None:
 
 def test_other_weights_of_the_shape_are_named_by_their_hash_and_never_fid(inception_weights: Path) -> None:
     extractor = load_extractor(f"inception:{inception_weights}")
-    digest = file_sha256(inception_weights)
+    digest = sha256_file(inception_weights)
     assert extractor.name == f"inception-unverified:{digest[:8]}"
     assert metric_name("frechet", extractor.name) == f"fd[inception-unverified:{digest[:8]}]"
     assert extractor.identity["weights_sha256"] == digest
 
 
 def test_the_hash_alone_makes_it_fid(inception_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inception, "HASH", file_sha256(inception_weights)[:8])
+    monkeypatch.setattr(inception, "HASH", sha256_file(inception_weights)[:8])
     extractor = load_extractor(f"inception:{inception_weights}")
     assert metric_name("frechet", extractor.name) == "fid"
     assert metric_name("kernel", extractor.name) == "kid"
@@ -106,7 +107,7 @@ def test_missing_inception_weights_say_where_they_were_looked_for_and_what_to_do
     (tmp_path / "checkpoints" / inception.FILES[1]).write_bytes(inception_weights.read_bytes())
     with pytest.raises(MissingWeightsError, match="SHA-256"):
         load_extractor("inception", offline=True)
-    monkeypatch.setattr(inception, "HASH", file_sha256(inception_weights)[:8])
+    monkeypatch.setattr(inception, "HASH", sha256_file(inception_weights)[:8])
     assert load_extractor("inception", offline=True).name == "inception"
 
 
@@ -177,7 +178,7 @@ def test_clip_features_are_the_models_own(clip_folder: Path) -> None:
     computed = ours(pixels, "tf1")
     torch.testing.assert_close(computed / computed.norm(dim=1, keepdim=True), theirs, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(computed.norm(dim=1), torch.ones(2)), "features keep their length"
-    assert ours.name == f"clip:{file_sha256(clip_folder / 'model.safetensors')[:8]}"
+    assert ours.name == f"clip:{sha256_file(clip_folder / 'model.safetensors')[:8]}"
     assert ours.dim == 10
 
 

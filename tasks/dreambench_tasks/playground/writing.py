@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambench.errors import DataError, UsageError
+from dreambench.files import cache_folder
 from dreambench_tasks.playground.formats import FORMATS, Pool, pictures
 from dreambench_tasks.playground.scene import PARTS, WORLD
 
@@ -71,7 +70,7 @@ def ensure_default(cache_dir: str | Path | None = None, split: str = "val") -> P
     """
     asked = _parameters(split, DEFAULT_PICTURES, 0, None)
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-    root = Path(cache_dir) if cache_dir is not None else _cache_root() / "dreambench"
+    root = Path(cache_dir) if cache_dir is not None else cache_folder()
     return write(root / f"playground-{digest}", asked["split"], asked["n"], asked["seed"], asked["formats"])
 
 
@@ -138,9 +137,3 @@ def _is_there(directory: Path, asked: dict[str, Any]) -> bool:
         if not path.is_file() or path.stat().st_size != size:
             raise DataError(f"{path} is missing or damaged: remove {directory} and run again")
     return True
-
-
-def _cache_root() -> Path:
-    if sys.platform == "win32" and "LOCALAPPDATA" in os.environ:
-        return Path(os.environ["LOCALAPPDATA"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

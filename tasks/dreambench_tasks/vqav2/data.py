@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dreambench.errors import DataError, UsageError
+from dreambench.files import sha256_file
 from dreambench_tasks.vqav2.index import ReferenceIndex, build_index, cached_index
 
 __all__ = ["Question", "VQAv2", "load", "read_questions", "read_references", "read_results", "write_evalai"]
@@ -234,7 +235,6 @@ def _json_lines(path: Path, text: str) -> list[Any]:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error

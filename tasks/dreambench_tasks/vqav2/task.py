@@ -64,7 +64,7 @@ class VQAv2Task(ReadingTask):
     @cached_property
     def benchmark(self) -> VQAv2:
         """The split's questions and references."""
-        from dreambench.metrics.reference import cache_folder
+        from dreambench.files import cache_folder
 
         return load(self.data, self.options.split, cache=cache_folder() / "vqav2")
 
