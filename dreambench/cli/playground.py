@@ -20,7 +20,7 @@ app = typer.Typer(
 @app.command("write")
 def write(
     directory: Annotated[Path, typer.Argument(help="A folder that is new or empty.")],
-    split: Annotated[str, typer.Option("--split", help="train or val; they share no scene.")] = "val",
+    split: Annotated[str, typer.Option("--split", help="train, val or test; they share no scene.")] = "val",
     n: Annotated[int, typer.Option("--n", min=1, help="How many scenes.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, another world.")] = 0,
     format_: Annotated[list[str] | None, typer.Option("--format", help="FORMAT[,FORMAT...]; default: all.")] = None,
