@@ -154,7 +154,6 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    kinds: ClassVar[frozenset[Kind]]
     protocol_names: ClassVar[Mapping[str, str]]
     """What ``--protocol`` accepts, each with a line about it; the first is the default."""
     uses: ClassVar[frozenset[str]] = frozenset()

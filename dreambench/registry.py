@@ -7,7 +7,7 @@ import importlib
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from dreambench.errors import MissingExtraError, UsageError
+from dreambench.errors import UsageError
 from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions
 
 __all__ = ["MODELS", "TASKS", "load_model", "load_task", "model_class", "names", "parse_model"]
@@ -72,10 +72,4 @@ def model_class(name: str) -> type[Model]:
 
 def load_model(options: ModelOptions) -> Model:
     """The model of that name, with its weights loaded."""
-    try:
-        return model_class(options.name)(options)  # pyright: ignore[reportAbstractUsage] - a subclass, as _find has seen to
-    except ModuleNotFoundError as error:
-        extras = {"openai": "judge", "openpyxl": "sheets"}
-        if error.name in extras:
-            raise MissingExtraError(error.name, extras[error.name], f"the model {options.name}") from error
-        raise
+    return model_class(options.name)(options)  # pyright: ignore[reportAbstractUsage] - a subclass, as _find has seen to

@@ -44,8 +44,6 @@ PAINTING = (
     "negative_prompt",
     "resolution",
     "candidates",
-    "rerank",
-    "keep_candidates",
 )
 UNTRAINED_SEED = 0
 

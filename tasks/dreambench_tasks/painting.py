@@ -17,7 +17,7 @@ from dreambench.documents import JSON, Image, Text, digest
 from dreambench.errors import DataError, UsageError
 from dreambench.files import write_atomically
 from dreambench.interfaces import Task, TaskOptions, sample_choice
-from dreambench.requests import Failure, Kind, Request, Response, Sample, sample_seed
+from dreambench.requests import Failure, Request, Response, Sample, sample_seed
 from dreambench.scores import Protocol, Scored
 from dreambench.store import RunFolder
 
@@ -51,7 +51,6 @@ EMBEDDED_FEATURES = "playground-clip"
 class PaintingTask(Task):
     """A benchmark of text-to-image: pictures for captions, held against photographs by Fréchet distance and its kin."""
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"paint"})
     protocol_names: ClassVar[Mapping[str, str]] = PROTOCOLS
     uses: ClassVar[frozenset[str]] = frozenset({"images", "real", "split", "features"})
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,8 +32,6 @@ DREAMLLM_DECODING: dict[str, JSON] = {"num_beams": 5, "max_new_tokens": 1024}
 
 class ReadingTask(Task):
     """A benchmark of image and question to text."""
-
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"read"})
 
     @cached_property
     def data(self) -> Path:

@@ -16,7 +16,7 @@ from dreambench.files import sha256_file
 from dreambench.interfaces import TaskOptions, sample_choice
 from dreambench.judges import GradeRequest, Judge, JudgementLog, ask_missing, judged
 from dreambench.judges.grading import missing
-from dreambench.requests import Kind, Request, Response, Sample
+from dreambench.requests import Request, Response, Sample
 from dreambench.scores import Protocol, Score, Scored
 from dreambench.store import RunFolder
 from dreambench_tasks.mmbench.data import MMBench, Row, load, read_predictions, write_submission
@@ -40,7 +40,6 @@ class MMBenchTask(ReadingTask):
     """
 
     name = "mmbench"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"read", "likelihood"})
     protocol_names: ClassVar[Mapping[str, str]] = {
         "vlmevalkit": "VLMEvalKit's rules for the chosen letter; what they leave open is unscored, or goes to --judge",
         "judge-present": "the same, and questions that lack copies are judged on those there are, as VLMEvalKit does: easier",

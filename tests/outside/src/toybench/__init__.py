@@ -18,7 +18,6 @@ class Toy(Task):
     """What is the last word? (60 questions in 20 groups, some with a picture to paint)"""
 
     name = "toy"
-    kinds = frozenset({"read", "paint"})
     protocol_names: ClassVar[Mapping[str, str]] = {"exact": "the last word, letter by letter"}
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "default": {"max_new_tokens": 4},
