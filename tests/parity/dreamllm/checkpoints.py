@@ -14,7 +14,6 @@ PROVENANCE = ("torch", "transformers", "diffusers", "dtype", "threads")
 EXEMPT = [
     *(Exempt(f"*.json:_common/{name}", "where the recording was made") for name in PROVENANCE),
     Exempt("*.json:_common/prompts", "inputs of the cases"),
-    Exempt("training.*", "training: losses and their intermediate arrays; mlp_variant is compared"),
 ]
 
 

@@ -53,7 +53,6 @@ EXEMPT = [
         Exempt(f"{PIPELINE}.safetensors:rescale_cfg/{name}", "an input of the case")
         for name in ("noise_cfg", "noise_pred_text")
     ),
-    Exempt(f"{PIPELINE}.safetensors:snr_all", "training: min-SNR weights"),
 ]
 
 

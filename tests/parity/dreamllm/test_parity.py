@@ -7,11 +7,12 @@ from types import ModuleType
 import pytest
 import torch
 from parity.checks import Check, fixture_folder, uncovered
-from parity.dreamllm import checkpoints, comprehension, painting, reading, tokenised
+from parity.dreamllm import checkpoints, comprehension, painting, reading, tokenised, training
 from parity.dreamllm.golden import Golden
 
 GROUPS = {
-    module.__name__.rsplit(".", 1)[-1]: module for module in (checkpoints, comprehension, painting, reading, tokenised)
+    module.__name__.rsplit(".", 1)[-1]: module
+    for module in (checkpoints, comprehension, painting, reading, tokenised, training)
 }
 
 

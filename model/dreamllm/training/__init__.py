@@ -1,0 +1,1 @@
+"""Training: losses, recipes, the trainer, and how a model is put together before its first step."""
