@@ -40,6 +40,15 @@ CHAT_TEMPLATES = {
         "{% endfor %}"
         "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     ),
+    # Vicuna's without a text before the first turn, for small models that would spend half their positions on it.
+    "plain": (
+        "{% for message in messages %}"
+        "{% if message.role == 'system' %}{{ message.content + ' ' }}"
+        "{% elif message.role == 'user' %}{{ 'USER: ' + message.content + ' ' }}"
+        "{% elif message.role == 'assistant' %}{{ 'ASSISTANT: ' + message.content + eos_token }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    ),
     "llama2": (
         "{% for message in messages %}"
         "{% if message.role == 'user' %}{{ '[INST] ' + message.content + ' ' }}"

@@ -1,0 +1,8 @@
+"""Training data: samples of text and pictures, where they come from, how sources are mixed, and batches of them."""
+
+from __future__ import annotations
+
+from dreamllm.data.collator import Collator
+from dreamllm.data.samples import IGNORED, Sample
+
+__all__ = ["IGNORED", "Collator", "Sample"]
