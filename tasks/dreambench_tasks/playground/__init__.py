@@ -1,4 +1,4 @@
-"""The playground: a small world of coloured shapes, in every benchmark's official format.
+"""The playground: a small world of coloured shapes, in every benchmark's official format and in those of training.
 
 ``write`` puts scenes of a part on disk, ``ensure_default`` returns the embedded data, ``clip_directory`` the weights of their
 feature extractor. Nothing here loads torch; ``dreambench_tasks.playground.clip``, which trains that extractor, does.
@@ -6,9 +6,8 @@ feature extractor. Nothing here loads torch; ``dreambench_tasks.playground.clip`
 
 from __future__ import annotations
 
-from dreambench_tasks.playground.formats import FORMATS
 from dreambench_tasks.playground.shipped import clip_directory
 from dreambench_tasks.playground.stages import STAGES
-from dreambench_tasks.playground.writing import ensure_default, write
+from dreambench_tasks.playground.writing import FORMATS, ensure_default, write
 
 __all__ = ["FORMATS", "STAGES", "clip_directory", "ensure_default", "write"]

@@ -11,10 +11,12 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from dreambench_tasks.playground.choices import CATEGORIES, LETTERS, Choice, choice, circular
@@ -24,7 +26,7 @@ from dreambench_tasks.playground.questions import annotators, questions
 from dreambench_tasks.playground.render import CENTRES, SIDE, render
 from dreambench_tasks.playground.scene import WORLD, Dice, Scene, draw_scene
 
-__all__ = ["FORMATS", "File", "Pool", "pictures", "questions_of"]
+__all__ = ["BENCHMARK_FORMATS", "File", "Pool", "json_file", "picture", "picture_path", "pictures", "questions_of"]
 
 T = TypeVar("T")
 
@@ -81,7 +83,7 @@ class Pool:
 def pictures(pool: Pool) -> Iterator[File]:
     """``val2017/000000000001.png`` …: PNG where COCO has JPEG, because the world's own pixels must survive."""
     for image_id, scene in pool:
-        yield _picture(f"{pool.part}2017/{_name(image_id)}", scene)
+        yield picture(picture_path(pool.part, image_id), scene)
 
 
 def coco(pool: Pool) -> Iterator[File]:
@@ -97,7 +99,7 @@ def coco(pool: Pool) -> Iterator[File]:
         "images": images,
         "annotations": annotations,
     }
-    yield _json(f"annotations/captions_{pool.part}2017.json", record)
+    yield json_file(f"annotations/captions_{pool.part}2017.json", record)
 
 
 def localized_narratives(pool: Pool) -> Iterator[File]:
@@ -142,9 +144,9 @@ def vqav2(pool: Pool) -> Iterator[File]:
         "data_subtype": subset,
     }
     questions_record = {**head, "task_type": "Open-Ended", "questions": asked}
-    yield _json(f"v2_OpenEnded_mscoco_{subset}_questions.json", questions_record)
+    yield json_file(f"v2_OpenEnded_mscoco_{subset}_questions.json", questions_record)
     if pool.part != "test":
-        yield _json(f"v2_mscoco_{subset}_annotations.json", {**head, "annotations": annotations})
+        yield json_file(f"v2_mscoco_{subset}_annotations.json", {**head, "annotations": annotations})
 
 
 def mmbench(pool: Pool) -> Iterator[File]:
@@ -160,7 +162,8 @@ def mmbench(pool: Pool) -> Iterator[File]:
         return choice(scene, pool.dice("choice", number), tuple(CATEGORIES)[wanted % len(CATEGORIES)])
 
     for index, (scene, item) in enumerate(_suited(pool, asked, questions_of(pool.n)), 1):
-        image = base64.b64encode(_png(scene)).decode()
+        pixels = render(scene)
+        image = base64.b64encode(_png(pixels)).decode()
         for k, copy in enumerate(circular(item)):
             row = {
                 "index": index + k * CIRCULAR_STEP,
@@ -175,7 +178,7 @@ def mmbench(pool: Pool) -> Iterator[File]:
             }
             row = {column: value for column, value in row.items() if column in columns}
             tables[0].writerow({**row, "image": index if k else image})
-            tables[1].writerow({**row, "image": index if k else render(scene).tobytes().hex()})
+            tables[1].writerow({**row, "image": index if k else pixels.tobytes().hex()})
     yield File(f"MMBench_{split.upper()}_EN.tsv", data.getvalue().encode(), identity.getvalue().encode())
 
 
@@ -194,11 +197,11 @@ def mmvet(pool: Pool) -> Iterator[File]:
             "imagesource": SOURCE,
             "capability": list(question.capability),
         }
-        yield _picture(f"images/v1_{index}.png", scene)
-    yield _json("mm-vet.json", record)
+        yield picture(f"images/v1_{index}.png", scene)
+    yield json_file("mm-vet.json", record)
 
 
-FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {
+BENCHMARK_FORMATS: Mapping[str, Callable[[Pool], Iterator[File]]] = {
     "coco": coco,
     "localized_narratives": localized_narratives,
     "vqav2": vqav2,
@@ -259,16 +262,24 @@ def _name(image_id: int) -> str:
     return f"{image_id:012d}.png"
 
 
-def _picture(path: str, scene: Scene) -> File:
-    return File(path, _png(scene), render(scene).tobytes())
+def picture_path(part: str, image_id: int) -> str:
+    """Where a picture lies in the folder that is written."""
+    return f"{part}2017/{_name(image_id)}"
 
 
-def _png(scene: Scene) -> bytes:
+def picture(path: str, scene: Scene) -> File:
+    """A scene as PNG."""
+    pixels = render(scene)
+    return File(path, _png(pixels), pixels.tobytes())
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(render(scene)).save(buffer, "png")
+    Image.fromarray(pixels).save(buffer, "png")
     return buffer.getvalue()
 
 
-def _json(path: str, record: object) -> File:
+def json_file(path: str, record: object) -> File:
+    """A record as one line of JSON."""
     data = f"{json.dumps(record)}\n".encode()
     return File(path, data, data)

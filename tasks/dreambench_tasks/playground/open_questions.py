@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dreambench_tasks.playground.language import place
+from dreambench_tasks.playground.language import a, enumerated, place
 from dreambench_tasks.playground.scene import Dice, Scene, Thing
 
-__all__ = ["AND", "KINDS", "OR", "OpenQuestion", "open_question"]
+__all__ = ["AND", "KINDS", "OR", "OpenQuestion", "open_question", "reply"]
 
 AND, OR = "<AND>", "<OR>"
 
+_DESCRIBE = "Describe the picture and its background in a sentence."
+_TOUR = "Describe each shape and where it is."
 _FRUIT = {
     "red": ("apple", "cherry", "strawberry", "tomato"),
     "orange": ("orange", "apricot", "mandarin"),
@@ -58,6 +60,16 @@ class OpenQuestion:
 def open_question(scene: Scene, dice: Dice, kind: int) -> OpenQuestion | None:
     """A question of kind 0 … KINDS - 1, or None where the scene does not allow one."""
     return _MAKERS[kind](scene, dice)
+
+
+def reply(scene: Scene, question: OpenQuestion, dice: Dice) -> str:
+    """An answer that the judge ``rule`` gives full marks."""
+    if question.text in (_DESCRIBE, _TOUR):
+        whole = enumerated([f"{a(t.name)} in the {place(t)}" for t in scene.things])
+        return f"{whole[0].upper()}{whole[1:]} on {a(scene.background)} background."
+    parts = [part.split(OR) for part in question.answer.split(AND)]
+    free = "know" in question.capability and "math" not in question.capability
+    return enumerated([dice.pick(alternatives) if free else alternatives[0] for alternatives in parts])
 
 
 def _all(parts: Sequence[str]) -> str:
@@ -131,14 +143,14 @@ def _compass(scene: Scene, dice: Dice) -> OpenQuestion | None:
 
 def _describe(scene: Scene, dice: Dice) -> OpenQuestion:
     parts = [*(t.name for t in scene.things), scene.background]
-    return OpenQuestion("Describe the picture and its background in a sentence.", _all(parts), ("rec", "gen"))
+    return OpenQuestion(_DESCRIBE, _all(parts), ("rec", "gen"))
 
 
 def _tour(scene: Scene, dice: Dice) -> OpenQuestion | None:
     if len(_outer(scene)) < len(scene.things):
         return None
     parts = [part for t in scene.things for part in (t.name, _where(t))]
-    return OpenQuestion("Describe each shape and where it is.", _all(parts), ("rec", "gen", "spat"))
+    return OpenQuestion(_TOUR, _all(parts), ("rec", "gen", "spat"))
 
 
 def _total(scene: Scene, dice: Dice) -> OpenQuestion:

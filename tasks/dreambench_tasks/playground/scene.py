@@ -23,6 +23,7 @@ __all__ = [
     "Dice",
     "Scene",
     "Thing",
+    "crowded",
     "draw_scene",
     "part_of",
 ]
@@ -129,7 +130,7 @@ def draw_scene(part: str, index: int, seed: int = 0) -> Scene:
     dice = Dice("scene", WORLD, part, index, seed)
     while True:
         scene = _draw(dice)
-        if part_of(scene) == part and not _crowded(scene):
+        if part_of(scene) == part and not crowded(scene):
             return scene
 
 
@@ -151,7 +152,7 @@ def _draw(dice: Dice) -> Scene:
     return Scene(dice.pick(BACKGROUNDS), things, (dice.below(3) - 1, dice.below(3) - 1), dice.below(LIGHTS))
 
 
-def _crowded(scene: Scene) -> bool:
+def crowded(scene: Scene) -> bool:
     """Whether two large things are side by side or one above the other: they would overlap."""
     large = [t for t in scene.things if t.size == "large"]
     return any(abs(a.row - b.row) + abs(a.column - b.column) == 1 for a, b in combinations(large, 2))

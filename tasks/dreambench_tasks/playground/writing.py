@@ -5,28 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dreambench.errors import DataError, UsageError
 from dreambench.files import cache_folder
-from dreambench_tasks.playground.formats import FORMATS, Pool, pictures
+from dreambench_tasks.playground.formats import BENCHMARK_FORMATS, File, Pool, pictures
 from dreambench_tasks.playground.scene import PARTS, WORLD
+from dreambench_tasks.playground.training import TRAINING_FORMATS, story_pictures
 
-__all__ = ["MANIFEST", "ensure_default", "write"]
+__all__ = ["FORMATS", "MANIFEST", "ensure_default", "write"]
+
+FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {**BENCHMARK_FORMATS, **TRAINING_FORMATS}
 
 MANIFEST = "manifest.json"
 DEFAULT_PICTURES = 512  # 1,024 questions of VQAv2, 307 of MMBench, 307 of MM-Vet
 LAYOUT = 2  # what is written with a scene; data of another layout are other data
-_WITH_PICTURES = {"coco", "localized_narratives", "vqav2"}
+_WITH_PICTURES = {"coco", "localized_narratives", "vqav2", "pairs", "conversations"}
+_WITH_STORY_PICTURES = {"stories", "instructions"}
 
 
 def write(
     directory: str | Path, split: str = "val", n: int = 1000, seed: int = 0, formats: Sequence[str] | None = None
 ) -> Path:
-    """Write ``n`` scenes of a part in the benchmarks' official formats and return the directory.
+    """Write ``n`` scenes of a part in the benchmarks' official formats, or in those of training, and return the directory.
 
     The bytes depend on the arguments (and, for PNG, on the version of Pillow) only. All files are written beside the directory and
     moved there in one step, the manifest last. Where the same data already are, nothing is written.
@@ -35,7 +39,8 @@ def write(
         directory: absent, empty, or of an earlier call with the same arguments.
         split: ``train``, ``val`` or ``test``.
         n: pictures; there are two questions of VQAv2 for each, and three for five pictures of MMBench and of MM-Vet.
-        formats: names of ``FORMATS``; all of them by default.
+            Of ``stories`` and ``instructions`` it is documents.
+        formats: names of ``FORMATS``; the benchmarks' by default.
 
     Raises:
         UsageError: an argument is not accepted, or the directory holds something else or cannot be written.
@@ -63,7 +68,7 @@ def write(
 
 
 def ensure_default(cache_dir: str | Path | None = None, split: str = "val") -> Path:
-    """The embedded data, made on first use in the user's cache folder: 512 pictures of a part in every format.
+    """The embedded data, made on first use in the user's cache folder: 512 pictures of a part in the benchmarks' formats.
 
     Any number of processes may call this at once. ``cache_dir`` defaults to ``$XDG_CACHE_HOME/dreambench`` or ``~/.cache/dreambench``
     (``%LOCALAPPDATA%`` on Windows).
@@ -79,7 +84,7 @@ def _parameters(split: str, n: int, seed: int, formats: Sequence[str] | None) ->
         raise UsageError(f"the playground has the parts {', '.join(PARTS)}, not {split!r}")
     if n < 1:
         raise UsageError(f"the playground is written with one scene at least, not {n}")
-    names = list(FORMATS) if formats is None else list(formats)
+    names = list(BENCHMARK_FORMATS) if formats is None else list(formats)
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         raise UsageError(f"playground formats are {', '.join(FORMATS)}, not {', '.join(unknown) or 'none at all'}")
@@ -101,6 +106,8 @@ def _write_files(folder: Path, asked: dict[str, Any]) -> None:
     writers = [FORMATS[name] for name in asked["formats"]]
     if _WITH_PICTURES.intersection(asked["formats"]):
         writers.insert(0, pictures)
+    if _WITH_STORY_PICTURES.intersection(asked["formats"]):
+        writers.insert(0, story_pictures)
     sizes: dict[str, int] = {}
     content = hashlib.sha256()
     for writer in writers:

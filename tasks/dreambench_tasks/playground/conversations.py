@@ -1,0 +1,90 @@
+"""Conversations about a picture, for supervised fine-tuning: questions in the very words of the benchmarks' default prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dreambench_tasks.playground.choices import CATEGORIES, LETTERS, choice
+from dreambench_tasks.playground.language import PLACES, captions, narrative, place
+from dreambench_tasks.playground.open_questions import KINDS, open_question, reply
+from dreambench_tasks.playground.questions import questions
+from dreambench_tasks.playground.scene import Dice, Scene
+
+__all__ = ["LETTER_PROMPT", "SHORT_PROMPT", "Turn", "conversation"]
+
+# A test compares them with those of the tasks vqav2 and mmbench, which would load pandas here.
+SHORT_PROMPT = "\nAnswer the question using a single word or phrase."
+LETTER_PROMPT = "\nAnswer with the option's letter from the given choices directly."
+
+_MOST_TURNS = 3
+_DESCRIBE = ("Describe the picture.", "What is in the picture?", "Give a short caption of the picture.")
+_DESCRIBE_LONG = ("Describe the picture in detail.", "Tell me all that you see in the picture.")
+
+
+class Turn(NamedTuple):
+    asked: str
+    answered: str
+
+
+def conversation(scene: Scene, dice: Dice) -> list[Turn]:
+    """One to three different questions about a scene with true answers."""
+    turns: dict[str, Turn] = {}
+    for _ in range(1 + dice.below(_MOST_TURNS)):
+        turn = dice.pick(_SHARES)(scene, dice)
+        turns.setdefault(turn.asked, turn)
+    return list(turns.values())
+
+
+def _short(scene: Scene, dice: Dice) -> Turn:
+    (question,) = questions(scene, dice, 1)
+    return Turn(question.text + SHORT_PROMPT, question.answer)
+
+
+def _choice(scene: Scene, dice: Dice) -> Turn:
+    """Laid out as MMBench's default prompt has it: hint, question and lettered options, a line each."""
+    while (item := choice(scene, dice, dice.pick(tuple(CATEGORIES)))) is None:
+        pass
+    options = [f"{letter}. {option}" for letter, option in zip(LETTERS, item.options, strict=False)]
+    lines = [*([item.hint] if item.hint else []), item.question, *options]
+    return Turn("\n".join(lines) + LETTER_PROMPT, LETTERS[item.answer])
+
+
+def _open(scene: Scene, dice: Dice) -> Turn:
+    while (question := open_question(scene, dice, dice.below(KINDS))) is None:
+        pass
+    return Turn(question.text, reply(scene, question, dice))
+
+
+def _dense(scene: Scene, dice: Dice) -> Turn:
+    """What is in a place, or not: half of the places asked about are empty ones."""
+    taken = [place(t) for t in scene.things]
+    thing = dice.pick(scene.things)
+    empty = dice.pick([name for row in PLACES for name in row if name not in taken])
+    asked, answer = dice.pick(
+        (
+            (f"What is in the {empty}?", "nothing"),
+            (f"What is in the {place(thing)}?", thing.name),
+            (f"Is there a shape in the {empty}?", "no"),
+            (f"Is there a shape in the {place(thing)}?", "yes"),
+            (f"What color is the shape in the {place(thing)}?", thing.colour),
+            (f"Which shape is in the {place(thing)}?", thing.shape),
+            (f"What size is the shape in the {place(thing)}?", thing.size),
+        )
+    )
+    return Turn(asked + SHORT_PROMPT, answer)
+
+
+def _description(scene: Scene, dice: Dice) -> Turn:
+    if dice.chance(50):
+        return Turn(dice.pick(_DESCRIBE), captions(scene, dice)[0])
+    return Turn(dice.pick(_DESCRIBE_LONG), " ".join(narrative(scene, dice)))
+
+
+_SHARES: tuple[Callable[[Scene, Dice], Turn], ...] = (
+    *[_short] * 8,
+    *[_choice] * 4,
+    *[_open] * 3,
+    *[_dense] * 3,
+    *[_description] * 2,
+)

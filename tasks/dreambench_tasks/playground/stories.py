@@ -1,0 +1,273 @@
+"""Short stories with pictures: what one shape goes through, told sentence by sentence, and requests for such stories.
+
+Thirty topics, six motifs of five shapes, come in turn. A picture differs from the one before it in one respect and stands after the
+sentence that names all that is in it: color, shape and place of every thing, and the background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from dreambench_tasks.playground.language import a, enumerated, place
+from dreambench_tasks.playground.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    LIGHTS,
+    SHAPES,
+    SIZES,
+    TILTS,
+    WORLD,
+    Dice,
+    Scene,
+    Thing,
+    crowded,
+    part_of,
+)
+
+__all__ = ["MOST_WORDS", "TOPICS", "Story", "instruction", "similarity", "story"]
+
+MOST_WORDS = 20  # of a sentence
+
+_MOTIFS = {
+    "move": "that moves",
+    "recolor": "that changes color",
+    "resize": "that changes size",
+    "meet": "that meets another shape",
+    "part": "that is left alone",
+    "background": "on a changing background",
+}
+TOPICS = tuple(f"{a(shape)} {words}" for words in _MOTIFS.values() for shape in SHAPES)
+
+_THREE_PICTURES_PERCENT = 40
+_FRIEND_PERCENT = 35
+_CLOSING_PERCENT = 50
+_DRAWING_PERCENT = 25
+_GUESTS = 12  # newcomers that are tried before a story is begun anew
+
+_TITLES = ("This is a story about {about}.", "Here is the story of {about}.", "A story about {about}.")
+_CLOSINGS = ("The end.", "And so the story ends.", "That was the story of the {shape}.")
+_FIRST = ("", "First, ", "At first, ")
+_LATER = ("", "Then ", "Now ", "Next, ", "After that, ")
+_SENTENCES = {
+    "start": (
+        "{a_hero} is in the {place}{rest} on {ground}.",
+        "there is {a_hero} in the {place}{rest} on {ground}.",
+        "we see {a_hero} in the {place}{rest} on {ground}.",
+        "{a_hero} is in the {place}{rest} on {background}.",
+    ),
+    "move": (
+        "the {hero} moves to the {place}{rest} on {ground}.",
+        "the {hero} goes to the {place}{rest} on {ground}.",
+        "the {hero} is in the {place}{rest} on {ground}.",
+    ),
+    "recolor": (
+        "the {shape} turns {colour} in the {place}{rest} on {ground}.",
+        "the {shape} becomes {a_hero} in the {place}{rest} on {ground}.",
+        "{a_hero} is in the {place}{rest} on {ground}.",
+    ),
+    "resize": (
+        "the {name} {grows} and is {size} in the {place}{rest} on {ground}.",
+        "the {name} becomes {size} in the {place}{rest} on {ground}.",
+        "the {name} becomes {size} in the {place}{rest} on {background}.",
+        "{a_hero} is in the {place}{rest} on {ground}.",
+    ),
+    "meet": (
+        "{a_friend} comes to the {friend_place}, with the {hero} in the {place}, on {ground}.",
+        "{a_friend} appears in the {friend_place}, with the {hero} in the {place}, on {ground}.",
+    ),
+    "part": (
+        "the {gone} leaves, and only the {hero} stays in the {place} on {ground}.",
+        "the {gone} goes away, and the {hero} stays in the {place} on {ground}.",
+        "only the {hero} is left in the {place} on {ground}.",
+    ),
+    "background": (
+        "the background turns {background}, with {a_hero} in the {place}{and_friend}.",
+        "the background becomes {background}, with {a_hero} in the {place}{and_friend}.",
+        "{a_hero} is in the {place}{rest} on {ground}.",
+    ),
+}
+_REQUESTS = (
+    "Tell a story about {about}, with pictures.",
+    "Write a story with {count} pictures about {about}.",
+    "Show me {about} in {count} pictures.",
+    "Make a picture story of {about}.",
+    "Can you tell me a story with pictures about {about}?",
+)
+_DRAWINGS = ("Draw {what}.", "Make a picture of {what}.", "Show me {what}.", "Can you paint {what}?")
+_COUNTS = {1: "one", 2: "two", 3: "three"}
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """Sentences with pictures among them: picture k shows ``scenes[k]`` and stands after sentence ``matched[k]``.
+
+    ``topic`` is one of ``TOPICS``; ``about`` says it of this story's own hero.
+    """
+
+    topic: str
+    about: str
+    sentences: tuple[str, ...]
+    scenes: tuple[Scene, ...]
+    matched: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What one picture shows: the story's hero, perhaps another thing, the background."""
+
+    hero: Thing
+    friend: Thing | None
+    background: str
+
+    @property
+    def scene(self) -> Scene:
+        things = (self.hero,) if self.friend is None else (self.hero, self.friend)
+        return Scene(self.background, tuple(sorted(things, key=lambda t: (t.row, t.column))))
+
+
+def story(part: str, index: int, seed: int = 0) -> Story:
+    """Story ``index`` of a part: a function of its arguments, every picture of which is a scene of that part."""
+    dice = Dice("story", WORLD, part, index, seed)
+    topic = index % len(TOPICS)
+    motif, shape = tuple(_MOTIFS)[topic // len(SHAPES)], SHAPES[topic % len(SHAPES)]
+    count = 3 if dice.chance(_THREE_PICTURES_PERCENT) else 2
+    moments = _moments(dice, part, motif, shape, count)
+    shift, light = (dice.below(3) - 1, dice.below(3) - 1), dice.below(LIGHTS)
+    about = _about(motif, moments)
+    events = _events(motif, moments)
+    told = [
+        _told(event, dice, now, before, motif == "resize")
+        for event, now, before in zip(events, moments, (None, *moments), strict=False)
+    ]
+    closing = [dice.pick(_CLOSINGS).format(shape=shape)] if dice.chance(_CLOSING_PERCENT) else []
+    return Story(
+        topic=TOPICS[topic],
+        about=about,
+        sentences=(dice.pick(_TITLES).format(about=about), *told, *closing),
+        scenes=tuple(replace(moment.scene, shift=shift, light=light) for moment in moments),
+        matched=tuple(range(1, count + 1)),
+    )
+
+
+def instruction(part: str, index: int, seed: int = 0) -> tuple[str, Story]:
+    """A request and the document that fulfils it: the story of that index, or in a quarter of the cases its first picture alone."""
+    dice = Dice("instruction", WORLD, part, index, seed)
+    whole = story(part, index, seed)
+    if not dice.chance(_DRAWING_PERCENT):
+        count = _COUNTS[len(whole.scenes)]
+        return dice.pick(_REQUESTS).format(about=whole.about, count=count), whole
+    scene = whole.scenes[0]
+    things = enumerated([f"{a(t.name)} in the {place(t)}" for t in scene.things])
+    what = f"{things} on {a(scene.background)} background"
+    drawn = replace(whole, about=what, sentences=(f"{what[0].upper()}{what[1:]}.",), scenes=(scene,), matched=(0,))
+    return dice.pick(_DRAWINGS).format(what=what), drawn
+
+
+def similarity(scene: Scene, sentence: str) -> float:
+    """The share of what a scene holds (each thing's color, shape and place, and the background) that a sentence names, 0 to 1."""
+    facts = [scene.background, *(word for t in scene.things for word in (t.colour, t.shape, place(t)))]
+    return sum(fact in sentence for fact in facts) / len(facts)
+
+
+def _moments(dice: Dice, part: str, motif: str, shape: str, count: int) -> list[_Moment]:
+    """A beginning and changes of it, drawn anew until every picture is of the part and no things overlap."""
+
+    def fits(moment: _Moment) -> bool:
+        return part_of(moment.scene) == part and not crowded(moment.scene)
+
+    while True:
+        moments = [_beginning(dice, motif, shape)]
+        while fits(moments[-1]) and len(moments) < count:
+            options = list(_changes(motif, moments[-1], dice))
+            following = next((option for option in dice.sample(options, len(options)) if fits(option)), None)
+            if following is None:
+                break
+            moments.append(following)
+        if len(moments) == count and fits(moments[-1]):
+            return moments
+
+
+def _beginning(dice: Dice, motif: str, shape: str) -> _Moment:
+    cell, other = dice.sample(range(9), 2)
+    hero = _thing(dice, shape, cell)
+    alone = motif == "meet" or (motif != "part" and not dice.chance(_FRIEND_PERCENT))
+    friend = None if alone else _thing(dice, dice.pick([s for s in SHAPES if s != shape]), other)
+    return _Moment(hero, friend, dice.pick(BACKGROUNDS))
+
+
+def _thing(dice: Dice, shape: str, cell: int) -> Thing:
+    return Thing(shape, dice.pick(COLOURS), dice.pick(SIZES), cell // 3, cell % 3, dice.pick(TILTS))
+
+
+def _changes(motif: str, now: _Moment, dice: Dice) -> Iterator[_Moment]:
+    """What may come next: another moment that differs in what the motif is about."""
+    hero, friend = now.hero, now.friend
+    taken = [(t.row, t.column) for t in now.scene.things]
+    if motif == "move":  # along its row or its column
+        line = [(hero.row, c) for c in range(3)] + [(r, hero.column) for r in range(3)]
+        yield from (replace(now, hero=replace(hero, row=r, column=c)) for r, c in line if (r, c) not in taken)
+    elif motif == "recolor":
+        yield from (replace(now, hero=replace(hero, colour=c)) for c in COLOURS if c != hero.colour)
+    elif motif == "resize":
+        yield from (replace(now, hero=replace(hero, size=s)) for s in SIZES if s != hero.size)
+    elif motif == "background":
+        yield from (replace(now, background=b) for b in BACKGROUNDS if b != now.background)
+    elif friend is not None:
+        yield replace(now, friend=None)
+    else:
+        free = [cell for cell in range(9) if divmod(cell, 3) not in taken]
+        for _ in range(_GUESTS):
+            shape = dice.pick([s for s in SHAPES if s != hero.shape])
+            yield replace(now, friend=_thing(dice, shape, dice.pick(free)))
+
+
+def _events(motif: str, moments: list[_Moment]) -> list[str]:
+    """What each picture's sentence tells. Meeting and parting follow each other."""
+    if motif not in ("meet", "part"):
+        return ["start", *[motif] * (len(moments) - 1)]
+    return ["start", *("part" if moment.friend is None else "meet" for moment in moments[1:])]
+
+
+def _about(motif: str, moments: list[_Moment]) -> str:
+    first = moments[0]
+    name = a(first.hero.name)
+    if motif != "move":
+        return f"{name} {_MOTIFS[motif]}"
+    ways = [_way(x.hero, y.hero) for x, y in pairwise(moments)]
+    return f"{name} that moves {' and then '.join(ways)}"
+
+
+def _way(before: Thing, after: Thing) -> str:
+    if before.row != after.row:
+        return "up" if after.row < before.row else "down"
+    return "to the left" if after.column < before.column else "to the right"
+
+
+def _told(event: str, dice: Dice, now: _Moment, before: _Moment | None, sized: bool) -> str:
+    """A sentence with all that the picture shows, one of those that are short enough."""
+    hero, friend = now.hero, now.friend
+    name = f"{hero.size} {hero.name}" if sized else hero.name
+    there = "" if friend is None else f"{a(friend.name)} in the {place(friend)}"
+    words = {
+        "name": hero.name,
+        "hero": name,
+        "a_hero": a(name),
+        "shape": hero.shape,
+        "colour": hero.colour,
+        "size": hero.size,
+        "grows": "grows" if hero.size == "large" else "shrinks",
+        "place": place(hero),
+        "background": now.background,
+        "ground": f"{a(now.background)} background",
+        "rest": there and f", with {there},",
+        "and_friend": there and f" and {there}",
+        "a_friend": "" if friend is None else a(friend.name),
+        "friend_place": "" if friend is None else place(friend),
+        "gone": before.friend.name if before and before.friend else "",
+    }
+    leads = _FIRST if before is None else _LATER
+    texts = [lead + sentence.format(**words) for lead in leads for sentence in _SENTENCES[event]]
+    text = dice.pick([text for text in texts if len(text.split()) <= MOST_WORDS])
+    return text[0].upper() + text[1:]

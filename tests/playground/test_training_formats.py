@@ -1,0 +1,186 @@
+"""The formats of training: read as the files they are, true to their scenes, in the words of the benchmarks, only where asked for."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambench.documents import document_text
+from dreambench.interfaces import TaskOptions
+from dreambench.judges.rule import contained_fraction
+from dreambench_tasks.mmbench.task import MMBenchTask
+from dreambench_tasks.playground import FORMATS, write
+from dreambench_tasks.playground.conversations import LETTER_PROMPT, SHORT_PROMPT, conversation
+from dreambench_tasks.playground.formats import BENCHMARK_FORMATS
+from dreambench_tasks.playground.language import PLACES, place
+from dreambench_tasks.playground.open_questions import KINDS, open_question, reply
+from dreambench_tasks.playground.render import render
+from dreambench_tasks.playground.scene import Dice, Scene, draw_scene
+from dreambench_tasks.playground.stories import story
+from dreambench_tasks.vqav2.task import VQAv2Task
+
+N = 40
+TRAINING = ["pairs", "conversations", "stories", "instructions"]
+SCENES = [draw_scene("train", i) for i in range(500)]
+
+
+@pytest.fixture(scope="module", params=["train", "test"])
+def part(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def data(part: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("training") / part, part, N, seed=3, formats=TRAINING)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def shows(path: Path, scene: Scene) -> bool:
+    with Image.open(path) as image:
+        return np.array_equal(np.asarray(image), render(scene))
+
+
+def test_pairs(data: Path, part: str) -> None:
+    records = lines(data / f"pairs_{part}.jsonl")
+    assert len(records) == 6 * N
+    for index in range(N):
+        scene = draw_scene(part, index, 3)
+        own = records[6 * index : 6 * index + 6]
+        (image,) = {record["image"] for record in own}
+        assert shows(data / image, scene)
+        assert len({record["caption"] for record in own}) == 6
+        assert all(t.name in record["caption"] for record in own for t in scene.things)
+        assert len(own[-1]["caption"].split()) >= 40  # the narrative
+
+
+def test_conversations_are_llavas(data: Path, part: str) -> None:
+    records = json.loads((data / f"conversations_{part}.json").read_text(encoding="utf-8"))
+    assert len({record["id"] for record in records}) == len(records) == N
+    for index, record in enumerate(records):
+        assert set(record) == {"id", "image", "conversations"}
+        assert shows(data / record["image"], draw_scene(part, index, 3))
+        said = record["conversations"]
+        assert [turn["from"] for turn in said] == ["human", "gpt"] * (len(said) // 2)
+        assert 1 <= len(said) // 2 <= 3
+        assert [turn["value"].count("<image>") for turn in said] == [1, *[0] * (len(said) - 1)]
+        assert said[0]["value"].startswith("<image>")
+
+
+def test_documents_are_mmc4s_and_their_pictures_are_the_stories(data: Path, part: str) -> None:
+    for name in ("stories", "instructions"):
+        records = lines(data / f"{name}_{part}.jsonl")
+        assert len({record["url"] for record in records}) == len(records) == N
+        for index, record in enumerate(records):
+            scenes = story(part, index, 3).scenes
+            assert ("instruction" in record) == (name == "instructions")
+            matrix = record["similarity_matrix"]
+            assert len(matrix) == len(record["image_info"]) <= len(scenes)
+            for info, scene, row in zip(record["image_info"], scenes, matrix, strict=False):
+                assert shows(data / "stories" / info["image_name"], scene)
+                assert len(row) == len(record["text_list"])
+                assert row[info["matched_text_index"]] == info["matched_sim"] == 1.0
+    pictures = list((data / "stories").iterdir())
+    assert len(pictures) == sum(len(story(part, i, 3).scenes) for i in range(N))
+
+
+def test_training_formats_are_written_only_when_asked_for(tmp_path: Path) -> None:
+    manifest = json.loads((write(tmp_path / "a", n=3) / "manifest.json").read_text(encoding="utf-8"))
+    benchmarks = ["coco", "localized_narratives", "vqav2", "mmbench", "mmvet"]
+    assert manifest["formats"] == benchmarks == list(BENCHMARK_FORMATS)
+    assert list(FORMATS) == [*benchmarks, *TRAINING]
+    only = write(tmp_path / "b", n=3, formats=["stories"])
+    assert {path.name for path in only.iterdir()} == {"manifest.json", "stories", "stories_val.jsonl"}
+
+
+def turns(count: int = 1) -> list[tuple[Scene, str, str]]:
+    return [
+        (scene, turn.asked, turn.answered)
+        for k in range(count)
+        for i, scene in enumerate(SCENES)
+        for turn in conversation(scene, Dice("test", k, i))
+    ]
+
+
+def test_conversations_have_every_kind_of_turn() -> None:
+    asked = [text for _, text, _ in turns()]
+    kinds = Counter(
+        "short" if text.endswith(SHORT_PROMPT) else "choice" if text.endswith(LETTER_PROMPT) else "free"
+        for text in asked
+    )
+    assert kinds["short"] > 0.4 * len(asked)
+    assert min(kinds["choice"], kinds["free"]) > 0.15 * len(asked)
+    lengths = Counter(len(conversation(scene, Dice("test", 0, i))) for i, scene in enumerate(SCENES))
+    assert set(lengths) == {1, 2, 3}
+
+
+def test_dense_questions_are_answered_truly() -> None:
+    places = {name for row in PLACES for name in row}
+    found: Counter[str] = Counter()
+    for scene, asked, answer in turns(4):
+        where = re.search(r"in the ((?:top |middle |bottom )?\w+)\?\n", asked)
+        if not asked.endswith(SHORT_PROMPT) or where is None or where[1] not in places:
+            continue
+        there = [t for t in scene.things if place(t) == where[1]]
+        if asked.startswith("What is in the"):
+            found["nothing" if answer == "nothing" else "named"] += 1
+            assert answer == (there[0].name if there else "nothing")
+        elif asked.startswith("Is there a shape"):
+            found[answer] += 1
+            assert answer == ("yes" if there else "no")
+        else:
+            (thing,) = there
+            assert answer in (thing.colour, thing.shape, thing.size)
+            found["attribute"] += 1
+    assert min(found.values()) > 10
+    assert set(found) == {"nothing", "named", "yes", "no", "attribute"}
+    assert found["nothing"] < found["named"]  # who does not see must not do well by saying "nothing"
+
+
+def test_short_questions_end_as_vqav2_asks() -> None:
+    assert VQAv2Task.presets["default"]["prompt"] == SHORT_PROMPT
+    assert MMBenchTask.presets["default"]["prompt"] == LETTER_PROMPT
+
+
+def test_choices_are_asked_in_the_words_of_the_task(tmp_path: Path) -> None:
+    asked = list({text: answer for _, text, answer in turns() if text.endswith(LETTER_PROMPT)}.items())[:80]
+    buffer = tmp_path / "q.png"
+    Image.fromarray(render(SCENES[0])).save(buffer)
+    image = base64.b64encode(buffer.read_bytes()).decode()
+    with (tmp_path / "MMBench_DEV_EN.tsv").open("w", newline="", encoding="utf-8") as file:
+        columns = ["index", "question", "hint", *"ABCDE", "answer", "category", "image", "source", "l2-category"]
+        table = csv.DictWriter(file, [*columns, "comment", "split"], delimiter="\t", lineterminator="\n", restval="")
+        table.writeheader()
+        for index, (text, answer) in enumerate(asked, 1):
+            *head, question = text.removesuffix(LETTER_PROMPT).split("\nA. ")[0].split("\n")
+            options = dict(re.findall(r"\n([A-E])\. ([^\n]+)", text))
+            assert answer in options
+            row = {"index": index, "question": question, "hint": "\n".join(head), **options, "answer": answer}
+            table.writerow({**row, "category": "c", "l2-category": "l", "image": image, "split": "dev"})
+    task = MMBenchTask(TaskOptions(data=tmp_path))
+    said = [document_text(task.request(sample).document) for sample in task.samples()]
+    assert said == [text for text, _ in asked]
+
+
+@pytest.mark.parametrize("kind", range(KINDS))
+def test_replies_to_open_questions_get_full_marks(kind: int) -> None:
+    asked = 0
+    for i, scene in enumerate(SCENES):
+        question = open_question(scene, Dice("test", i), kind)
+        if question is not None:
+            asked += 1
+            said = reply(scene, question, Dice("reply", i))
+            assert contained_fraction(question.answer, said) == 1.0
+            assert "<" not in said
+    assert asked > 50
