@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
@@ -60,7 +60,12 @@ def tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def tiny_tokenizer(vocab_size: int = 1000) -> PreTrainedTokenizerBase:
-    """A byte-fallback BPE tokenizer of `vocab_size` + 8 tokens or fewer, the same every time, for trying things without files."""
+    """A tokenizer of `vocab_size` + 8 tokens or fewer, the same every time, for trying things without files."""
+    return train_tokenizer(TINY_TEXT.split(), vocab_size)
+
+
+def train_tokenizer(words: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A byte-fallback BPE tokenizer of `vocab_size` + 8 tokens or fewer, learnt word by word so that merges stay within a word."""
     backend = Tokenizer(models.BPE(fuse_unk=True, byte_fallback=True, unk_token="<unk>"))  # noqa: S106
     _legacy_spaces(backend)
     backend.decoder = decoders.Sequence(
@@ -72,7 +77,7 @@ def tiny_tokenizer(vocab_size: int = 1000) -> PreTrainedTokenizerBase:
         initial_alphabet=["▁", *map(chr, range(33, 127))],
         show_progress=False,
     )
-    backend.train_from_iterator(TINY_TEXT.split(), trainer)  # word by word, so that merges stay within a word
+    backend.train_from_iterator(words, trainer)
     # The trainer marks the byte tokens as special; they are ordinary vocabulary, or the text "<0x41>" would turn into a byte.
     spec = json.loads(backend.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in ("<unk>", "<s>", "</s>")]

@@ -85,7 +85,7 @@ def build_clip(
     return folder
 
 
-def clip_tokenizer() -> PreTrainedTokenizerFast:
+def clip_tokenizer(context: int = CONTEXT) -> PreTrainedTokenizerFast:
     """One token a word, over the words of captions and narratives; made anew each time, always the same."""
     split = pre_tokenizers.BertPreTokenizer()
     words: set[str] = set()
@@ -102,7 +102,7 @@ def clip_tokenizer() -> PreTrainedTokenizerFast:
     )
     pad, bos, unk, eos = SPECIAL
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, unk_token=unk, eos_token=eos, model_max_length=CONTEXT
+        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, unk_token=unk, eos_token=eos, model_max_length=context
     )
 
 

@@ -1,0 +1,104 @@
+"""The stand-in for Stable Diffusion's autoencoder: diffusers' ``AutoencoderKL``, 64 x 64 pixels to 4 x 8 x 8 latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from dreambench_tasks.playground.render import SIDE, render_many
+from dreambench_tasks.playground.scene import Dice, Scene, draw_scene
+from dreambench_tasks.playground.standins.loop import Report, Settings, generator_of, one_thread, train
+
+__all__ = ["SETTINGS", "build_autoencoder", "pixels_of"]
+
+SETTINGS = Settings(steps=1600, batch=32, learning_rate=2e-3, weight_decay=0.0)
+CHANNELS = (16, 32, 64, 96)
+OBJECT_WEIGHT = 5.0  # things cover little of a picture, and a plain mean would lose the small ones
+KL_WEIGHT = 1e-4
+CALIBRATION = 1024  # scenes over which the latents' means and deviations are taken
+
+
+def build_autoencoder(directory: str | Path, settings: Settings = SETTINGS, report: Report | None = None) -> Path:
+    """Train into ``directory/vae`` and return that folder. Latents come out with mean 0 and deviation 1 in every channel."""
+    folder = Path(directory) / "vae"
+    if (folder / "config.json").is_file():
+        return folder
+    with one_thread():
+        model = _start(settings.seed)
+        train(folder, model, lambda step: _loss(model, step, settings), settings, report)
+        _normalise(model, settings.seed)
+    model.save_pretrained(folder)
+    (folder / "checkpoint.safetensors").unlink()
+    return folder
+
+
+def pixels_of(pictures: np.ndarray[Any, Any]) -> Tensor:
+    """``(N, 64, 64, 3)`` uint8 to ``(N, 3, 64, 64)`` float32 in -1 … 1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _start(seed: int) -> AutoencoderKL:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoencoderKL(
+            block_out_channels=CHANNELS,
+            down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
+            up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
+            layers_per_block=1,
+            norm_num_groups=8,
+            latent_channels=4,
+            sample_size=SIDE,
+            scaling_factor=1.0,
+            mid_block_add_attention=False,
+        )
+
+
+def _loss(model: AutoencoderKL, step: int, settings: Settings) -> Tensor:
+    scenes = [_crowded_scene(settings.seed, step * settings.batch + i) for i in range(settings.batch)]
+    pictures = render_many(scenes)
+    empty = render_many([Scene(s.background, (), s.shift, s.light) for s in scenes])
+    things = torch.from_numpy((pictures != empty).any(axis=-1)).float()[:, None]
+    pixels = pixels_of(pictures)
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior: Any = model.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn(
+            posterior.mean.shape, generator=generator_of(settings.seed, step)
+        )
+        decoded: Any = model.decode(latents).sample
+    weight = 1 + (OBJECT_WEIGHT - 1) * things
+    error = (weight * F.mse_loss(decoded.float(), pixels, reduction="none")).sum() / (weight.sum() * 3)
+    return error + KL_WEIGHT * posterior.kl().float().mean() / posterior.mean[0].numel()
+
+
+def _crowded_scene(seed: int, number: int) -> Scene:
+    """A scene of the train part; those with one thing only are mostly drawn again, for there is more to see in the others."""
+    scene = draw_scene("train", number, seed)
+    if len(scene.things) == 1 and Dice("again", seed, number).chance(60):
+        return draw_scene("train", number, seed + 1)
+    return scene
+
+
+@torch.no_grad()
+def _normalise(model: AutoencoderKL, seed: int) -> None:
+    """Fold a shift and a scale of each latent channel into the 1 x 1 convolutions at both sides of the latents.
+
+    Stable Diffusion's pipelines know one scaling factor for all channels; with this it is 1.
+    """
+    pixels = pixels_of(render_many([draw_scene("train", i, seed) for i in range(CALIBRATION)]))
+    means: Any = torch.cat([model.encode(part).latent_dist.mean for part in pixels.split(64)])
+    shift, scale = means.mean((0, 2, 3)), means.std((0, 2, 3))
+    before: Any = model.quant_conv
+    after: Any = model.post_quant_conv
+    channels = len(shift)
+    after.bias += after.weight[:, :, 0, 0] @ shift
+    after.weight *= scale[None, :, None, None]
+    before.bias[:channels] -= shift
+    before.weight[:channels] /= scale[:, None, None, None]
+    before.bias[:channels] /= scale
+    before.bias[channels:] -= 2 * scale.log()

@@ -1,0 +1,183 @@
+"""The stand-in for Stable Diffusion: diffusers' own ``StableDiffusionPipeline``, which is also the baseline beside DreamLLM.
+
+Two steps. First the text tower of the stand-in CLIP learns on with a UNet, mostly on scenes with one thing; then it is frozen, as
+Stable Diffusion's is, and the UNet alone goes on with all scenes. Velocity prediction with a schedule that ends in pure noise
+(arXiv 2305.08891), for flat backgrounds are what a schedule without that gets wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
+
+from dreambench_tasks.playground.language import captions
+from dreambench_tasks.playground.render import SIDE, render_many
+from dreambench_tasks.playground.scene import Dice, Scene, draw_scene
+from dreambench_tasks.playground.standins.autoencoder import pixels_of
+from dreambench_tasks.playground.standins.encoder import CONTEXT, WIDTH
+from dreambench_tasks.playground.standins.loop import CHECKPOINT, Report, Settings, generator_of, one_thread, train
+
+__all__ = ["FIRST", "SECOND", "build_text_tower", "build_unet"]
+
+FIRST = Settings(steps=1000, batch=64, learning_rate=1.6e-3, weight_decay=0.01, average=0.995)
+SECOND = replace(FIRST, steps=3600, average=0.998)
+CHANNELS = (64, 128, 128)
+EMPTY_PERCENT = 10  # captions left out, for classifier-free guidance
+SINGLE_PERCENT = 60  # of the first step's scenes, beside those that happen to have one thing
+SCENES = 32_000  # scenes whose latents are kept
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+}
+
+
+@dataclass
+class _Data:
+    """Scenes with the means of their latents, (N, 4, 8, 8), and the numbers of those with one thing."""
+
+    scenes: list[Scene]
+    latents: Tensor
+    single: list[int]
+
+
+def build_text_tower(directory: str | Path, settings: Settings = FIRST, report: Report | None = None) -> Path:
+    """The first step, into ``directory/diffusion/{text_encoder,tokenizer,first_unet}``; needs ``encoder`` and ``vae``."""
+    root = Path(directory)
+    target = root / "diffusion"
+    if (target / "first_unet" / "config.json").is_file():
+        return target
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(root / "encoder", local_files_only=True)
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        clip = CLIPModel.from_pretrained(root / "encoder", local_files_only=True)
+        tower = CLIPTextModel(clip.config.text_config)
+        tower.text_model.load_state_dict(clip.text_model.state_dict())
+        tower.set_attn_implementation("eager")
+        both = nn.ModuleDict({"unet": _unet(), "tower": tower})
+        data = _data(root, settings.seed)
+
+        def loss_of(step: int) -> Tensor:
+            chosen, texts = _batch(data, settings, step, SINGLE_PERCENT)
+            return _loss(both["unet"], tower(_ids(tokenizer, texts))[0], data.latents[chosen], settings.seed, step)
+
+        train(target / "first", both, loss_of, settings, report)
+    tokenizer.save_pretrained(target / "tokenizer")
+    tower.save_pretrained(target / "text_encoder")
+    both["unet"].save_pretrained(target / "first_unet")
+    (target / "first" / CHECKPOINT).unlink()
+    return target
+
+
+def build_unet(directory: str | Path, settings: Settings = SECOND, report: Report | None = None) -> Path:
+    """The second step, into ``directory/diffusion``, which is then a whole ``StableDiffusionPipeline``."""
+    root = Path(directory)
+    target = root / "diffusion"
+    if (target / "model_index.json").is_file():
+        return target
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(target / "tokenizer", local_files_only=True)
+    tower = CLIPTextModel.from_pretrained(target / "text_encoder", local_files_only=True).eval()
+    with one_thread():
+        unet: Any = UNet2DConditionModel.from_pretrained(target / "first_unet", local_files_only=True)
+        unet.train()
+        data = _data(root, settings.seed)
+
+        def loss_of(step: int) -> Tensor:
+            chosen, texts = _batch(data, settings, FIRST.steps + step, 0)
+            with torch.no_grad():
+                states = tower(_ids(tokenizer, texts))[0]
+            return _loss(unet, states, data.latents[chosen], settings.seed, FIRST.steps + step)
+
+        train(target / "second", unet, loss_of, settings, report)
+    vae = AutoencoderKL.from_pretrained(root / "vae", local_files_only=True)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=tower,
+        tokenizer=tokenizer,  # pyright: ignore[reportArgumentType]
+        unet=unet,
+        scheduler=DDIMScheduler(**SCHEDULER),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(target)
+    (target / "second" / CHECKPOINT).unlink()
+    return target
+
+
+def _unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=SIDE // 8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(2, 4, 4),  # diffusers' name; it means the number of heads
+        cross_attention_dim=WIDTH,
+        norm_num_groups=8,
+        use_linear_projection=True,
+    )
+
+
+def _loss(unet: nn.Module, states: Tensor, latents: Tensor, seed: int, step: int) -> Tensor:
+    generator = generator_of(seed, step)
+    schedule = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k not in ("set_alpha_to_one", "steps_offset")})
+    noise = torch.randn(latents.shape, generator=generator)
+    times: Any = torch.randint(1000, (len(latents),), generator=generator)
+    noisy = schedule.add_noise(latents, noise, times)
+    predicted = unet(noisy, times, encoder_hidden_states=states).sample
+    return F.mse_loss(predicted, schedule.get_velocity(latents, noise, times))
+
+
+def _batch(data: _Data, settings: Settings, step: int, single_percent: int) -> tuple[list[int], list[str]]:
+    """Numbers of scenes and what is said of each: one of its captions, or nothing."""
+    dice = Dice("painter", settings.seed, step)
+    chosen, texts = [], []
+    for _ in range(settings.batch):
+        chosen.append(dice.pick(data.single) if dice.chance(single_percent) else dice.below(len(data.scenes)))
+        said = "" if dice.chance(EMPTY_PERCENT) else dice.pick(captions(data.scenes[chosen[-1]], dice))
+        texts.append(said)
+    return chosen, texts
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """(B, 36): padded to the full context and with no mask, as Stable Diffusion's pipelines do."""
+    tokens = tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
+    return tokens["input_ids"]
+
+
+def _data(root: Path, seed: int) -> _Data:
+    """The scenes and their latents, which are encoded once and kept in ``latents.safetensors``."""
+    path = root / "latents.safetensors"
+    scenes = [draw_scene("train", i, seed) for i in range(SCENES)]
+    source = json.dumps({"scenes": SCENES, "seed": seed})
+    if not path.is_file():
+        vae: Any = AutoencoderKL.from_pretrained(root / "vae", local_files_only=True).eval()
+        parts: list[Tensor] = []
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for start in range(0, SCENES, 128):
+                pixels = pixels_of(render_many(scenes[start : start + 128]))
+                parts.append(vae.encode(pixels).latent_dist.mean.float())
+        temporary = path.with_suffix(".tmp")
+        save_file({"latents": torch.cat(parts)}, temporary, metadata={"source": source})
+        temporary.replace(path)
+    single = [i for i, scene in enumerate(scenes) if len(scene.things) == 1]
+    return _Data(scenes, load_file(path)["latents"], single)
