@@ -13,7 +13,8 @@ from dreambench.progress import say
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="The small world: scenes of coloured shapes in each benchmark's official format.", no_args_is_help=True
+    help="The small world: scenes of coloured shapes in each benchmark's official format, and in those of training.",
+    no_args_is_help=True,
 )
 
 
@@ -23,9 +24,13 @@ def write(
     split: Annotated[str, typer.Option("--split", help="train, val or test; they share no scene.")] = "val",
     n: Annotated[int, typer.Option("--n", min=1, help="How many scenes.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, another world.")] = 0,
-    format_: Annotated[list[str] | None, typer.Option("--format", help="FORMAT[,FORMAT...]; default: all.")] = None,
+    format_: Annotated[
+        list[str] | None, typer.Option("--format", help="FORMAT[,FORMAT...]; default: the benchmarks'.")
+    ] = None,
 ) -> None:
-    """Write scenes as COCO captions, narratives, VQAv2, MMBench and MM-Vet files.
+    """Write scenes as COCO captions, narratives, VQAv2, MMBench and MM-Vet files, or as what models are trained on.
+
+    Formats: coco, localized_narratives, vqav2, mmbench, mmvet; pairs, conversations, stories, instructions.
 
     Example: dreambench playground write world --split val --n 1000
     """

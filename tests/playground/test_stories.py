@@ -6,12 +6,15 @@ import hashlib
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreambench_tasks.playground.language import place
+from dreambench_tasks.playground.render import render
 from dreambench_tasks.playground.scene import PARTS, SHAPES, Scene, crowded, part_of
+from dreambench_tasks.playground.sheet import story_sheet
 from dreambench_tasks.playground.stories import MOST_WORDS, TOPICS, Story, instruction, similarity, story
 
 STORIES = [story("train", i) for i in range(600)]
@@ -134,3 +137,19 @@ def test_stories_are_pinned() -> None:
         return hashlib.sha256("\n".join(map(repr, stories)).encode()).hexdigest()[:16]
 
     assert digest(STORIES[:90]) == "b05e316d401be9c4"
+
+
+def test_a_sheet_shows_every_picture_once() -> None:
+    told = STORIES[:6]
+    sheet = np.asarray(story_sheet(told))
+    pictures = [np.asarray(render(scene).repeat(3, axis=0).repeat(3, axis=1)) for s in told for scene in s.scenes]
+    corners = {picture[:3].tobytes() for picture in pictures}
+    assert sheet.ndim == 3
+    width = pictures[0].shape[1]
+    found = {
+        sheet[y : y + 3, x : x + width].tobytes()
+        for y in range(sheet.shape[0] - 3)
+        for x in range(sheet.shape[1] - width)
+        if (sheet[y, x] != 255).any() and (x == 0 or (sheet[y, x - 1] == 255).all())
+    }
+    assert corners <= found
