@@ -1,0 +1,163 @@
+"""Records of each kind of data to samples.
+
+A record that cannot be used raises InputError. In a document a picture that cannot be read loses its place, and the rest stays; it is
+reported by the same name as a record. What is random about a sample comes from the dice that it is given.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dreamllm.data.pictures import SUFFIXES, open_picture
+from dreamllm.data.recipe import SourceRecipe
+from dreamllm.data.samples import Sample, conversation, document, matched_parts, paint_pair, read_pair
+from dreamllm.data.tables import Table, find_files, open_table
+from dreamllm.errors import InputError, UsageError
+from dreamllm.processing import DreamLLMProcessor
+
+Report = Callable[[str], None]  # told of each picture that a document loses
+CAPTION_FIELDS = ("caption", "text", "txt")
+IMAGE_FIELDS = ("image", *(suffix[1:] for suffix in SUFFIXES))
+ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+class Source:
+    """One source of a recipe, opened: `sample(i, dice)` makes the sample of record i."""
+
+    def __init__(
+        self,
+        recipe: SourceRecipe,
+        processor: DreamLLMProcessor,
+        max_length: int,
+        flip: bool,
+        folder: Path,
+        cache: str | None,
+    ) -> None:
+        files = find_files(recipe.path, folder)
+        self.recipe, self.processor, self.max_length = recipe, processor, max_length
+        self.mode = recipe.chosen_mode()
+        self.flip = flip if recipe.flip is None else recipe.flip
+        self.name = recipe.name or (recipe.path if isinstance(recipe.path, str) else recipe.path[0])
+        self.images = folder / Path(recipe.images).expanduser() if recipe.images else Path(files[0]).parent
+        if not self.images.is_dir():
+            raise UsageError(f"image folder {self.images} is missing: correct `images` of source {self.name}")
+        self.table: Table = open_table(files, cache)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def sample(self, index: int, dice: random.Random, report: Report) -> Sample:
+        """Raises InputError where the record is broken or teaches nothing."""
+        # Drawn first and always, so that what one record needs does not move the next draw.
+        chance, coins = dice.random(), random.Random(dice.random())  # noqa: S311
+        record = self.table.record(index)
+        build = {
+            "pairs": self._pair,
+            "mmc4": self._matched,
+            "instructions": self._matched,
+            "obelics": self._obelics,
+            "conversations": self._conversation,
+        }[self.recipe.kind]
+        sample = build(record, chance, report)
+        if not sample.teaches:
+            raise InputError("nothing in it can be learnt: no answer, no text, or all of it beyond max_length")
+        sample.source, sample.key = self.name, self.key(index)
+        sample.mirrored = [self.flip and coins.random() < 0.5 for _ in sample.targets]
+        return sample
+
+    def key(self, index: int) -> str:
+        return f"record {index}"
+
+    def _pair(self, record: dict[str, Any], chance: float, report: Report) -> Sample:
+        caption = _field(record, self.recipe.columns.get("caption"), CAPTION_FIELDS)
+        if caption is None and isinstance(record.get("json"), dict):  # WebDataset: key.json with the caption in it
+            caption = _field(record["json"], self.recipe.columns.get("caption"), CAPTION_FIELDS)
+        if not isinstance(caption, str) or not caption.strip():
+            raise InputError(f"it has no caption (looked for in {', '.join(CAPTION_FIELDS)}; name it in `columns`)")
+        value = _field(record, self.recipe.columns.get("image"), IMAGE_FIELDS)
+        if value is None:
+            raise InputError(f"it has no image (looked for in {', '.join(IMAGE_FIELDS)}; name it in `columns`)")
+        picture = open_picture(value, self.images)
+        painted = self.mode == "paint" or (self.mode == "either" and chance < 0.5)
+        return (paint_pair if painted else read_pair)(self.processor, caption, picture, self.max_length)
+
+    def _matched(self, record: dict[str, Any], chance: float, report: Report) -> Sample:
+        """MMC4's record: each image stands after the sentence that it is matched to. One with an `instruction` follows it."""
+        texts, infos = record.get("text_list"), record.get("image_info")
+        if not isinstance(texts, list) or not isinstance(infos, list):
+            raise InputError("text_list and image_info must be lists")
+        instruction = None
+        if self.recipe.kind == "instructions":
+            instruction = record.get("instruction")
+            if not isinstance(instruction, str) or not instruction.strip():
+                raise InputError("it has no instruction")
+        kept = [info for info in infos if info.get("matched_sim", 1.0) >= self.recipe.min_similarity]
+        opened = self._opened([info.get("image_name") for info in kept], report)
+        pairs = [(info, picture) for info, picture in zip(kept, opened, strict=True) if picture is not None]
+        indices = [info.get("matched_text_index") for info, _ in pairs]
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(index, int) for index in indices):
+            raise InputError("text_list must hold texts, and matched_text_index numbers")
+        parts = matched_parts(texts, [picture for _, picture in pairs], indices)
+        return self._document(parts, instruction)
+
+    def _obelics(self, record: dict[str, Any], chance: float, report: Report) -> Sample:
+        """OBELICS's record: `images` and `texts` of equal length, one of the two set at each place."""
+        texts, images = record.get("texts"), record.get("images")
+        if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
+            raise InputError("texts and images must be lists of equal length")
+        named = [image for text, image in zip(texts, images, strict=True) if image is not None and text is None]
+        opened = iter(self._opened(named, report))
+        parts: list[str | Image.Image] = []
+        for text, image in zip(texts, images, strict=True):
+            if (text is None) == (image is None):
+                raise InputError("at each place there must be either a text or an image")
+            part = text.strip() if text is not None else next(opened)
+            parts += [] if part is None else [part]
+        return self._document(parts, None)
+
+    def _document(self, parts: Sequence[str | Image.Image], instruction: str | None) -> Sample:
+        reading, painting = self.mode in ("both", "read"), self.mode in ("both", "paint")
+        return document(
+            self.processor, parts, self.max_length, reading=reading, painting=painting, instruction=instruction
+        )
+
+    def _opened(self, names: Sequence[Any], report: Report) -> list[Image.Image | None]:
+        """The pictures of a document, None where one is broken; InputError where all are."""
+        opened: list[Image.Image | None] = []
+        for name in names:
+            try:
+                opened.append(open_picture(name, self.images))
+            except InputError as error:
+                opened.append(None)
+                report(str(error))
+        if names and not any(opened):
+            raise InputError(f"none of its {len(names)} images can be read")
+        return opened
+
+    def _conversation(self, record: dict[str, Any], chance: float, report: Report) -> Sample:
+        """LLaVA's record: `image` is one name, or a list in the order of `<image>` and `<dream>` in the turns."""
+        turns = record.get("conversations")
+        if not isinstance(turns, list) or not all(
+            isinstance(turn, dict) and turn.get("from") in ROLES and isinstance(turn.get("value"), str)
+            for turn in turns
+        ):
+            raise InputError(f"conversations must be a list of turns with `from` ({', '.join(ROLES)}) and `value`")
+        named = record.get("image")
+        names = named if isinstance(named, list) else [] if named is None else [named]
+        return conversation(
+            self.processor,
+            [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in turns],
+            [open_picture(name, self.images) for name in names],
+            self.max_length,
+            learn_dream_start=self.recipe.learn_dream_start,
+        )
+
+
+def _field(record: dict[str, Any], named: str | None, usual: Sequence[str]) -> Any:
+    """The field that the recipe names, else the first of the usual ones that is there."""
+    return next((record[name] for name in ([named] if named else usual) if record.get(name) is not None), None)

@@ -1,0 +1,166 @@
+"""The sequence of samples: a function of (seed, place), in the shares that were asked for, the same for any number of processes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from dreamllm.data import Collator, TrainingData, training_dataset
+from dreamllm.data.mixing import _shares
+from dreamllm.errors import UsageError
+
+SIZES = {"a": 7, "b": 12}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sources of pairs; a picture's left half is dark, so that a mirrored one shows."""
+    folder = tmp_path_factory.mktemp("data")
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, 8:] = 255
+    Image.fromarray(pixels).save(folder / "x.png")
+    for name, size in SIZES.items():
+        rows = [{"image": "x.png", "caption": f"{name} {i}"} for i in range(size)]
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
+def mixed(processor, folder: Path, weights: tuple[float, float] | None = None, **options) -> TrainingData:
+    sources = [
+        {"kind": "pairs", "path": f"{name}.jsonl", "name": name, **({} if weights is None else {"weight": weight})}
+        for name, weight in zip(SIZES, weights or (1, 1), strict=True)
+    ]
+    return training_dataset({"cache": "cache", "sources": sources, **options}, processor, folder=folder)
+
+
+def seen(data: TrainingData, places) -> list[tuple[str, str]]:
+    return [(sample.source, sample.key) for sample in map(data.__getitem__, places)]
+
+
+def test_without_weights_an_epoch_is_every_record_once(processor, folder) -> None:
+    data = mixed(processor, folder)
+    n = sum(SIZES.values())
+    assert len(data) == n
+    everything = sorted((name, f"record {i}") for name, size in SIZES.items() for i in range(size))
+    epochs = [seen(data, range(e * n, (e + 1) * n)) for e in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [everything] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_weights_are_shares_and_no_record_waits_for_the_third_turn_of_another(processor, folder) -> None:
+    data = mixed(processor, folder, weights=(3, 1), samples=20)
+    assert data.counts == [15, 5]
+    drawn = seen(data, range(5 * len(data)))
+    for epoch in range(5):
+        assert Counter(name for name, _ in drawn[20 * epoch : 20 * epoch + 20]) == {"a": 15, "b": 5}
+    for name, size in SIZES.items():
+        counts = Counter(key for source, key in drawn if source == name)
+        assert len(counts) == size
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@given(
+    total=st.integers(1, 10_000),
+    weights=st.lists(st.floats(1e-3, 1e3, allow_nan=False), min_size=1, max_size=8),
+)
+def test_shares_add_up_and_are_off_by_less_than_one(total, weights) -> None:
+    counts = _shares(total, weights)
+    assert sum(counts) == total
+    assert all(abs(count - total * weight / sum(weights)) < 1 for count, weight in zip(counts, weights, strict=True))
+
+
+def test_a_sample_depends_on_seed_and_place_alone(processor, folder) -> None:
+    def everything(data, places):
+        samples = {place: data[place] for place in places}
+        return {place: (sample.input_ids, sample.mirrored, sample.key) for place, sample in samples.items()}
+
+    forward = everything(mixed(processor, folder), range(30))
+    assert everything(mixed(processor, folder), reversed(range(30))) == forward
+    assert everything(pickle.loads(pickle.dumps(mixed(processor, folder))), range(30)) == forward  # noqa: S301
+    assert everything(mixed(processor, folder, seed=1), range(30)) != forward
+
+
+def test_pairs_are_read_or_painted_and_mirrored_half_of_the_time(processor, folder) -> None:
+    data = mixed(processor, folder)
+    samples = [data[place] for place in range(400)]
+    painted = [sample for sample in samples if sample.targets]
+    assert 160 <= len(painted) <= 240  # 4 standard deviations
+    assert len(painted) // 4 <= sum(sample.mirrored == [True] for sample in painted) <= 3 * len(painted) // 4
+    assert not any(sample.mirrored for sample in samples if not sample.targets)
+
+
+def test_a_world_of_left_and_right_is_never_mirrored(processor, folder) -> None:
+    collate = Collator(processor, 16)
+    for options in ({"flip": False}, {}):
+        data = mixed(processor, folder, **options)
+        batch = collate([data[place] for place in range(100)])["target_pixels"]
+        left = batch[..., :8].mean(dim=(1, 2, 3)) < 0
+        assert bool(left.all()) == ("flip" in options)
+
+
+def batches(data: TrainingData, rank: int, ranks: int, skip: int = 0, workers: int = 0) -> list[list[str]]:
+    """What one process of accelerate gets, as Trainer asks for it with `train_sampling_strategy: sequential`."""
+    loader = DataLoader(data, batch_size=3, num_workers=workers, collate_fn=list)
+    prepared = prepare_data_loader(loader, num_processes=ranks, process_index=rank, put_on_device=False)
+    return [[sample.source + sample.key for sample in batch] for batch in skip_first_batches(prepared, skip)]
+
+
+def test_processes_share_the_places_and_a_resume_reads_nothing_twice(processor, folder, monkeypatch) -> None:
+    """Over three epochs of another order each."""
+    data = mixed(processor, folder, samples=20)
+    data.places = 60
+    whole = batches(data, 0, 1)
+    assert whole == [[source + key for source, key in seen(data, range(i, i + 3))] for i in range(0, 60, 3)]
+    assert batches(data, 0, 1, workers=2) == whole
+    read: list[int] = []
+    get = TrainingData.__getitem__
+    monkeypatch.setattr(TrainingData, "__getitem__", lambda self, place: read.append(place) or get(self, place))
+    for ranks, skip in itertools.product((1, 2), (0, 8)):
+        read.clear()
+        each = [batches(data, rank, ranks, skip) for rank in range(ranks)]
+        assert [batch for together in zip(*each, strict=True) for batch in together] == whole[ranks * skip :]
+        assert sorted(read) == list(range(3 * ranks * skip, 60))
+
+
+def test_a_broken_record_gives_way_to_another_of_its_source(processor, folder, tmp_path) -> None:
+    """The same one for everybody who asks for the place, and no other place changes."""
+    rows = (folder / "a.jsonl").read_text().splitlines()
+    (tmp_path / "x.png").write_bytes((folder / "x.png").read_bytes())
+    (tmp_path / "b.jsonl").write_text((folder / "b.jsonl").read_text())
+    (tmp_path / "a.jsonl").write_text("\n".join(["{", *rows[1:]]) + "\n")
+    whole, damaged = mixed(processor, folder), mixed(processor, tmp_path)
+    before, after = seen(whole, range(38)), seen(damaged, range(38))
+    changed = [place for place in range(38) if before[place] != after[place]]
+    assert changed == [place for place in range(38) if before[place] == ("a", "record 0")]
+    assert len(changed) == 2
+    assert {after[place][0] for place in changed} == {"a"}
+    again = mixed(processor, tmp_path)
+    assert seen(again, reversed(changed)) == [after[place] for place in reversed(changed)]
+
+
+def test_weights_for_some_sources_only_are_refused(processor, folder) -> None:
+    sources = [{"kind": "pairs", "path": "a.jsonl", "weight": 1}, {"kind": "pairs", "path": "b.jsonl"}]
+    with pytest.raises(UsageError, match="every source a weight, or none"):
+        training_dataset({"sources": sources}, processor, folder=folder)
+
+
+def test_batches_of_a_mixture_are_what_a_model_takes(processor, model, folder) -> None:
+    data = mixed(processor, folder)
+    batch = next(iter(DataLoader(data, batch_size=8, collate_fn=Collator(processor, 64))))
+    starts = (batch["input_ids"] == model.config.im_start_token_id).sum() + (
+        batch["input_ids"] == model.config.dream_start_token_id
+    ).sum()
+    assert starts == len(batch["pixel_values"]) + len(batch["target_pixels"]) == 8
+    assert all(torch.isfinite(value).all() for value in itertools.chain(batch.values()))

@@ -1,0 +1,334 @@
+"""Every format on disk gives its samples; what is broken is counted and named, and no picture takes another's place."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+import tarfile
+import zipfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreamllm.data import training_dataset
+from dreamllm.data.pictures import open_picture
+from dreamllm.errors import InputError, UsageError
+
+COLORS = ["#ff0000", "#00ff00", "#0000ff", "#ffff00"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """`images/0.png` … `3.png`, each of one colour, and `images/bad.png`, which is none."""
+    (tmp_path / "images").mkdir()
+    for i, color in enumerate(COLORS):
+        (tmp_path / "images" / f"{i}.png").write_bytes(png(color))
+    (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
+    return tmp_path
+
+
+def png(color: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def lines(records: list) -> str:
+    return "".join(f"{json.dumps(record)}\n" for record in records)
+
+
+def opened(processor, folder: Path, source: dict, **data):
+    recipe = {"max_length": 600, "cache": "cache", "sources": [{"images": "images", **source}], **data}
+    return training_dataset(recipe, processor, folder=folder)
+
+
+def numbers(pictures: list[Image.Image]) -> list[int]:
+    """Which of the coloured pictures these are."""
+    colors = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (picture.getpixel((0, 0)) for picture in pictures)]
+    return [COLORS.index(color) for color in colors]
+
+
+def words(processor, sample) -> str:
+    text = processor.decode(sample.input_ids, skip_special_tokens=True)
+    return " ".join(text.split())
+
+
+def by_record(data, count: int | None = None) -> list:
+    """The samples of a source's records in the order of the file."""
+    source = data.sources[0]
+    return [source.sample(i, random.Random(0), lambda reason: None) for i in range(count or len(source))]
+
+
+CAPTIONS = [f"picture {i}" for i in range(4)]
+PAIRS = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(CAPTIONS)]
+
+
+def write_jsonl(folder: Path) -> str:
+    (folder / "pairs.jsonl").write_text(lines(PAIRS))
+    return "pairs.jsonl"
+
+
+def write_gz(folder: Path) -> str:
+    with gzip.open(folder / "pairs.jsonl.gz", "wt") as file:
+        file.write(lines(PAIRS))
+    return "pairs.jsonl.gz"
+
+
+def write_zip(folder: Path) -> str:
+    with zipfile.ZipFile(folder / "pairs.jsonl.zip", "w") as archive:
+        archive.writestr("pairs.jsonl", lines(PAIRS))
+    return "pairs.jsonl.zip"
+
+
+def write_json(folder: Path) -> str:
+    (folder / "pairs.json").write_text(json.dumps(PAIRS))
+    return "pairs.json"
+
+
+def write_coco(folder: Path) -> str:
+    images = [{"id": 10 + i, "file_name": f"{i}.png"} for i in range(4)]
+    notes = [{"id": i, "image_id": 10 + i, "caption": caption} for i, caption in enumerate(CAPTIONS)]
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    return "captions.json"
+
+
+def write_parquet(folder: Path) -> str:
+    """Bytes in a column that `datasets` calls an image and would decode."""
+    rows = {"image": [{"bytes": png(color), "path": None} for color in COLORS], "text": CAPTIONS}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "pairs.parquet")
+    return "pairs.parquet"
+
+
+def _tar(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def write_tar_txt(folder: Path) -> str:
+    """Two shards, found by pattern."""
+    for shard in range(2):
+        files: dict[str, bytes] = {}
+        for i in (2 * shard, 2 * shard + 1):
+            files |= {f"{i:05}.png": png(COLORS[i]), f"{i:05}.txt": CAPTIONS[i].encode()}
+        _tar(folder / f"{shard:03}.tar", files)
+    return "*.tar"
+
+
+def write_tar_json(folder: Path) -> str:
+    files: dict[str, bytes] = {}
+    for i in range(4):
+        record = json.dumps({"caption": CAPTIONS[i], "width": 20}).encode()
+        files |= {f"{i:05}.png": png(COLORS[i]), f"{i:05}.json": record}
+    _tar(folder / "pairs.tar", files)
+    return "pairs.tar"
+
+
+@pytest.mark.parametrize(
+    "write", [write_jsonl, write_gz, write_zip, write_json, write_coco, write_parquet, write_tar_txt, write_tar_json]
+)
+def test_pairs_come_from_every_format(processor, folder, write) -> None:
+    path = write(folder)
+    for mode in ("read", "paint"):
+        samples = by_record(opened(processor, folder, {"kind": "pairs", "path": path, "mode": mode}))
+        assert [words(processor, sample) for sample in samples] == CAPTIONS
+        pictures = [sample.images if mode == "read" else sample.targets for sample in samples]
+        assert [numbers(each) for each in pictures] == [[0], [1], [2], [3]]
+
+
+def test_columns_may_have_other_names(processor, folder) -> None:
+    (folder / "x.jsonl").write_text(lines([{"file": "2.png", "words": "hello", "caption": "not this"}]))
+    columns = {"image": "file", "caption": "words"}
+    (sample,) = by_record(
+        opened(processor, folder, {"kind": "pairs", "path": "x.jsonl", "columns": columns, "mode": "read"})
+    )
+    assert (words(processor, sample), numbers(sample.images)) == ("hello", [2])
+
+
+def test_mmc4_keeps_what_is_similar_enough(processor, folder) -> None:
+    infos = [(3, 1, 0.3), (0, 0, 0.25), (1, 1, 0.2)]
+    record = {
+        "text_list": ["One.", "Two.", "Three."],
+        "image_info": [
+            {"image_name": f"{n}.png", "matched_text_index": at, "matched_sim": sim} for n, at, sim in infos
+        ],
+    }
+    (folder / "docs.jsonl").write_text(lines([record]))
+    (sample,) = by_record(opened(processor, folder, {"kind": "mmc4", "path": "docs.jsonl"}))
+    assert numbers(sample.images) == numbers(sample.targets) == [0, 3]
+    (sample,) = by_record(
+        opened(processor, folder, {"kind": "mmc4", "path": "docs.jsonl", "min_similarity": 0.1, "mode": "read"})
+    )
+    assert (numbers(sample.images), sample.targets) == ([0, 3, 1], [])
+
+
+def test_obelics_has_pictures_where_texts_are_missing(processor, folder) -> None:
+    url = "https://example.org/a.png"
+    record = {"texts": ["One.", None, "Two.", None], "images": [None, "1.png", None, url]}
+    datasets.Dataset.from_list([record]).to_parquet(folder / "obelics.parquet")
+    data = opened(processor, folder, {"kind": "obelics", "path": "obelics.parquet", "mode": "paint"})
+    lost: list[str] = []
+    sample = data.sources[0].sample(0, random.Random(0), lost.append)
+    assert numbers(sample.targets) == [1]
+    assert url in lost[0]
+    name = lost[0].split("fetch it as ")[1]
+    (folder / "images" / name).write_bytes(png(COLORS[2]))
+    assert numbers(by_record(data)[0].targets) == [1, 2]
+
+
+def test_conversations_of_any_mixture(processor, folder) -> None:
+    """Ids of two types and images that are missing, one or several: as LLaVA's own file has them."""
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A picture."}]
+    painted = [{"from": "human", "value": "<image>\nMirror it."}, {"from": "gpt", "value": "Here: <dream>"}]
+    records = [
+        {"id": 1, "image": "0.png", "conversations": turns},
+        {"id": "two", "image": ["1.png", "2.png"], "conversations": painted},
+        {"id": "3", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+    ]
+    (folder / "talk.json").write_text(json.dumps(records))
+    samples = by_record(opened(processor, folder, {"kind": "conversations", "path": "talk.json"}))
+    assert [numbers(sample.images) for sample in samples] == [[0], [1, 2], []]
+    assert [numbers(sample.targets) for sample in samples] == [[], [2], []]
+
+
+def test_instructions_are_followed_by_their_document(processor, folder) -> None:
+    record = {
+        "instruction": "Tell a story.",
+        "text_list": ["One.", "Two."],
+        "image_info": [{"image_name": "1.png", "matched_text_index": 0}],
+    }
+    (folder / "told.jsonl").write_text(lines([record]))
+    (sample,) = by_record(opened(processor, folder, {"kind": "instructions", "path": "told.jsonl"}))
+    assert words(processor, sample).endswith("USER: Tell a story. ASSISTANT: One. Two.")
+    assert numbers(sample.targets) == [1]
+
+
+def test_what_is_broken_is_named_and_nothing_moves(processor, folder) -> None:
+    """Every picture of every sample is the one that its own words name."""
+    good = [{"image": f"{i % 4}.png", "caption": f"picture {i % 4}"} for i in range(40)]
+    broken = {
+        5: ("{broken", "not JSON"),
+        9: (json.dumps({"image": "bad.png", "caption": "x"}), "cannot be read"),
+        13: (json.dumps({"image": "none.png", "caption": "x"}), "cannot be read"),
+        17: (json.dumps({"image": "../images/0.png", "caption": "x"}), "leads out of its folder"),
+        21: (json.dumps({"image": "0.png", "caption": " "}), "no caption"),
+        25: (json.dumps({"caption": "x"}), "no image"),
+        29: ("[1, 2]", "JSON object is expected"),
+    }
+    rows = [broken[i][0] if i in broken else json.dumps(record) for i, record in enumerate(good)]
+    (folder / "pairs.jsonl").write_text("\n".join(rows) + "\n")
+    data = opened(processor, folder, {"kind": "pairs", "path": "pairs.jsonl", "name": "mine"})
+    for place in range(len(data)):
+        sample = data[place]
+        assert words(processor, sample) == f"picture {numbers(sample.images + sample.targets)[0]}"
+    found = {entry["key"]: entry for entry in data.broken.entries()}
+    assert set(found) == {f"record {i}" for i in broken}
+    for i, (_, reason) in broken.items():
+        assert reason in found[f"record {i}"]["reason"]
+        assert found[f"record {i}"]["source"] == "mine"
+    assert data.broken.summary() == "7 broken records or images left out: 7 of mine"
+
+
+def test_a_document_loses_a_broken_picture_with_its_place(processor, folder) -> None:
+    names = ["0.png", "bad.png", "2.png"]
+    record = {
+        "text_list": ["One.", "Two.", "Three."],
+        "image_info": [{"image_name": name, "matched_text_index": i} for i, name in enumerate(names)],
+    }
+    gone = {**record, "image_info": [{"image_name": "bad.png", "matched_text_index": 0}]}
+    (folder / "docs.jsonl").write_text(lines([record, gone]))
+    data = opened(processor, folder, {"kind": "mmc4", "path": "docs.jsonl", "min_similarity": 0})
+    for place in range(2):
+        sample = data[place]
+        assert numbers(sample.images) == numbers(sample.targets) == [0, 2]
+        assert words(processor, sample) == "One. Two. Three."
+    reasons = [(entry["key"], entry["reason"]) for entry in data.broken.entries()]
+    assert any(key == "record 0" and "bad.png" in reason for key, reason in reasons)
+    assert ("record 1", "none of its 1 images can be read") in reasons
+
+
+@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/passwd", "C:\\x.png", "", None, 3])
+def test_pictures_do_not_leave_their_folder(folder, name) -> None:
+    (folder / "x.png").write_bytes(png(COLORS[0]))
+    with pytest.raises(InputError, match=r"leads out of its folder|must be a file name"):
+        open_picture(name, folder / "images")
+
+
+def test_a_truncated_picture_is_an_error(folder) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    for length in (10, 60, 2000):
+        with pytest.raises(InputError, match="cannot be read"):
+            open_picture(buffer.getvalue()[:length], folder)
+
+
+def test_too_many_broken_records_are_an_error(processor, folder) -> None:
+    rows = [{"image": f"{i}.png" if i < 4 else f"none{i}.png", "caption": "x"} for i in range(12)]
+    (folder / "pairs.jsonl").write_text(lines(rows))
+    data = opened(processor, folder, {"kind": "pairs", "path": "pairs.jsonl"}, max_broken=3)
+    with pytest.raises(UsageError, match="more than 3 records or images are broken"):
+        [data[place] for place in range(len(data))]
+    (folder / "all.jsonl").write_text(lines(rows[4:]))
+    data = opened(processor, folder, {"kind": "pairs", "path": "all.jsonl"})
+    with pytest.raises(UsageError, match=r"in a row are broken, the last: image none\d+\.png cannot be read"):
+        data[0]
+
+
+def test_broken_records_are_listed_in_a_file_that_processes_share(processor, folder) -> None:
+    (folder / "pairs.jsonl").write_text(lines([*PAIRS, {"image": "none.png", "caption": "x"}]))
+    recipe = {"cache": "cache", "sources": [{"kind": "pairs", "path": "pairs.jsonl", "images": "images"}]}
+    listed = folder / "out" / "broken.jsonl"
+    first, second = (training_dataset(recipe, processor, folder=folder, broken_file=listed) for _ in range(2))
+    for place in range(5):
+        first[place]
+    assert len(listed.read_text().splitlines()) == 1
+    assert [entry["key"] for entry in second.broken.entries()] == ["record 4"]
+    for place in range(5):
+        second[place]
+    assert len(listed.read_text().splitlines()) == 1
+
+
+def test_a_changed_file_is_read_anew(processor, folder) -> None:
+    for name, text in (("x.jsonl", lines), ("x.json", json.dumps)):
+        for count in (2, 3):
+            (folder / name).write_text(text(PAIRS[:count]))
+            assert len(opened(processor, folder, {"kind": "pairs", "path": name})) == count
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"kind": "pairs", "path": "none.jsonl"}, r"none\.jsonl is missing"),
+        ({"kind": "pairs", "path": "x.csv"}, "format of this data file is not known"),
+        ({"kind": "pairs", "path": "pairs.jsonl", "images": "none"}, "image folder .* is missing"),
+        ({"kind": "films", "path": "x"}, r"data\.sources\.0\.kind"),
+        ({"kind": "pairs", "path": "pairs.jsonl", "wieght": 1}, r"data\.sources\.0\.wieght"),
+        ({"kind": "pairs", "path": "pairs.jsonl", "mode": "both"}, "there are either, read, paint"),
+        ({"kind": "pairs", "path": "pairs.jsonl", "weight": 0}, "greater than 0"),
+        ({"kind": "pairs", "path": ["pairs.jsonl", "pairs.json"]}, "must have one format"),
+        ({"kind": "pairs", "path": "number.json"}, "neither a list nor COCO's"),
+        ({"kind": "pairs", "path": "empty.json"}, "holds no record"),
+        ({"kind": "pairs", "path": "empty.jsonl"}, r"empty\.jsonl is empty"),
+        ({"kind": "pairs", "path": "broken.parquet"}, "cannot be read as parquet"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(processor, folder, source, message) -> None:
+    write_jsonl(folder)
+    write_json(folder)
+    (folder / "x.csv").write_text("a,b")
+    (folder / "number.json").write_text("3")
+    (folder / "empty.json").write_text("[]")
+    (folder / "empty.jsonl").touch()
+    (folder / "broken.parquet").write_bytes(b"not parquet")
+    with pytest.raises(UsageError, match=message) as raised:
+        opened(processor, folder, source)
+    assert "\n" not in str(raised.value)
