@@ -143,6 +143,48 @@ def convert(
     typer.echo(f"{target}: {to} layout")
 
 
+@app.command(epilog="Example: dreamllm train igpt-7b.yaml --set trainer.max_steps=100 --dry-run")
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say sizes, costs and time, write the first batch for the eye, and stop.")
+    ] = False,
+    resume: Annotated[
+        str, typer.Option(help="auto goes on from the last checkpoint in the output folder; never wants it empty.")
+    ] = "auto",
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value put into the recipe; repeat for more.")
+    ] = None,
+) -> None:
+    """Train by a recipe; killed and started again, it goes on where it was."""
+    from dreamllm.training.recipe import load_recipe
+
+    made = load_recipe(recipe, change or [])
+    if dry_run:
+        from dreamllm.training.dry_run import dry_run as look
+
+        typer.echo("\n".join(look(made)))
+        return
+    from dreamllm.training import run
+
+    record = run.train(made, resume)
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in record["last"].items())
+    typer.echo(f"{made.output}: {record['stage']}, {record['steps']} steps; {losses}")
+
+
+@app.command(epilog="Example: dreamllm merge runs/alignment-reading runs/alignment-painting models/aligned")
+def merge(
+    reading: Annotated[Path, typer.Argument(help="Checkpoint whose visual projector is taken.")],
+    painting: Annotated[Path, typer.Argument(help="Checkpoint whose condition projector and dream queries are taken.")],
+    target: Annotated[Path, typer.Argument(help="New folder.")],
+) -> None:
+    """Put the halves of stage I, trained apart, into one checkpoint."""
+    from dreamllm.training.merge import merge as join
+
+    join(reading, painting, target)
+    typer.echo(f"{target}: merged")
+
+
 def _load(
     model: str, clip: Path | None, diffusion: Path | None, device: str, dtype: str | None
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:

@@ -25,13 +25,11 @@ LOGIT_FIELDS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 
 
 class Losses(NamedTuple):
-    """Scalars: what is minimised, the language loss and the image loss without their weights, and how much each is a mean of."""
+    """Scalars: what is minimised, and the language loss and the image loss without their weights."""
 
     total: torch.Tensor
     lm: torch.Tensor
     vm: torch.Tensor
-    tokens: int
-    images: int
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ def compute_losses(
     settings: LossSettings,
     batch: dict[str, torch.Tensor],
     draws: Draws | None,
-    counts: tuple[float, float] | None = None,
+    counts: tuple[int, int] | None = None,
 ) -> Losses:
     """Both losses of a batch and their weighted sum.
 
@@ -230,16 +228,15 @@ def compute_losses(
     if spans != given:
         raise InputError(f"{given} pictures to paint are given for {spans} dream spans")
     hidden = final_states(model, ids, batch.get("attention_mask"), batch.get("pixel_values"))
-    tokens, images = count_targets(batch)
-    over = (max(tokens, 1), max(images, 1)) if counts is None else (max(counts[0], 1), max(counts[1], 1))
-    lm = token_losses(hidden, batch["labels"], model.get_output_embeddings()) / over[0]
+    tokens, images = (max(count, 1) for count in counts or count_targets(batch))
+    lm = token_losses(hidden, batch["labels"], model.get_output_embeddings()) / tokens
     vm = lm.new_zeros(())
     if targets is not None and draws is not None:
         draws = draws.to(hidden.device)
         states = painted_states(model, hidden, ids, draws, settings)
-        vm = image_terms(model, scheduler, states, targets, draws, settings).losses.sum() / over[1]
+        vm = image_terms(model, scheduler, states, targets, draws, settings).losses.sum() / images
     total = (settings.weight_lm * lm + settings.weight_vm * vm) / loss_scale(settings)
-    return Losses(total + zero_gradients(model), lm.detach(), vm.detach(), tokens, images)
+    return Losses(total + zero_gradients(model), lm.detach(), vm.detach())
 
 
 def zero_gradients(model: DreamLLMCore) -> torch.Tensor | float:

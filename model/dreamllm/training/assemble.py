@@ -1,0 +1,156 @@
+"""A model from three published parts: a Llama-like language model, a CLIP vision tower, a Stable Diffusion model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, CLIPImageProcessorPil, CLIPVisionModel, PreTrainedModel
+
+from dreamllm.checkpoint import from_state, torch_dtype
+from dreamllm.configuration import DreamLLMConfig, ImageDecoderConfig
+from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.modeling import DreamLLMForConditionalGeneration
+from dreamllm.processing import CHAT_TEMPLATES, DreamLLMProcessor
+from dreamllm.projector import Projector
+from dreamllm.released import read_json
+from dreamllm.tokenizer import token_ids, tokenizer_from_file
+
+READ_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
+
+
+def assemble(
+    language_model: str | Path,
+    clip: str | Path,
+    diffusion: str | Path,
+    *,
+    num_dream_queries: int = 64,
+    vision_select_layer: int = -2,
+    resolution: int | None = None,
+    chat_template: str = "vicuna_v1.1",
+    seed: int = 0,
+    dtype: str | torch.dtype = torch.float32,
+) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    """The model before its first step, in eval mode, and its processor.
+
+    The eight tokens are added after the language model's vocabulary; their embeddings, in and out, begin as the mean of the others.
+    Projectors begin as torch's linear layers do, dream queries as N(0, 0.02), both from `seed`.
+
+    Args:
+        language_model: folder of a causal language model of transformers with `tokenizer.model` or `tokenizer.json`.
+        clip: folder of a CLIP model or its vision tower, with `preprocessor_config.json`.
+        diffusion: folder of a Stable Diffusion model: `vae`, `unet`, `scheduler`.
+        resolution: pixels of painted pictures; the UNet's sample size times the autoencoder's factor unless given.
+
+    Raises CheckpointError where a folder lacks a file or a tensor.
+    """
+    if chat_template not in CHAT_TEMPLATES:
+        raise UsageError(f"chat_template {chat_template!r} is not known; there are {', '.join(CHAT_TEMPLATES)}")
+    wanted = torch_dtype(dtype) or torch.float32
+    llm, clip, diffusion = Path(language_model), Path(clip), Path(diffusion)
+    tokenizer = tokenizer_from_file(_tokenizer_file(llm))
+    decoder = _load(AutoModelForCausalLM, llm, wanted)
+    _grow(decoder, len(tokenizer))
+    tower = _load(CLIPVisionModel, clip, wanted)
+    painter = _image_decoder_config(diffusion, resolution)
+    config = DreamLLMConfig(
+        text_config=decoder.config,
+        vision_config=tower.config,
+        image_decoder_config=painter,
+        num_dream_queries=num_dream_queries,
+        vision_select_layer=vision_select_layer,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **token_ids(tokenizer),
+    )
+    parts = {
+        "language_model": decoder,
+        "vision_tower": tower,
+        "image_decoder.vae": _load(AutoencoderKL, diffusion / "vae", wanted),
+        "image_decoder.unet": _load(UNet2DConditionModel, diffusion / "unet", wanted),
+        **_new_parts(config, seed, wanted),
+    }
+    state = {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()}
+    state["dream_queries"] = state.pop("new.dream_queries")
+    model = from_state(config, state, wanted, where="the model of these parts")
+    tokenizer.model_max_length = config.text_config.max_position_embeddings
+    tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
+    processor = DreamLLMProcessor(tokenizer, _image_processor(clip), config.num_image_tokens, num_dream_queries)
+    return model, processor
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    # The sentencepiece file first: from it the original's way with spaces is known (see dreamllm.tokenizer).
+    for name in ("tokenizer.model", "tokenizer.json"):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"language model {folder} holds neither tokenizer.model nor tokenizer.json")
+
+
+def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A part with all its weights; CheckpointError if the folder is absent or lacks one."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder")
+    diffusers = kind in (AutoencoderKL, UNet2DConditionModel)
+    key = "torch_dtype" if diffusers else "dtype"
+    try:
+        part, info = kind.from_pretrained(folder, output_loading_info=True, local_files_only=True, **{key: dtype})
+    except READ_ERRORS as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"{folder} cannot be read as {kind.__name__}: {reason}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{folder} lacks {len(missing)} tensors of {kind.__name__}, for instance {missing[0]}")
+    return part
+
+
+@torch.no_grad()
+def _grow(decoder: PreTrainedModel, size: int) -> None:
+    """Make room for `size` tokens; new rows, in and out, are the mean of the old ones."""
+    old = decoder.get_input_embeddings().weight.shape[0]
+    if size <= old:
+        return
+    decoder.resize_token_embeddings(size, mean_resizing=False)
+    for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+        weight: Any = layer.weight
+        weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
+
+
+def _image_decoder_config(diffusion: Path, resolution: int | None) -> ImageDecoderConfig:
+    vae, unet = (read_json(diffusion / part / "config.json") for part in ("vae", "unet"))
+    scheduler = read_json(diffusion / "scheduler" / "scheduler_config.json")
+    config = ImageDecoderConfig(resolution=8, vae=vae, unet=unet, scheduler=scheduler)
+    if resolution is None:
+        size = unet.get("sample_size")
+        if not isinstance(size, int):
+            raise CheckpointError(f"{diffusion / 'unet' / 'config.json'} says no sample_size: give start.resolution")
+        resolution = size * 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
+    config.resolution = resolution
+    return config
+
+
+class _Queries(nn.Module):
+    def __init__(self, count: int, size: int, std: float) -> None:
+        super().__init__()
+        self.dream_queries = nn.Parameter(torch.randn(1, count, size) * std)
+
+
+def _new_parts(config: DreamLLMConfig, seed: int, dtype: torch.dtype) -> dict[str, nn.Module]:
+    width, condition = config.text_config.hidden_size, config.image_decoder_config.condition_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts: dict[str, nn.Module] = {
+            "visual_projector": Projector(config.vision_config.hidden_size, width, config.visual_projector_depth),
+            "condition_projector": Projector(width, condition, config.condition_projector_depth, bias=False),
+            "new": _Queries(config.num_dream_queries, width, config.initializer_range),
+        }
+    return {name: part.to(dtype) for name, part in parts.items()}
+
+
+def _image_processor(clip: Path) -> CLIPImageProcessorPil:
+    if not (clip / "preprocessor_config.json").is_file():
+        raise CheckpointError(f"{clip / 'preprocessor_config.json'} is missing")
+    return CLIPImageProcessorPil.from_pretrained(clip, local_files_only=True)

@@ -1,0 +1,298 @@
+"""transformers' Trainer for two losses: exact under accumulation and over processes, and exact after a kill."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from dreamllm.data import TrainingData
+from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.training.losses import Draws, count_targets, draw, generator_for, loss_scale
+from dreamllm.training.recipe import Recipe
+from dreamllm.training.records import Records
+from dreamllm.training.trainable import DreamLLMForTraining, learnt_names
+
+CHECKPOINTS, WEIGHTS = "checkpoints", "model.safetensors"
+EVALUATION = 2**32  # where training has its step number, so that evaluation draws something else
+OURS = {
+    "output_dir": "the recipe's output",
+    "seed": "data.seed",
+    "data_seed": "data.seed",
+    "remove_unused_columns": "nothing: the collator makes what the model takes",
+    "ignore_data_skip": "nothing: the data go on where they were",
+    "resume_from_checkpoint": "--resume",
+    "load_best_model_at_end": "nothing: the last weights are the result",
+    "auto_find_batch_size": "nothing: the batch size decides the result",
+}
+
+
+def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
+    """`recipe.trainer` as transformers has it; `samples` are those of an epoch.
+
+    Raises UsageError for a field that transformers does not know or that is decided elsewhere.
+    """
+    given = dict(recipe.trainer)
+    known = {field.name for field in fields(TrainingArguments) if field.init}
+    for name in given:
+        if name in OURS:
+            raise UsageError(f"trainer.{name} cannot be set; it is decided by {OURS[name]}")
+        if name not in known:
+            raise UsageError(f"trainer.{name} is not a field of transformers.TrainingArguments")
+    lengths = [name for name in ("max_steps", "num_train_epochs") if name in given]
+    if len(lengths) != 1 or not isinstance(given[lengths[0]], int | float) or given[lengths[0]] <= 0:
+        raise UsageError("trainer must say max_steps or num_train_epochs, one of them and more than 0")
+    if "num_train_epochs" in given:
+        together = (
+            given.get("per_device_train_batch_size", TrainingArguments.per_device_train_batch_size)
+            * given.get("gradient_accumulation_steps", TrainingArguments.gradient_accumulation_steps)
+            * PartialState().num_processes
+        )
+        given["max_steps"] = math.ceil(given.pop("num_train_epochs") * samples / together)
+    defaults: dict[str, Any] = {
+        "report_to": "none",
+        "save_total_limit": 2,
+        "logging_nan_inf_filter": False,
+        "lr_scheduler_type": "cosine",
+        "eval_strategy": "steps" if recipe.data.eval_sources else "no",
+    }
+    ours: dict[str, Any] = {
+        "output_dir": str(recipe.output / CHECKPOINTS),
+        "seed": recipe.data.seed,
+        "remove_unused_columns": False,
+        "ignore_data_skip": True,
+    }
+    try:
+        return TrainingArguments(**(defaults | given | ours))
+    except (ValueError, TypeError, ImportError) as error:
+        raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+class Places(Sampler[list[int]]):
+    """The places of this process's batches, from batch `first` on; `count` batches or without end."""
+
+    def __init__(self, batch_size: int, first: int, count: int | None, process: int, processes: int) -> None:
+        self.batch_size, self.first, self.count = batch_size, first, count
+        self.process, self.processes = process, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        numbers = itertools.count(self.first) if self.count is None else range(self.first, self.first + self.count)
+        for number in numbers:
+            begin = (number * self.processes + self.process) * self.batch_size
+            yield list(range(begin, begin + self.batch_size))
+
+
+class DreamLLMTrainer(Trainer):
+    """Trainer with our losses.
+
+    The language loss is a mean over all labels, the image loss over all pictures, of the whole accumulated batch of all processes. What
+    is random in the image loss depends on (seed, step, micro-batch, process) alone. Checkpoints hold what learns; the rest is where the
+    recipe starts from.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: DreamLLMForTraining,
+        recipe: Recipe,
+        collator: Callable[[Any], dict[str, torch.Tensor]],
+        data: TrainingData,
+        eval_data: TrainingData | None = None,
+    ) -> None:
+        self.recipe, self.data, self.eval_data = recipe, data, eval_data
+        self._sums, self._counted = (
+            torch.zeros(2),
+            [0, 0],
+        )  # since the last log line: losses of this process, counts of all
+        self._micro = (-1, 0)  # step, micro-batch
+        self._first_step = 0
+        config: Any = model.config.image_decoder_config
+        self._latent_shape = config.latent_shape
+        self._num_timesteps = int(model.noise_scheduler.config.num_train_timesteps)
+        self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        super().__init__(
+            model=model,
+            args=training_arguments(recipe, len(data)),
+            data_collator=collator,
+            eval_dataset=eval_data,
+            callbacks=[Records(recipe.output)],
+        )
+        if self.args.n_gpu > 1:
+            raise UsageError(
+                f"{self.args.n_gpu} GPUs are visible to one process: start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES"
+            )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        if resume_from_checkpoint:
+            # The data are asked for before the library reads its own state.
+            state = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint)) / TRAINER_STATE_NAME))
+            self._first_step = state.global_step
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        first = self._first_step * self.args.gradient_accumulation_steps
+        return self._loader(self.data, self.args.per_device_train_batch_size, first)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        if self.eval_data is None:
+            raise UsageError("there is nothing to evaluate on: the recipe has no data.eval_sources")
+        together = self.args.per_device_eval_batch_size * self.args.world_size
+        count = math.ceil(self.recipe.data.eval_samples / together)
+        return self._loader(self.eval_data, self.args.per_device_eval_batch_size, 0, count)
+
+    def _loader(self, data: TrainingData, batch_size: int, first: int, count: int | None = None) -> DataLoader[Any]:
+        # Not prepared by accelerate: every process takes its own places, and a resume begins at the right one.
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            data,
+            batch_sampler=Places(batch_size, first, count, self.args.process_index, self.args.world_size),
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            generator=torch.Generator(),  # else beginning to read draws from the global one, and dropout after a resume differs
+        )
+
+    # Losses
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """(labels, pictures) of the accumulated batch, over all processes."""
+        own = [count_targets(batch) for batch in batch_samples]
+        total = torch.tensor([sum(tokens for tokens, _ in own), sum(images for _, images in own)])
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total.to(device)).cpu()
+        counts = (int(total[0]), int(total[1]))
+        self._counted = [old + new for old, new in zip(self._counted, counts, strict=True)]
+        return counts
+
+    def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        step, micro = self.state.global_step, self._micro[1] + 1 if self._micro[0] == self.state.global_step else 0
+        self._micro = (step, micro)
+        losses = model(**inputs, draws=self.draws(inputs, step, micro), counts=num_items_in_batch)
+        tokens, images = num_items_in_batch
+        self._sums = self._sums.to(losses.lm.device) + torch.stack([losses.lm * tokens, losses.vm * images]).float()
+        loss = (
+            losses.total * self.args.world_size
+        )  # gradients are averaged over processes, and counts are of all of them
+        return (loss, losses) if return_outputs else loss
+
+    def draws(self, batch: dict[str, Any], *place: int) -> Draws | None:
+        targets = batch.get("target_pixels")
+        if targets is None:
+            return None
+        # Whoever asks again for the same place gets the same draws: nothing is kept between calls.
+        generator = generator_for(self.recipe.data.seed, *place, self.args.process_index)
+        return draw(len(targets), self._latent_shape, self._num_timesteps, self.recipe.loss, generator)
+
+    def _over_processes(self, values: torch.Tensor) -> list[float]:
+        """Sums over all processes."""
+        if self.args.world_size > 1:
+            values = self.accelerator.reduce(values.to(self.args.device))
+        return values.tolist()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            if not torch.isfinite(torch.tensor(logs["loss"])):
+                raise UsageError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}: lower trainer.learning_rate or trainer.max_grad_norm; "
+                    f"the last checkpoint is in {self.args.output_dir}"
+                )
+            logs = logs | mean_losses(self._over_processes(self._sums), self._counted)
+            self._sums, self._counted = torch.zeros(2), [0, 0]
+        # The stream has no epochs; the part of the run that is done is also right after a resume.
+        self.state.epoch = self.state.global_step / self.state.max_steps if self.state.max_steps else None
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """The usual 6 x tokens x parameters, without counting the parameters again at every step."""
+        return 6 * inputs["input_ids"].numel() * self._num_parameters
+
+    # Evaluation
+
+    @torch.no_grad()
+    def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Both losses on `data.eval_samples` samples, the same ones with the same noise every time."""
+        self.model_wrapped.eval()
+        sums = torch.zeros(4)
+        for index, batch in enumerate(self.get_eval_dataloader()):
+            inputs = self._prepare_inputs(batch)
+            tokens, images = counts = count_targets(inputs)
+            losses = self.model_wrapped(**inputs, draws=self.draws(inputs, EVALUATION, index), counts=counts)
+            sums += torch.tensor([float(losses.lm) * tokens, float(losses.vm) * images, tokens, images])
+        self.model_wrapped.train()
+        lm, vm, tokens, images = self._over_processes(sums)
+        means = mean_losses([lm, vm], [tokens, images])
+        settings = self.recipe.loss
+        weighted = settings.weight_lm * means.get("lm_loss", 0) + settings.weight_vm * means.get("vm_loss", 0)
+        means["loss"] = weighted / loss_scale(settings)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """What learns, and no more. No pickle of our arguments: the recipe says what they were."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = learnt_names(self.model)
+        values = dict(self.model.named_parameters()) if state_dict is None else state_dict
+        save_file({name: values[name].detach().cpu().contiguous() for name in names}, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        path = Path(resume_from_checkpoint) / WEIGHTS
+        saved, own = load_file(path), dict(self.model.named_parameters())
+        if set(saved) != set(learnt_names(self.model)):
+            raise CheckpointError(f"{path} does not hold what this recipe trains")
+        with torch.no_grad():
+            for name, tensor in saved.items():
+                own[name].copy_(tensor)
+
+
+def mean_losses(sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
+    """Language and image loss from their sums over labels and pictures; one of which there was nothing is left out."""
+    named = zip(("lm_loss", "vm_loss"), sums, counts, strict=True)
+    return {name: total / count for name, total, count in named if count}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; what a kill left half-written is removed. The trainer's state is written last."""
+    found = {path: path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")}
+    numbered = {path: int(number) for path, number in found.items() if number.isdecimal()}
+    for path in sorted(numbered, key=lambda path: numbered[path], reverse=True):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+            continue
+        return path
+    return None
