@@ -7,6 +7,7 @@ image decoder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,7 +21,8 @@ from dreamllm.processing import DreamLLMProcessor
 
 def target_pixels(image: Image.Image, resolution: int, mirrored: bool = False) -> torch.Tensor:
     """A picture to be painted, (3, R, R) float32 in [-1, 1]: short side resized (PIL's bilinear), centre cropped, mirrored if asked."""
-    resized = F.resize(image.convert("RGB"), [resolution], interpolation=InterpolationMode.BILINEAR)
+    picture: Any = image.convert("RGB")  # torchvision types its functions for tensors alone
+    resized = F.resize(picture, [resolution], interpolation=InterpolationMode.BILINEAR)
     cropped = F.center_crop(resized, [resolution, resolution])
     pixels = F.to_dtype(F.pil_to_tensor(F.horizontal_flip(cropped) if mirrored else cropped), torch.float32, scale=True)
     return pixels * 2 - 1

@@ -170,7 +170,7 @@ def training_dataset(
 
     Args:
         data: as YAML gives it; see `dreamllm.data.recipe`.
-        folder: what relative paths start from, the recipe's folder.
+        folder: what relative paths start from.
         broken_file: where broken records are listed, by all processes of a training run.
 
     Raises UsageError where the recipe is wrong or a file is missing.

@@ -24,7 +24,7 @@ class SourceRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Kind
-    path: str | list[str]  # files, with * and ? if you like; relative to the recipe
+    path: str | list[str]  # files, with * and ? if you like
     images: str | None = None  # folder that image names are relative to; without it, the folder of the first file
     name: str | None = None  # what the source is called in messages; without it, its path
     weight: float | None = Field(None, gt=0)  # share of the samples; all sources have one or none has

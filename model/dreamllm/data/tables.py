@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import datasets
+from datasets.exceptions import DatasetGenerationError
 
 from dreamllm.errors import InputError, UsageError
 
@@ -53,7 +54,7 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[str]:
         pattern = str(folder / Path(path).expanduser())
         matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         if not matches:
-            raise UsageError(f"data file {pattern} is missing: correct `path`, which is relative to the recipe")
+            raise UsageError(f"data file {pattern} is missing: correct `path`")
         found += matches
     empty = [file for file in found if not Path(file).stat().st_size]
     if empty:
@@ -76,9 +77,9 @@ def open_table(files: Sequence[str], cache: str | None = None) -> Table:
                 _list_items, features=features, cache_dir=cast("str", cache), gen_kwargs={"stamps": stamps}
             )
         else:
-            options = {"encoding_errors": "replace"} if kind == "text" else {}
+            options: dict[str, Any] = {"encoding_errors": "replace"} if kind == "text" else {}
             rows = datasets.load_dataset(kind, data_files=list(files), split="train", cache_dir=cache, **options)
-    except datasets.exceptions.DatasetGenerationError as error:
+    except DatasetGenerationError as error:
         raise UsageError(f"{files[0]} cannot be read as {kind}: {error.__cause__ or error}") from None
     except ValueError as error:
         raise UsageError(f"{files[0]} cannot be read as {kind}: {error}") from None
