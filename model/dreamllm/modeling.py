@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from transformers import GenerationMixin
 
+from dreamllm.composing import DreamLLMComposing
 from dreamllm.generation import DreamLLMReading
-from dreamllm.painting import DreamLLMPainting
 
 
 class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride]
-    DreamLLMReading, DreamLLMPainting, GenerationMixin
+    DreamLLMReading, DreamLLMComposing, GenerationMixin
 ):
-    """The whole model: `forward` and `generate` read, `encode_prompts` and `paint` paint."""
+    """The whole model: `forward` and `generate` read, `encode_prompts` and `paint` paint, `compose` does both in one document."""
