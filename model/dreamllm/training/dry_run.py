@@ -72,7 +72,7 @@ def _measure(trainer: DreamLLMTrainer, batch: dict[str, torch.Tensor]) -> float:
     begun = time.perf_counter()
     inputs = trainer._prepare_inputs(batch)
     with trainer.accelerator.autocast():
-        losses = model(**inputs, draws=trainer.draws(inputs, 0, 0), counts=count_targets(inputs))
+        losses = model(**inputs, draws=trainer.draws(inputs, 0, len(inputs["input_ids"])), counts=count_targets(inputs))
     losses.total.backward()
     float(losses.total.detach())  # waits for the device
     model.zero_grad(set_to_none=True)

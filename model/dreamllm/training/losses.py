@@ -6,6 +6,7 @@ C x h x w latents, R pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -49,24 +50,33 @@ class Draws:
 
 
 def draw(
-    count: int, latent_shape: tuple[int, int, int], timesteps: int, settings: LossSettings, generator: torch.Generator
+    keys: Sequence[tuple[int, ...]], latent_shape: tuple[int, int, int], timesteps: int, settings: LossSettings
 ) -> Draws:
-    """Draws for `count` images from a generator on the CPU, the same on every device."""
-    shape = (count, *latent_shape)
+    """Draws for m pictures, each from its own key (seed, place, ...) alone: batch mates, processes and resumes change nothing.
+
+    They are made on the CPU, the same for every device.
+    """
+    generators = [generator_for(*key) for key in keys]
+    flat = (latent_shape[0], 1, 1)
+
+    def normal(shape: tuple[int, int, int]) -> torch.Tensor:
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+    def uniform() -> torch.Tensor:
+        return torch.stack([torch.rand((), generator=generator) for generator in generators])
+
     return Draws(
-        posterior=torch.randn(shape, generator=generator),
-        noise=torch.randn(shape, generator=generator),
-        timesteps=torch.randint(0, timesteps, (count,), generator=generator),
-        offset=torch.randn((*shape[:2], 1, 1), generator=generator) if settings.noise_offset else None,
-        perturbation=torch.randn(shape, generator=generator) if settings.input_perturbation else None,
-        dropped=torch.rand(count, generator=generator) < settings.drop_probability
-        if settings.drop_probability
-        else None,
+        posterior=normal(latent_shape),
+        noise=normal(latent_shape),
+        timesteps=torch.stack([torch.randint(0, timesteps, (), generator=generator) for generator in generators]),
+        offset=normal(flat) if settings.noise_offset else None,
+        perturbation=normal(latent_shape) if settings.input_perturbation else None,
+        dropped=uniform() < settings.drop_probability if settings.drop_probability else None,
     )
 
 
 def generator_for(*numbers: int) -> torch.Generator:
-    """A generator that depends on these numbers (seed, step, rank, ...) alone, so that a resumed run draws what it would have drawn."""
+    """A generator on the CPU that depends on these numbers alone."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 

@@ -40,6 +40,10 @@ class DreamLLMForTraining(DreamLLMForConditionalGeneration):
         return compute_losses(self, self.noise_scheduler, self.loss_settings, batch, draws, counts)
 
     def train(self, mode: bool = True) -> Self:
+        if (
+            mode and self.training
+        ):  # asked for before every batch; hundreds of modules take as long as a small one's forward pass
+            return self
         super().train(mode)
         self.vision_tower.eval()  # frozen: no dropout, should their configurations have any
         self.image_decoder.eval()

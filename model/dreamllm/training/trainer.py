@@ -20,13 +20,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from dreamllm.data import TrainingData
 from dreamllm.errors import CheckpointError, UsageError
-from dreamllm.training.losses import Draws, count_targets, draw, generator_for, loss_scale
+from dreamllm.spans import count_spans
+from dreamllm.training.losses import Draws, count_targets, draw, loss_scale
 from dreamllm.training.recipe import Recipe
 from dreamllm.training.records import Records
 from dreamllm.training.trainable import DreamLLMForTraining, learnt_names
 
 CHECKPOINTS, WEIGHTS = "checkpoints", "model.safetensors"
-EVALUATION = 2**32  # where training has its step number, so that evaluation draws something else
 OURS = {
     "output_dir": "the recipe's output",
     "seed": "data.seed",
@@ -98,7 +98,7 @@ class DreamLLMTrainer(Trainer):
     """Trainer with our losses.
 
     The language loss is a mean over all labels, the image loss over all pictures, of the whole accumulated batch of all processes. What
-    is random in the image loss depends on (seed, step, micro-batch, process) alone. Checkpoints hold what learns; the rest is where the
+    is random in the image loss depends on seed and sample alone. Checkpoints hold what learns; the rest is where the
     recipe starts from.
     """
 
@@ -120,6 +120,7 @@ class DreamLLMTrainer(Trainer):
         self._micro = (-1, 0)  # step, micro-batch
         self._first_step = 0
         config: Any = model.config.image_decoder_config
+        self._dream_span = model.config.dream_span
         self._latent_shape = config.latent_shape
         self._num_timesteps = int(model.noise_scheduler.config.num_train_timesteps)
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -187,9 +188,11 @@ class DreamLLMTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        step, micro = self.state.global_step, self._micro[1] + 1 if self._micro[0] == self.state.global_step else 0
-        self._micro = (step, micro)
-        losses = model(**inputs, draws=self.draws(inputs, step, micro), counts=num_items_in_batch)
+        step, micro = self._micro
+        self._micro = (self.state.global_step, micro + 1 if step == self.state.global_step else 0)
+        number = self._micro[0] * self.args.gradient_accumulation_steps + self._micro[1]
+        draws = self.draws(inputs, number, self.args.per_device_train_batch_size)
+        losses = model(**inputs, draws=draws, counts=num_items_in_batch)
         tokens, images = num_items_in_batch
         self._sums = self._sums.to(losses.lm.device) + torch.stack([losses.lm * tokens, losses.vm * images]).float()
         loss = (
@@ -197,13 +200,19 @@ class DreamLLMTrainer(Trainer):
         )  # gradients are averaged over processes, and counts are of all of them
         return (loss, losses) if return_outputs else loss
 
-    def draws(self, batch: dict[str, Any], *place: int) -> Draws | None:
-        targets = batch.get("target_pixels")
-        if targets is None:
+    def draws(self, batch: dict[str, Any], number: int, batch_size: int, evaluation: bool = False) -> Draws | None:
+        """What the image loss of this process's batch `number` draws: for each picture by seed, place of its sample, and its number
+        there."""
+        if "target_pixels" not in batch:
             return None
-        # Whoever asks again for the same place gets the same draws: nothing is kept between calls.
-        generator = generator_for(self.recipe.data.seed, *place, self.args.process_index)
-        return draw(len(targets), self._latent_shape, self._num_timesteps, self.recipe.loss, generator)
+        counts = count_spans(batch["input_ids"], *self._dream_span).tolist()
+        first = (number * self.args.world_size + self.args.process_index) * batch_size
+        keys = [
+            (self.recipe.data.seed, int(evaluation), first + row, index)
+            for row, count in enumerate(counts)
+            for index in range(count)
+        ]
+        return draw(keys, self._latent_shape, self._num_timesteps, self.recipe.loss)
 
     def _over_processes(self, values: torch.Tensor) -> list[float]:
         """Sums over all processes."""
@@ -240,7 +249,8 @@ class DreamLLMTrainer(Trainer):
         for index, batch in enumerate(self.get_eval_dataloader()):
             inputs = self._prepare_inputs(batch)
             tokens, images = counts = count_targets(inputs)
-            losses = self.model_wrapped(**inputs, draws=self.draws(inputs, EVALUATION, index), counts=counts)
+            draws = self.draws(inputs, index, self.args.per_device_eval_batch_size, evaluation=True)
+            losses = self.model_wrapped(**inputs, draws=draws, counts=counts)
             sums += torch.tensor([float(losses.lm) * tokens, float(losses.vm) * images, tokens, images])
         self.model_wrapped.train()
         lm, vm, tokens, images = self._over_processes(sums)
