@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from dreamllm.data import Collator, TrainingData, training_dataset
 from dreamllm.data.mixing import _shares
+from dreamllm.data.tables import open_stream
 from dreamllm.errors import UsageError
 
 SIZES = {"a": 7, "b": 12}
@@ -111,16 +112,14 @@ def test_a_world_of_left_and_right_is_never_mirrored(processor, folder) -> None:
 
 
 def batches(data: TrainingData, rank: int, ranks: int, skip: int = 0, workers: int = 0) -> list[list[str]]:
-    """What one process of accelerate gets, as Trainer asks for it with `train_sampling_strategy: sequential`."""
-    loader = DataLoader(data, batch_size=3, num_workers=workers, collate_fn=list)
+    """What one process of accelerate gets of three epochs."""
+    loader = DataLoader(data, batch_size=3, sampler=range(3 * len(data)), num_workers=workers, collate_fn=list)
     prepared = prepare_data_loader(loader, num_processes=ranks, process_index=rank, put_on_device=False)
     return [[sample.source + sample.key for sample in batch] for batch in skip_first_batches(prepared, skip)]
 
 
 def test_processes_share_the_places_and_a_resume_reads_nothing_twice(processor, folder, monkeypatch) -> None:
-    """Over three epochs of another order each."""
     data = mixed(processor, folder, samples=20)
-    data.places = 60
     whole = batches(data, 0, 1)
     assert whole == [[source + key for source, key in seen(data, range(i, i + 3))] for i in range(0, 60, 3)]
     assert batches(data, 0, 1, workers=2) == whole
@@ -148,6 +147,64 @@ def test_a_broken_record_gives_way_to_another_of_its_source(processor, folder, t
     assert {after[place][0] for place in changed} == {"a"}
     again = mixed(processor, tmp_path)
     assert seen(again, reversed(changed)) == [after[place] for place in reversed(changed)]
+
+
+def streamed(processor, folder: Path, **options) -> TrainingData:
+    sources = [
+        {"kind": "pairs", "path": "a.jsonl", "weight": 1, "streaming": True, "shuffle_buffer": 4},
+        {"kind": "pairs", "path": "b.jsonl", "weight": 1},
+    ]
+    return training_dataset({"cache": "cache", "sources": sources, "samples": 14, **options}, processor, folder=folder)
+
+
+def test_a_stream_gives_each_record_once_a_turn_and_the_same_to_everybody(processor, folder) -> None:
+    captions = [
+        processor.decode(sample.input_ids).strip() for sample in map(streamed(processor, folder).__getitem__, range(42))
+    ]
+    drawn = [caption for caption in captions if caption.startswith("a")]
+    turns = [tuple(drawn[i : i + 7]) for i in range(0, 21, 7)]
+    assert [sorted(turn) for turn in turns] == [[f"a {i}" for i in range(7)]] * 3
+    assert len(set(turns)) == 3
+    again = streamed(processor, folder)
+    order = [30, 31, 5, 41, 0, *range(42)]
+    assert [processor.decode(again[place].input_ids).strip() for place in order] == [captions[place] for place in order]
+    copy = pickle.loads(pickle.dumps(again))  # noqa: S301
+    assert processor.decode(copy[20].input_ids).strip() == captions[20]
+
+
+def test_data_loader_workers_share_a_stream_too(processor, folder) -> None:
+    assert batches(streamed(processor, folder), 0, 1, workers=2) == batches(streamed(processor, folder), 0, 1)
+
+
+def test_far_back_in_a_stream_is_its_beginning_again(folder) -> None:
+    rows = "".join(f'{{"n": {i}}}\n' for i in range(300))
+    (folder / "long.jsonl").write_text(rows)
+    stream = open_stream([str(folder / "long.jsonl")], seed=0, buffer_size=10)
+    first = [stream.record(i)["n"] for i in range(300)]
+    assert sorted(first) == list(range(300))
+    assert [stream.record(i)["n"] for i in (299, 299 - 63, 299 - 64, 0, 150)] == [
+        first[i] for i in (299, 299 - 63, 299 - 64, 0, 150)
+    ]
+
+
+def test_a_broken_record_of_a_stream_gives_way_to_one_before_it(processor, folder, tmp_path) -> None:
+    (tmp_path / "x.png").write_bytes((folder / "x.png").read_bytes())
+    (tmp_path / "b.jsonl").write_text((folder / "b.jsonl").read_text())
+    rows = (folder / "a.jsonl").read_text().splitlines()
+    (tmp_path / "a.jsonl").write_text("\n".join([*rows[:3], "{", *rows[4:]]) + "\n")
+    captions = []
+    for places in (range(42), reversed(range(42))):
+        data = streamed(processor, tmp_path)
+        found = {place: processor.decode(data[place].input_ids).strip() for place in places}
+        captions.append([found[place] for place in range(42)])
+        assert len(data.broken.entries()) == 3  # it comes once a turn
+    assert captions[0] == captions[1]
+    assert "a 3" not in captions[0]
+
+
+def test_a_stream_needs_weights_and_a_length(processor, folder) -> None:
+    with pytest.raises(UsageError, match="how long a stream is"):
+        streamed(processor, folder, samples=None)
 
 
 def test_weights_for_some_sources_only_are_refused(processor, folder) -> None:

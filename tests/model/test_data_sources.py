@@ -58,10 +58,17 @@ def words(processor, sample) -> str:
     return " ".join(text.split())
 
 
+def in_order(data, count: int) -> list:
+    """The first samples of a source's stream, by picture."""
+    source = data.sources[0]
+    samples = [source.sample(i, random.Random(0), lambda reason: None) for i in range(count)]
+    return sorted(samples, key=lambda sample: numbers(sample.images))
+
+
 def by_record(data, count: int | None = None) -> list:
     """The samples of a source's records in the order of the file."""
     source = data.sources[0]
-    return [source.sample(i, random.Random(0), lambda reason: None) for i in range(count or len(source))]
+    return [source.sample(i, random.Random(0), lambda reason: None) for i in range(count or len(source.table))]
 
 
 CAPTIONS = [f"picture {i}" for i in range(4)]
@@ -142,6 +149,17 @@ def test_pairs_come_from_every_format(processor, folder, write) -> None:
         assert [words(processor, sample) for sample in samples] == CAPTIONS
         pictures = [sample.images if mode == "read" else sample.targets for sample in samples]
         assert [numbers(each) for each in pictures] == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    "write", [write_jsonl, write_gz, write_zip, write_json, write_coco, write_parquet, write_tar_txt, write_tar_json]
+)
+def test_every_format_can_be_streamed(processor, folder, write) -> None:
+    source = {"kind": "pairs", "path": write(folder), "mode": "read", "streaming": True, "weight": 1}
+    samples = in_order(opened(processor, folder, source, samples=4), 4)
+    assert [words(processor, sample) for sample in samples] == CAPTIONS
+    assert [numbers(sample.images) for sample in samples] == [[0], [1], [2], [3]]
+    assert not (folder / "cache").exists()
 
 
 def test_columns_may_have_other_names(processor, folder) -> None:

@@ -5,6 +5,7 @@ a sequential sampler whose batches are shared over ranks, as accelerate does it,
 places reads none of them. Epochs follow one another in one sequence, because accelerate does not tell a sampler its epoch when it
 has both skipped batches and several processes.
 Within a source every record is drawn once before one is drawn again, in another order each time.
+Of a stream a process reads all that stands before its next place, and decodes only what is its own.
 """
 
 from __future__ import annotations
@@ -81,9 +82,7 @@ class BrokenRecords:
 
 
 class TrainingData(Dataset[Sample]):
-    """Samples by place, without end; `len` is `places`, how many of them the training draws. Take them in order.
-
-    `samples` is the length of an epoch, and `places` the same until it is set to steps x batch size or epochs x `samples`.
+    """Samples by place, without end; `len` is that of an epoch, and places from there on belong to later ones.
 
     Args:
         weights: share of each source's samples, in any scale; None draws all records equally often.
@@ -99,13 +98,13 @@ class TrainingData(Dataset[Sample]):
         samples: int | None = None,
     ) -> None:
         self.sources, self.broken, self.seed = list(sources), broken, seed
-        self.samples = samples or sum(len(source) for source in self.sources)
-        self.places = self.samples
-        self.counts = _shares(self.samples, weights or [len(source) for source in self.sources])
+        lengths = [source.length or 0 for source in self.sources]
+        self.samples = samples or sum(lengths)
+        self.counts = _shares(self.samples, weights or lengths)
         self._remember()
 
     def __len__(self) -> int:
-        return self.places
+        return self.samples
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_plan", "_order")}
@@ -125,7 +124,10 @@ class TrainingData(Dataset[Sample]):
         chosen, occurrence = self._plan(epoch)
         source = int(chosen[position])
         drawn = epoch * self.counts[source] + int(occurrence[position])
-        turn, step = divmod(drawn, len(self.sources[source]))
+        length = self.sources[source].length
+        if length is None:  # a stream has its own order
+            return source, drawn
+        turn, step = divmod(drawn, length)
         return source, int(self._order(source, turn)[step])
 
     def __getitem__(self, place: int) -> Sample:
@@ -139,7 +141,7 @@ class TrainingData(Dataset[Sample]):
                 return source.sample(index, dice, lambda reason, key=key: self.broken.add(source.name, key, reason))
             except InputError as error:
                 self.broken.add(source.name, key, str(error))
-            index = dice.randrange(len(source))
+            index = source.table.another(index, dice)
         raise UsageError(f"{ATTEMPTS} records of {source.name} in a row are broken, the last: {self._last(source)}")
 
     def _last(self, source: Source) -> str:
@@ -155,7 +157,7 @@ class TrainingData(Dataset[Sample]):
         return chosen, occurrence
 
     def _make_order(self, source: int, turn: int) -> np.ndarray:
-        numbers = np.arange(len(self.sources[source]), dtype=np.int32)
+        numbers = np.arange(self.sources[source].length or 0, dtype=np.int32)
         return np.random.default_rng([self.seed, 1, source, turn]).permutation(numbers)
 
 
@@ -178,7 +180,10 @@ def training_dataset(
     recipe = read_recipe(data)
     max_length = recipe.max_length or processor.tokenizer.model_max_length
     cache = str(Path(folder) / recipe.cache) if recipe.cache else None
-    sources = [Source(source, processor, max_length, recipe.flip, Path(folder), cache) for source in recipe.sources]
+    sources = [
+        Source(source, processor, max_length, recipe.flip, Path(folder), cache, recipe.seed)
+        for source in recipe.sources
+    ]
     weights = [source.weight for source in recipe.sources if source.weight is not None]
     broken = BrokenRecords(recipe.max_broken, None if broken_file is None else Path(broken_file))
     return TrainingData(sources, broken, recipe.seed, weights or None, recipe.samples)

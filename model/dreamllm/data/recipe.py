@@ -42,6 +42,9 @@ class SourceRecipe(BaseModel):
             )
         return self.mode or modes[0]
 
+    streaming: bool = False  # read in the order of the files, without a table on disk
+    shuffle_buffer: int = Field(10_000, ge=1)  # streaming: of how many records the next is drawn
+
 
 class DataRecipe(BaseModel):
     """`data:` of a recipe."""
@@ -68,6 +71,10 @@ def read_recipe(data: dict[str, Any]) -> DataRecipe:
     weights = [source.weight is not None for source in recipe.sources]
     if any(weights) and not all(weights):
         raise UsageError("data.sources: give every source a weight, or none (each record is then drawn equally often)")
+    if any(source.streaming for source in recipe.sources) and (recipe.samples is None or not all(weights)):
+        raise UsageError(
+            "data: how long a stream is is not known beforehand: give every source a weight, and `samples`"
+        )
     for source in recipe.sources:
         source.chosen_mode()
     return recipe

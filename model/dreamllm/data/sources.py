@@ -16,7 +16,7 @@ from PIL import Image
 from dreamllm.data.pictures import SUFFIXES, open_picture
 from dreamllm.data.recipe import SourceRecipe
 from dreamllm.data.samples import Sample, conversation, document, matched_parts, paint_pair, read_pair
-from dreamllm.data.tables import Table, find_files, open_table
+from dreamllm.data.tables import Stream, Table, find_files, open_stream, open_table
 from dreamllm.errors import InputError, UsageError
 from dreamllm.processing import DreamLLMProcessor
 
@@ -36,7 +36,8 @@ class Source:
         max_length: int,
         flip: bool,
         folder: Path,
-        cache: str | None,
+        cache: str | None = None,
+        seed: int = 0,
     ) -> None:
         files = find_files(recipe.path, folder)
         self.recipe, self.processor, self.max_length = recipe, processor, max_length
@@ -46,10 +47,14 @@ class Source:
         self.images = folder / Path(recipe.images).expanduser() if recipe.images else Path(files[0]).parent
         if not self.images.is_dir():
             raise UsageError(f"image folder {self.images} is missing: correct `images` of source {self.name}")
-        self.table: Table = open_table(files, cache)
+        self.table: Table | Stream = (
+            open_stream(files, seed, recipe.shuffle_buffer) if recipe.streaming else open_table(files, cache)
+        )
 
-    def __len__(self) -> int:
-        return len(self.table)
+    @property
+    def length(self) -> int | None:
+        """The number of records; None for a stream."""
+        return len(self.table) if isinstance(self.table, Table) else None
 
     def sample(self, index: int, dice: random.Random, report: Report) -> Sample:
         """Raises InputError where the record is broken or teaches nothing."""
@@ -71,7 +76,8 @@ class Source:
         return sample
 
     def key(self, index: int) -> str:
-        return f"record {index}"
+        """How a record is called in messages: by its number over the files, or by when a stream gave it."""
+        return f"{'draw' if self.length is None else 'record'} {index}"
 
     def _pair(self, record: dict[str, Any], chance: float, report: Report) -> Sample:
         caption = _field(record, self.recipe.columns.get("caption"), CAPTION_FIELDS)

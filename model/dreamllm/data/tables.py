@@ -1,19 +1,24 @@
-"""Files on disk as tables of records that are read one at a time, by number, without holding them in memory.
+"""Files on disk as records that are read one at a time, by number, without holding them in memory.
 
-`datasets` turns each file once into an Arrow table in its cache and maps that into memory, so that opening millions of records is
-quick and any of them is read in microseconds: what a global shuffle and an exact resume need.
+As a table: `datasets` turns each file once into an Arrow table in its cache and maps that into memory, so that opening millions of
+records is quick and any of them is read in microseconds. As a stream: nothing is written, and the files are read in their order
+through a shuffling buffer, for archives that are too large to be kept twice.
 """
 
 from __future__ import annotations
 
 import glob
 import gzip
+import itertools
 import json
+import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import datasets
+import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 
 from dreamllm.errors import InputError, UsageError
@@ -36,15 +41,78 @@ class Table:
     def record(self, index: int) -> dict[str, Any]:
         """Raises InputError where the line is not a JSON object."""
         row = cast("Any", self._rows[index : index + 1]).to_pylist()[0]
-        if not self._as_json:
-            return row
-        try:
-            record = json.loads(row["text"])
-        except ValueError as error:
-            raise InputError(f"not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise InputError(f"a JSON object is expected, this is {type(record).__name__}")
-        return record
+        return _parsed(row) if self._as_json else row
+
+    def another(self, index: int, dice: random.Random) -> int:
+        """The number of a record that may stand in for a broken one."""
+        return dice.randrange(len(self))
+
+
+class Stream:
+    """Records in the order of a shuffled stream, which begins again, shuffled anew, when it ends: record i is the i-th of them all.
+
+    What is passed over is read but not decoded. Asking for one further back than `window` starts the stream from its beginning.
+    """
+
+    window = 64
+    batch = 64  # rows read at once
+
+    def __init__(self, rows: datasets.IterableDataset, as_json: bool, seed: int, buffer_size: int) -> None:
+        self._rows = rows.shuffle(seed=seed, buffer_size=buffer_size)
+        self._as_json = as_json
+        self._restart()
+
+    def record(self, index: int) -> dict[str, Any]:
+        if index <= self._last - len(self._seen):
+            self._restart()
+        while self._last < index:
+            self._seen.append(next(self._iterator))
+            self._last += 1
+        row = self._seen[index - self._last - 1]
+        return _parsed(row) if self._as_json else row
+
+    def another(self, index: int, dice: random.Random) -> int:
+        """One of those just passed: a later one would have to be read ahead."""
+        return max(0, index - dice.randrange(self.window // 2))
+
+    def _restart(self) -> None:
+        self._seen: deque[dict[str, Any]] = deque(maxlen=self.window)
+        self._last = -1  # number of the last row of `_seen`
+        self._iterator = self._turns()
+
+    def _turns(self) -> Iterator[dict[str, Any]]:
+        for turn in itertools.count():
+            self._rows.set_epoch(turn)
+            # `iter`, because the plain iterator would deal the files out among data-loader workers.
+            rows = 0
+            for batch in self._rows.iter(batch_size=self.batch):
+                fields: Any = batch
+                records = fields.to_pylist() if isinstance(fields, pa.Table) else _rows_of(fields)
+                rows += len(records)
+                yield from records
+            if not rows:
+                raise UsageError("a streamed source holds no record")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_seen", "_last", "_iterator")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._restart()
+
+
+def _rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _parsed(row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        record = json.loads(row["text"])
+    except ValueError as error:
+        raise InputError(f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"a JSON object is expected, this is {type(record).__name__}")
+    return record
 
 
 def find_files(paths: str | Sequence[str], folder: Path) -> list[str]:
@@ -64,26 +132,41 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[str]:
 
 def open_table(files: Sequence[str], cache: str | None = None) -> Table:
     """One table of files of one format."""
+    rows, as_json = _load(files, cache_dir=cache)
+    return Table(cast("datasets.Dataset", rows), as_json)
+
+
+def open_stream(files: Sequence[str], seed: int, buffer_size: int) -> Stream:
+    """The same files, read from their beginning, without a table on disk."""
+    rows, as_json = _load(files, streaming=True)
+    return Stream(cast("datasets.IterableDataset", rows), as_json, seed, buffer_size)
+
+
+def _load(files: Sequence[str], streaming: bool = False, **options: Any) -> tuple[Any, bool]:
+    """What `datasets` makes of the files, and whether its rows are lines of JSON."""
     kinds = {_format(file) for file in files}
     if len(kinds) > 1:
         raise UsageError(f"the files of one source must have one format, these have {', '.join(sorted(kinds))}")
     kind = kinds.pop()
+    as_json = kind in ("json", "text")
     try:
         if kind == "json":
             # Lists are taken apart here: Arrow wants one type for each field, which LLaVA's ids and images do not have.
-            stamps = [(file, Path(file).stat().st_mtime_ns) for file in files]
-            features = datasets.Features({"text": datasets.Value("string")})
-            rows = datasets.Dataset.from_generator(
-                _list_items, features=features, cache_dir=cast("str", cache), gen_kwargs={"stamps": stamps}
-            )
-        else:
-            options: dict[str, Any] = {"encoding_errors": "replace"} if kind == "text" else {}
-            rows = datasets.load_dataset(kind, data_files=list(files), split="train", cache_dir=cache, **options)
+            options["gen_kwargs"] = {"stamps": [(file, Path(file).stat().st_mtime_ns) for file in files]}
+            options["features"] = datasets.Features({"text": datasets.Value("string")})
+            form = datasets.IterableDataset if streaming else datasets.Dataset
+            return form.from_generator(_list_items, **options), as_json
+        if kind == "text":
+            options["encoding_errors"] = "replace"
+        rows = datasets.load_dataset(kind, data_files=list(files), split="train", streaming=streaming, **options)
+        if isinstance(rows, datasets.IterableDataset):
+            # Undecoded either way; archives have no Arrow rows, since the order of their fields differs from row to row.
+            rows = rows.decode(False) if kind == "webdataset" else rows.with_format("arrow")
+        return rows, as_json
     except DatasetGenerationError as error:
         raise UsageError(f"{files[0]} cannot be read as {kind}: {error.__cause__ or error}") from None
     except ValueError as error:
         raise UsageError(f"{files[0]} cannot be read as {kind}: {error}") from None
-    return Table(cast("datasets.Dataset", rows), as_json=kind in ("json", "text"))
 
 
 def _format(file: str) -> str:
