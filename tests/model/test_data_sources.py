@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -9,10 +10,13 @@ import random
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dreamllm.data import training_dataset
@@ -154,7 +158,8 @@ def test_pairs_come_from_every_format(processor, folder, write) -> None:
 @pytest.mark.parametrize(
     "write", [write_jsonl, write_gz, write_zip, write_json, write_coco, write_parquet, write_tar_txt, write_tar_json]
 )
-def test_every_format_can_be_streamed(processor, folder, write) -> None:
+def test_every_format_can_be_streamed(processor, folder, monkeypatch, write) -> None:
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s at the end of Parquet files
     source = {"kind": "pairs", "path": write(folder), "mode": "read", "streaming": True, "weight": 1}
     samples = in_order(opened(processor, folder, source, samples=4), 4)
     assert [words(processor, sample) for sample in samples] == CAPTIONS
@@ -253,6 +258,51 @@ def test_what_is_broken_is_named_and_nothing_moves(processor, folder) -> None:
         assert reason in found[f"record {i}"]["reason"]
         assert found[f"record {i}"]["source"] == "mine"
     assert data.broken.summary() == "7 broken records or images left out: 7 of mine"
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 5) | st.floats(allow_nan=False) | st.sampled_from(["", "x", "0.png"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["image_name", "from", "x"]), inner),
+    max_leaves=5,
+)
+INFO = {"image_name": "0.png", "matched_text_index": 0, "matched_sim": 0.5}
+GOOD: dict[str, dict] = {
+    "pairs": {"image": "0.png", "caption": "x"},
+    "mmc4": {"text_list": ["One.", "Two."], "image_info": [INFO]},
+    "instructions": {"instruction": "Go.", "text_list": ["One.", "Two."], "image_info": [INFO]},
+    "obelics": {"texts": ["One.", None], "images": [None, "0.png"]},
+    "conversations": {
+        "image": "0.png",
+        "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_no_record_is_odd_enough_to_end_the_training(processor, folder, kind) -> None:
+    """Any field at any depth may be anything: the record gives a sample, or says what is wrong with it."""
+    (folder / "x.jsonl").write_text(lines([GOOD[kind]]))
+    source = opened(processor, folder, {"kind": kind, "path": "x.jsonl"}).sources[0]
+    good = source.sample(0, random.Random(0), lambda reason: None)
+    assert good.images or good.targets
+    source.table = table = SimpleNamespace()
+
+    @settings(max_examples=60, deadline=None)
+    @given(data=st.data())
+    def any_of_them(data) -> None:
+        record = json.loads(json.dumps(GOOD[kind]))
+        spot, inside = record, True
+        while inside:
+            keys = list(spot) if isinstance(spot, dict) else list(range(len(spot)))
+            key = data.draw(st.sampled_from(keys))
+            inside = isinstance(spot[key], dict | list) and bool(spot[key]) and data.draw(st.booleans())
+            spot, parent = spot[key], spot
+        parent[key] = data.draw(JUNK)
+        table.record = lambda index: record
+        with contextlib.suppress(InputError):
+            assert source.sample(0, random.Random(0), lambda reason: None).teaches
+
+    any_of_them()
 
 
 def test_a_document_loses_a_broken_picture_with_its_place(processor, folder) -> None:

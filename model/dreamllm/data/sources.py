@@ -95,27 +95,29 @@ class Source:
     def _matched(self, record: dict[str, Any], chance: float, report: Report) -> Sample:
         """MMC4's record: each image stands after the sentence that it is matched to. One with an `instruction` follows it."""
         texts, infos = record.get("text_list"), record.get("image_info")
-        if not isinstance(texts, list) or not isinstance(infos, list):
-            raise InputError("text_list and image_info must be lists")
+        if not _all(texts, str) or not _all(infos, dict):
+            raise InputError("text_list must be a list of texts, and image_info one of objects")
         instruction = None
         if self.recipe.kind == "instructions":
             instruction = record.get("instruction")
             if not isinstance(instruction, str) or not instruction.strip():
                 raise InputError("it has no instruction")
-        kept = [info for info in infos if info.get("matched_sim", 1.0) >= self.recipe.min_similarity]
+        similarities = [info.get("matched_sim", 1.0) for info in infos]
+        if not _all(similarities, int | float) or not _all([info.get("matched_text_index") for info in infos], int):
+            raise InputError("matched_sim and matched_text_index of image_info must be numbers")
+        kept = [info for info, sim in zip(infos, similarities, strict=True) if sim >= self.recipe.min_similarity]
         opened = self._opened([info.get("image_name") for info in kept], report)
         pairs = [(info, picture) for info, picture in zip(kept, opened, strict=True) if picture is not None]
-        indices = [info.get("matched_text_index") for info, _ in pairs]
-        if not all(isinstance(text, str) for text in texts) or not all(isinstance(index, int) for index in indices):
-            raise InputError("text_list must hold texts, and matched_text_index numbers")
-        parts = matched_parts(texts, [picture for _, picture in pairs], indices)
+        parts = matched_parts(
+            texts, [picture for _, picture in pairs], [info["matched_text_index"] for info, _ in pairs]
+        )
         return self._document(parts, instruction)
 
     def _obelics(self, record: dict[str, Any], chance: float, report: Report) -> Sample:
         """OBELICS's record: `images` and `texts` of equal length, one of the two set at each place."""
         texts, images = record.get("texts"), record.get("images")
-        if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
-            raise InputError("texts and images must be lists of equal length")
+        if not _all(texts, str | None) or not isinstance(images, list) or len(texts) != len(images):
+            raise InputError("texts must be a list of texts and nulls, and images a list of equal length")
         named = [image for text, image in zip(texts, images, strict=True) if image is not None and text is None]
         opened = iter(self._opened(named, report))
         parts: list[str | Image.Image] = []
@@ -148,11 +150,13 @@ class Source:
     def _conversation(self, record: dict[str, Any], chance: float, report: Report) -> Sample:
         """LLaVA's record: `image` is one name, or a list in the order of `<image>` and `<dream>` in the turns."""
         turns = record.get("conversations")
-        if not isinstance(turns, list) or not all(
-            isinstance(turn, dict) and turn.get("from") in ROLES and isinstance(turn.get("value"), str)
-            for turn in turns
-        ):
-            raise InputError(f"conversations must be a list of turns with `from` ({', '.join(ROLES)}) and `value`")
+        if not turns or not _all(turns, dict) or not _all([turn.get("value") for turn in turns], str):
+            raise InputError("conversations must be a list of turns with `from` and `value`")
+        roles = [turn.get("from") for turn in turns]
+        if not all(role in list(ROLES) for role in roles) or "system" in roles[1:]:
+            raise InputError(
+                f"turns must be from human or gpt, and the first may be from system; these are from {roles}"
+            )
         named = record.get("image")
         names = named if isinstance(named, list) else [] if named is None else [named]
         return conversation(
@@ -162,6 +166,11 @@ class Source:
             self.max_length,
             learn_dream_start=self.recipe.learn_dream_start,
         )
+
+
+def _all(values: Any, kind: Any) -> bool:
+    """Whether it is a list of nothing else."""
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _field(record: dict[str, Any], named: str | None, usual: Sequence[str]) -> Any:
