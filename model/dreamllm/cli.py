@@ -89,6 +89,58 @@ def generate(
     typer.echo(_answer(loaded, processor, prompt, image or [], max_new_tokens, num_beams, temperature, seed))
 
 
+@app.command(
+    epilog="Example: dreamllm compose models/tiny 'Tell a story about a cat, with pictures.' story --chat --max-images 2"
+)
+def compose(
+    model: Checkpoint,
+    prompt: Annotated[str, typer.Argument(help="Text; <image> stands for the next --image.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for document.md and its pictures.")],
+    image: Annotated[list[Path] | None, typer.Option(help="A picture to read; repeat for more.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's conversation template.")] = False,
+    max_new_tokens: MaxNewTokens = 512,
+    max_images: Annotated[int, typer.Option(min=0, help="A document that begins another picture ends there.")] = 4,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above, sampling.")] = 0.0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 7.5,
+    scheduler: Annotated[str, typer.Option(help="ddpm, ddim or dpm-solver++.")] = "ddim",
+    seed: Annotated[int, typer.Option(help="Seed of sampling and of the pictures' noise.")] = 0,
+    clip: Clip = None,
+    diffusion: Diffusion = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Go on with a prompt in text and pictures."""
+    from dreamllm import checkpoint
+
+    checkpoint.check_new(folder)
+    loaded, processor = _load(model, clip, diffusion, device, dtype)
+    text = processor.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
+    (document,) = loaded.compose(
+        processor(text, image or None),
+        processor,
+        max_new_tokens=max_new_tokens,
+        max_images=max_images,
+        do_sample=temperature > 0,
+        temperature=temperature or 1.0,
+        seeds=[seed],
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        scheduler=scheduler,
+        progress=sys.stderr.isatty(),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(document.images):
+        picture.save(folder / f"{number}.png")
+    names = iter(range(len(document.images)))
+    paragraphs = [part if isinstance(part, str) else f"![]({next(names)}.png)" for part in document.parts]
+    (folder / "document.md").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+    typer.echo("\n".join(paragraphs))
+    typer.echo(str(folder / "document.md"))
+    if document.finish_reason != "stop":
+        typer.echo(f"ended by the limit on {'images' if document.finish_reason == 'images' else 'tokens'}", err=True)
+
+
 @app.command(epilog="Example: dreamllm chat models/tiny --image cat.png")
 def chat(
     model: Checkpoint,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, cli, presets
+from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, checkpoint, cli, presets
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError
 
@@ -109,6 +109,24 @@ def test_init_generate_paint_and_convert(monkeypatch, capsys, tmp_path, picture)
     assert (tmp_path / "r" / "stable_diffusion_head.bin").is_file()
 
 
+def test_compose_writes_the_document_with_its_pictures(monkeypatch, capsys, tmp_path, own_model, processor) -> None:
+    with torch.no_grad():  # a model that begins a picture at once
+        prompt = processor(processor.apply_chat_template([{"role": "user", "content": "a ring"}]))
+        last = own_model.get_decoder()(input_ids=prompt["input_ids"]).last_hidden_state[0, -1]
+        own_model.get_output_embeddings().weight[own_model.config.dream_start_token_id] = 50 * last
+    checkpoint.save(tmp_path / "m", own_model, processor)
+    command = ["compose", tmp_path / "m", "a ring", tmp_path / "story", "--chat", "--steps", 2, "--device", "cpu"]
+    assert run(monkeypatch, *command, "--max-new-tokens", 6, "--max-images", 1) == 0
+    said = capsys.readouterr()
+    written = (tmp_path / "story" / "document.md").read_text(encoding="utf-8")
+    assert written.startswith("![](0.png)\n")
+    assert "![](0.png)" in said.out
+    assert "ended by the limit on" in said.err
+    assert {path.name for path in (tmp_path / "story").iterdir()} == {"document.md", "0.png"}
+    assert run(monkeypatch, *command) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+
+
 def test_chat_answers_until_the_input_ends(monkeypatch, capsys, tmp_path, picture) -> None:
     assert run(monkeypatch, "init", tmp_path / "m") == 0
     picture(0).save(tmp_path / "x.png")
@@ -150,7 +168,7 @@ def test_help_and_import_load_nothing_heavy() -> None:
 
 
 def test_every_verb_shows_an_example(monkeypatch, capsys) -> None:
-    for verb in ("init", "generate", "chat", "convert"):
+    for verb in ("init", "generate", "compose", "chat", "convert"):
         assert run(monkeypatch, verb, "--help") == 0
         assert f"Example: dreamllm {verb}" in capsys.readouterr().out
 
