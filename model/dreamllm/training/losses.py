@@ -189,14 +189,34 @@ def final_states(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     pixel_values: torch.Tensor | None,
+    length_groups: int = 1,
 ) -> torch.Tensor:
-    """(B, T, H) final-norm hidden states with images and dream queries in their places."""
+    """(B, T, H) final-norm hidden states with images and dream queries in their places.
+
+    With `length_groups` rows of like length go through the decoder together and without the padding that only longer ones need; what
+    is at padded positions is then 0.
+    """
     features = None if pixel_values is None else model.encode_images(pixel_values)
+    embeds = model.embed(input_ids, features)
+    if attention_mask is None:
+        return _decode(model, embeds, None)
+    if length_groups == 1:
+        return _decode(model, embeds, attention_mask)
+    lengths = attention_mask.sum(1)
+    hidden: torch.Tensor | None = None
+    for rows in lengths.argsort().chunk(length_groups):
+        longest = int(lengths[rows].max())
+        states = _decode(model, embeds[rows, :longest], attention_mask[rows, :longest])
+        hidden = states.new_zeros(*input_ids.shape, states.shape[-1]) if hidden is None else hidden
+        hidden = hidden.index_put((rows[:, None], torch.arange(longest, device=rows.device)[None]), states)
+    assert hidden is not None  # noqa: S101  (a batch has rows)
+    return hidden
+
+
+def _decode(model: DreamLLMCore, embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    positions = None if attention_mask is None else position_ids_from_mask(attention_mask)
     output = model.get_decoder()(
-        inputs_embeds=model.embed(input_ids, features),
-        attention_mask=attention_mask,
-        position_ids=None if attention_mask is None else position_ids_from_mask(attention_mask),
-        use_cache=False,
+        inputs_embeds=embeds, attention_mask=attention_mask, position_ids=positions, use_cache=False
     )
     return output.last_hidden_state
 
@@ -237,7 +257,7 @@ def compute_losses(
     given = 0 if targets is None else len(targets)
     if spans != given:
         raise InputError(f"{given} pictures to paint are given for {spans} dream spans")
-    hidden = final_states(model, ids, batch.get("attention_mask"), batch.get("pixel_values"))
+    hidden = final_states(model, ids, batch.get("attention_mask"), batch.get("pixel_values"), settings.length_groups)
     tokens, images = (max(count, 1) for count in counts or count_targets(batch))
     lm = token_losses(hidden, batch["labels"], model.get_output_embeddings()) / tokens
     vm = lm.new_zeros(())

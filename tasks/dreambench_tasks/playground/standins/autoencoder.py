@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from dreambench_tasks.playground.render import SIDE, render_many
 from dreambench_tasks.playground.scene import Dice, Scene, draw_scene
-from dreambench_tasks.playground.standins.loop import Report, Settings, generator_of, one_thread, train
+from dreambench_tasks.playground.standins.loop import CHECKPOINT, Report, Settings, generator_of, one_thread, train
 
-__all__ = ["SETTINGS", "build_autoencoder", "pixels_of"]
+__all__ = ["FINE", "SETTINGS", "build_autoencoder", "build_fine_decoder", "pixels_of"]
 
 SETTINGS = Settings(steps=1600, batch=32, learning_rate=2e-3, weight_decay=0.0)
+FINE = Settings(steps=1200, batch=32, learning_rate=1.5e-3, seed=1, weight_decay=0.0)
 CHANNELS = (16, 32, 64, 96)
+ABSOLUTE_WEIGHT = 0.2
 OBJECT_WEIGHT = 5.0  # things cover little of a picture, and a plain mean would lose the small ones
 KL_WEIGHT = 1e-4
 CALIBRATION = 1024  # scenes over which the latents' means and deviations are taken
@@ -34,7 +36,22 @@ def build_autoencoder(directory: str | Path, settings: Settings = SETTINGS, repo
         train(folder, model, lambda step: _loss(model, step, settings), settings, report)
         _normalise(model, settings.seed)
     model.save_pretrained(folder)
-    (folder / "checkpoint.safetensors").unlink()
+    (folder / CHECKPOINT).unlink()
+    return folder
+
+
+def build_fine_decoder(directory: str | Path, settings: Settings = FINE, report: Report | None = None) -> Path:
+    """Train the decoder on, into ``directory/vae_fine``. Latents stay as they are, so that the painter needs not wait for it."""
+    folder = Path(directory) / "vae_fine"
+    if (folder / "config.json").is_file():
+        return folder
+    with one_thread():
+        model: Any = AutoencoderKL.from_pretrained(Path(directory) / "vae", local_files_only=True)
+        for part in (model.encoder, model.quant_conv):
+            part.requires_grad_(False)
+        train(folder, model, lambda step: _fine_loss(model, step, settings), settings, report)
+    model.save_pretrained(folder)
+    (folder / CHECKPOINT).unlink()
     return folder
 
 
@@ -60,20 +77,36 @@ def _start(seed: int) -> AutoencoderKL:
 
 
 def _loss(model: AutoencoderKL, step: int, settings: Settings) -> Tensor:
+    pixels, weight = _pixels_and_weight(step, settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior: Any = model.encode(pixels).latent_dist
+        decoded: Any = model.decode(_sample(posterior, settings.seed, step)).sample
+    error = (weight * F.mse_loss(decoded.float(), pixels, reduction="none")).sum() / (weight.sum() * 3)
+    return error + KL_WEIGHT * posterior.kl().float().mean() / posterior.mean[0].numel()
+
+
+def _fine_loss(model: AutoencoderKL, step: int, settings: Settings) -> Tensor:
+    """Absolute beside squared error: edges come out sharper."""
+    pixels, weight = _pixels_and_weight(step, settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            posterior: Any = model.encode(pixels).latent_dist
+        decoded: Any = model.decode(_sample(posterior, settings.seed, step)).sample
+    error = decoded.float() - pixels
+    return (weight * (error.abs() * ABSOLUTE_WEIGHT + error.square())).sum() / (weight.sum() * 3)
+
+
+def _pixels_and_weight(step: int, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The pictures of a step, (B, 3, 64, 64), and the weight of each pixel's error, (B, 1, 64, 64)."""
     scenes = [_crowded_scene(settings.seed, step * settings.batch + i) for i in range(settings.batch)]
     pictures = render_many(scenes)
     empty = render_many([Scene(s.background, (), s.shift, s.light) for s in scenes])
     things = torch.from_numpy((pictures != empty).any(axis=-1)).float()[:, None]
-    pixels = pixels_of(pictures)
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior: Any = model.encode(pixels).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn(
-            posterior.mean.shape, generator=generator_of(settings.seed, step)
-        )
-        decoded: Any = model.decode(latents).sample
-    weight = 1 + (OBJECT_WEIGHT - 1) * things
-    error = (weight * F.mse_loss(decoded.float(), pixels, reduction="none")).sum() / (weight.sum() * 3)
-    return error + KL_WEIGHT * posterior.kl().float().mean() / posterior.mean[0].numel()
+    return pixels_of(pictures), 1 + (OBJECT_WEIGHT - 1) * things
+
+
+def _sample(posterior: Any, seed: int, step: int) -> Tensor:
+    return posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator_of(seed, step))
 
 
 def _crowded_scene(seed: int, number: int) -> Scene:

@@ -30,7 +30,7 @@ from dreamllm.tokenizer import train_tokenizer
 __all__ = ["LANGUAGE", "WARM_UP", "build_language", "build_warm_up", "playground_tokenizer"]
 
 LANGUAGE = Settings(steps=900, batch=48, learning_rate=1.5e-3, weight_decay=0.01)
-WARM_UP = Settings(steps=1200, batch=32, learning_rate=1e-3, weight_decay=0.01)
+WARM_UP = Settings(steps=700, batch=32, learning_rate=1e-3, weight_decay=0.01)
 HIDDEN = 192
 EMPTY_PERCENT = 8
 LONGEST = 104  # tokens of a document; a few longer ones would fill every batch with padding

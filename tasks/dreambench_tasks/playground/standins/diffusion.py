@@ -33,7 +33,7 @@ SECOND = replace(FIRST, steps=3600, average=0.998)
 CHANNELS = (64, 128, 128)
 EMPTY_PERCENT = 10  # captions left out, for classifier-free guidance
 SINGLE_PERCENT = 60  # of the first step's scenes, beside those that happen to have one thing
-SCENES = 32_000  # scenes whose latents are kept
+SCENES = 28_000  # scenes whose latents are kept
 SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -44,7 +44,7 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
     "clip_sample": False,
     "set_alpha_to_one": True,
-    "steps_offset": 0,
+    "steps_offset": 1,
 }
 
 
@@ -67,8 +67,7 @@ def build_text_tower(directory: str | Path, settings: Settings = FIRST, report: 
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         clip = CLIPModel.from_pretrained(root / "encoder", local_files_only=True)
-        tower = CLIPTextModel(clip.config.text_config)
-        tower.text_model.load_state_dict(clip.text_model.state_dict())
+        tower: Any = clip.text_model
         tower.set_attn_implementation("eager")
         both = nn.ModuleDict({"unet": _unet(), "tower": tower})
         data = _data(root, settings.seed)
@@ -105,7 +104,7 @@ def build_unet(directory: str | Path, settings: Settings = SECOND, report: Repor
             return _loss(unet, states, data.latents[chosen], settings.seed, FIRST.steps + step)
 
         train(target / "second", unet, loss_of, settings, report)
-    vae = AutoencoderKL.from_pretrained(root / "vae", local_files_only=True)
+    vae = AutoencoderKL.from_pretrained(root / "vae_fine", local_files_only=True)
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=tower,
@@ -177,7 +176,7 @@ def _data(root: Path, seed: int) -> _Data:
                 pixels = pixels_of(render_many(scenes[start : start + 128]))
                 parts.append(vae.encode(pixels).latent_dist.mean.float())
         temporary = path.with_suffix(".tmp")
-        save_file({"latents": torch.cat(parts)}, temporary, metadata={"source": source})
+        save_file({"latents": torch.cat(parts).contiguous()}, temporary, metadata={"source": source})
         temporary.replace(path)
     single = [i for i, scene in enumerate(scenes) if len(scene.things) == 1]
     return _Data(scenes, load_file(path)["latents"], single)

@@ -1,0 +1,140 @@
+"""The embedded model, from nothing: stand-ins, assembly, DreamLLM's three stages, and the files that ship.
+
+``dreambench playground build DIR`` runs these steps in order; each is skipped where its result is there, and goes on from its own
+checkpoint where it was stopped. The three stages are ordinary recipes of ``dreamllm train``, in the folder ``recipes``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dreambench.progress import progress_bar, say
+from dreambench_tasks.playground.writing import write
+
+__all__ = ["PICTURES", "STEPS", "STORIES"]
+
+PICTURES, STORIES = 24_000, 8_000  # of the train part, for the three stages
+RECIPES = Path(__file__).parent / "recipes"
+LAYOUT = "model.safetensors"
+
+
+def world(directory: Path) -> None:
+    """The training data: pairs, conversations, stories and instructions."""
+    write(directory / "world" / "pictures", "train", PICTURES, 0, ["pairs", "conversations"])
+    write(directory / "world" / "stories", "train", STORIES, 0, ["stories", "instructions"])
+
+
+def encoder(directory: Path) -> None:
+    from dreambench_tasks.playground.standins.encoder import SETTINGS, build_encoder
+
+    _watched("encoder", SETTINGS.steps, build_encoder, directory)
+
+
+def autoencoder(directory: Path) -> None:
+    from dreambench_tasks.playground.standins.autoencoder import FINE, SETTINGS, build_autoencoder, build_fine_decoder
+
+    _watched("autoencoder", SETTINGS.steps, build_autoencoder, directory)
+    _watched("its decoder, on", FINE.steps, build_fine_decoder, directory)
+
+
+def diffusion(directory: Path) -> None:
+    from dreambench_tasks.playground.standins.diffusion import FIRST, SECOND, build_text_tower, build_unet
+
+    _watched("text tower and UNet", FIRST.steps, build_text_tower, directory)
+    _watched("UNet", SECOND.steps, build_unet, directory)
+
+
+def language(directory: Path) -> None:
+    from dreambench_tasks.playground.standins.decoder import LANGUAGE, WARM_UP, build_language, build_warm_up
+
+    _watched("language model", LANGUAGE.steps, build_language, directory)
+    _watched("its warm-up", WARM_UP.steps, build_warm_up, directory)
+
+
+def start(directory: Path) -> None:
+    """The stand-ins in one DreamLLM checkpoint, with the queries and the condition projector of the warm-up."""
+    if (directory / "start" / LAYOUT).is_file():
+        return
+    from safetensors.torch import load_file
+
+    from dreambench_tasks.playground.standins.encoder import CONTEXT
+    from dreamllm import checkpoint
+    from dreamllm.training.assemble import assemble
+
+    parts = (directory / "warm", directory / "encoder", directory / "diffusion")
+    model, processor = assemble(*parts, num_dream_queries=CONTEXT, chat_template="plain")
+    warm = load_file(directory / "warm" / "dreams.safetensors")
+    warm["condition_projector.layers.0.weight"] = warm.pop("condition_projector.weight")
+    model.load_state_dict({**model.state_dict(), **warm})
+    model.config.training = "stand-ins trained on the dreambench playground"
+    _publish(directory / "start", lambda folder: checkpoint.save(folder, model, processor))
+
+
+def alignment(directory: Path) -> None:
+    """Stage I in its two halves, merged."""
+    from dreamllm.training.merge import merge
+
+    _train(directory, "alignment-reading")
+    _train(directory, "alignment-painting")
+    if not (directory / "alignment" / LAYOUT).is_file():
+        halves = (directory / "alignment-reading", directory / "alignment-painting")
+        _publish(directory / "alignment", lambda folder: merge(*halves, folder))
+
+
+def igpt(directory: Path) -> None:
+    _train(directory, "igpt")
+
+
+def sft(directory: Path) -> None:
+    _train(directory, "sft")
+
+
+def ship(directory: Path) -> None:
+    """The result in half precision, ``directory/embedded``."""
+    if (directory / "embedded" / LAYOUT).is_file():
+        return
+    from dreamllm import checkpoint
+
+    model, processor = checkpoint.load(directory / "sft", dtype="float16")
+    _publish(directory / "embedded", lambda folder: checkpoint.save(folder, model, processor))
+
+
+STEPS: dict[str, Callable[[Path], None]] = {
+    step.__name__: step
+    for step in (world, encoder, autoencoder, diffusion, language, start, alignment, igpt, sft, ship)
+}
+
+
+def _train(directory: Path, name: str) -> None:
+    """A stage by its recipe, whose folders are those of the build."""
+    import torch
+
+    from dreamllm.training.recipe import make_recipe
+    from dreamllm.training.run import train
+
+    recipe: Any = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    recipe["start"]["checkpoint"] = str(directory / recipe["start"]["checkpoint"])
+    recipe["output"] = str(directory / recipe["output"])
+    for source in recipe["data"]["sources"]:
+        source["path"], source["images"] = str(directory / source["path"]), str(directory / source["images"])
+    recipe["trainer"]["use_cpu"] = not torch.cuda.is_available()  # the library takes no bf16 on a CPU without this word
+    say(f"{name}: {directory / name}")
+    train(make_recipe(recipe, RECIPES / f"{name}.yaml"))
+
+
+def _publish(folder: Path, save: Callable[[Path], Any]) -> None:
+    """Save beside the folder, then move: that the folder is there means that it is whole."""
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(temporary)
+    temporary.replace(folder)
+
+
+def _watched(name: str, steps: int, build: Callable[..., Path], directory: Path) -> None:
+    with progress_bar(name) as update:
+        build(directory, report=lambda step, _: update(step, steps))
