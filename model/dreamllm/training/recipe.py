@@ -33,6 +33,7 @@ class Start(Settings):
     chat_template: str | None = None  # one of dreamllm.processing.CHAT_TEMPLATES; vicuna_v1.1 unless said
     seed: int = 0  # of the projectors and queries, which no part brings
     dtype: Literal["float32", "bfloat16"] = "float32"  # of all weights
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None  # transformers' choice unless said
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -61,6 +62,9 @@ class LossSettings(Settings):
     snr_gamma: float | None = Field(default=None, gt=0)  # min-SNR weighting (arXiv 2303.09556)
     drop_probability: float = Field(default=0.0, ge=0, le=1)  # of the condition, for classifier-free guidance
     unconditional: Literal["queries", "patches"] = "queries"  # what stands in for it; patches is the original's way
+    length_groups: int = Field(
+        default=1, ge=1
+    )  # groups of a batch's rows, by length, that go through the decoder one by one
 
 
 class Data(BaseModel):

@@ -13,7 +13,7 @@ from dreamllm.data import Collator, training_dataset
 from dreamllm.data.recipe import read_recipe
 from dreamllm.errors import UsageError
 from dreamllm.training.assemble import assemble
-from dreamllm.training.recipe import Recipe
+from dreamllm.training.recipe import Recipe, Start
 from dreamllm.training.trainable import finished, make_trainable
 from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint
 
@@ -85,7 +85,13 @@ def check_data(recipe: Recipe) -> None:
 
 def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """The model that the recipe starts from, and its processor."""
-    begin = recipe.start
+    model, processor = _read(recipe.start)
+    if recipe.start.attention is not None:
+        model.set_attn_implementation(recipe.start.attention)
+    return model, processor
+
+
+def _read(begin: Start) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     if begin.checkpoint is not None:
         return checkpoint.load(begin.checkpoint, clip=begin.clip, diffusion=begin.diffusion, dtype=begin.dtype)
     options = ("num_dream_queries", "vision_select_layer", "resolution", "chat_template")
