@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -217,9 +218,15 @@ def train(
 
         typer.echo("\n".join(look(made)))
         return
+    from transformers.utils import logging
+
     from dreamllm.training import run
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     record = run.train(made, resume)
+    if os.environ.get("RANK", "0") != "0":
+        return
     losses = ", ".join(f"{name} {value:.4f}" for name, value in record["last"].items())
     typer.echo(f"{made.output}: {record['stage']}, {record['steps']} steps; {losses}")
 

@@ -65,6 +65,7 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
         "report_to": "none",
         "save_total_limit": 2,
         "logging_nan_inf_filter": False,
+        "ddp_find_unused_parameters": False,  # every part that learns has a gradient at every step
         "lr_scheduler_type": "cosine",
         "eval_strategy": "steps" if recipe.data.eval_sources else "no",
     }
