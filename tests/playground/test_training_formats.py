@@ -184,3 +184,36 @@ def test_replies_to_open_questions_get_full_marks(kind: int) -> None:
             assert contained_fraction(question.answer, said) == 1.0
             assert "<" not in said
     assert asked > 50
+
+
+def test_training_reads_every_format_and_prompts_as_the_tasks_do(tmp_path: Path) -> None:
+    from dreamllm import presets
+    from dreamllm.data import training_dataset
+
+    data = write(tmp_path / "train", "train", N, seed=3, formats=TRAINING)
+    _, processor = presets.build("tiny", seed=0)
+
+    def samples(kind: str, file: str, images: str = ".") -> list[Any]:
+        source = {"kind": kind, "path": str(data / file), "images": str(data / images)}
+        recipe = {"sources": [source], "cache": str(tmp_path / "cache"), "max_length": 2048}
+        dataset = training_dataset(recipe, processor)
+        read = [dataset[place] for place in range(len(dataset))]
+        assert dataset.broken.entries() == []
+        return read
+
+    assert len(samples("pairs", "pairs_train.jsonl")) == 6 * N
+    pictures = sum(len(story("train", i, 3).scenes) for i in range(N))
+    told = samples("mmc4", "stories_train.jsonl", "stories")
+    assert sum(len(sample.targets) for sample in told) == sum(len(sample.images) for sample in told) == pictures
+    assert len(samples("instructions", "instructions_train.jsonl", "stories")) == N
+    asked = samples("conversations", "conversations_train.json")
+    assert [len(sample.images) for sample in asked] == [1] * N
+    records = json.loads((data / "conversations_train.json").read_text(encoding="utf-8"))
+    prompts = {
+        tuple(processor.expand(processor.tokenizer(processor.apply_chat_template([message]))["input_ids"]))
+        for record in records
+        for message in [{"role": "user", "content": record["conversations"][0]["value"]}]
+    }
+    for sample in asked:
+        learnt = next(place for place, label in enumerate(sample.labels) if label >= 0)
+        assert tuple(sample.input_ids[:learnt]) in prompts
