@@ -1,0 +1,209 @@
+"""What the losses promise, without recordings: means, masks, weights, draws, dropped conditions, and where gradients go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor
+from dreamllm.core import language_loss
+from dreamllm.errors import InputError, UsageError
+from dreamllm.image_decoder import make_scheduler
+from dreamllm.training.losses import (
+    Draws,
+    check_decoder,
+    compute_losses,
+    draw,
+    final_states,
+    image_terms,
+    min_snr_weights,
+    painted_states,
+    signal_to_noise,
+    unconditional_states,
+)
+from dreamllm.training.recipe import LossSettings
+
+Model = DreamLLMForConditionalGeneration
+
+
+def scheduler(model: Model, **changes: Any) -> Any:
+    return make_scheduler("ddpm", model.config.image_decoder_config.scheduler | changes)
+
+
+@pytest.fixture
+def batch(model: Model, processor: DreamLLMProcessor) -> dict[str, torch.Tensor]:
+    """One row reads a picture and paints one, the other, padded, paints one."""
+    ids = processor.tokenizer
+    words = [ids(text, add_special_tokens=False)["input_ids"] for text in ("a red circle", "a blue square")]
+    rows = [
+        [1, *processor.image_span, *words[0], *processor.dream_span, 2],
+        [1, *words[1], *processor.dream_span, 2],
+    ]
+    length = max(map(len, rows))
+    pad = model.config.pad_token_id
+    spans = {*processor.image_span, *processor.dream_span} - {processor.dream_span[0]}
+    size, resolution = model.config.vision_config.image_size, model.config.image_decoder_config.resolution
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "input_ids": torch.tensor([row + [pad] * (length - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
+        "labels": torch.tensor(
+            [[-100 if i in spans else i for i in row] + [-100] * (length - len(row)) for row in rows]
+        ),
+        "pixel_values": torch.randn(1, 3, size, size, generator=generator),
+        "target_pixels": torch.rand(2, 3, resolution, resolution, generator=generator) * 2 - 1,
+    }
+
+
+def draws(model: Model, settings: LossSettings, keys: tuple[tuple[int, ...], ...] = ((0, 0), (0, 1))) -> Draws:
+    return draw(keys, model.config.image_decoder_config.latent_shape, 1000, settings)
+
+
+def test_the_language_loss_is_that_of_the_whole_logits(model: Model, batch: dict[str, torch.Tensor]) -> None:
+    settings = LossSettings()
+    losses = compute_losses(model, scheduler(model), settings, batch, draws(model, settings))
+    with torch.no_grad():
+        output = model(batch["input_ids"], attention_mask=batch["attention_mask"], pixel_values=batch["pixel_values"])
+    assert float(losses.lm) == pytest.approx(float(language_loss(output.logits, batch["labels"])), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [("none", lambda w, v: 1), ("l1", lambda w, v: w + v), ("l2", lambda w, v: (w * w + v * v) ** 0.5)],
+)
+def test_the_total_is_the_weighted_sum_over_its_scale(
+    model: Model, batch: dict[str, torch.Tensor], scale: Any, expected: Any
+) -> None:
+    settings = LossSettings(weight_lm=0.5, weight_vm=3.0, scale=scale)
+    losses = compute_losses(model, scheduler(model), settings, batch, draws(model, settings))
+    wanted = (0.5 * float(losses.lm) + 3.0 * float(losses.vm)) / expected(0.5, 3.0)
+    assert float(losses.total.detach()) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_without_labels_or_pictures_a_loss_is_0_and_every_part_still_has_a_gradient(own_model: Model) -> None:
+    own_model.requires_grad_(False)
+    for part in (own_model.visual_projector, own_model.condition_projector, own_model.language_model):
+        part.requires_grad_(True)
+    own_model.dream_queries.requires_grad_(True)
+    ids = torch.tensor([[1, 20, 21, 22, 2]])
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, -100)}
+    losses = compute_losses(own_model, scheduler(own_model), LossSettings(), text, None)
+    losses.total.backward()
+    assert (float(losses.lm), float(losses.vm), float(losses.total.detach())) == (0, 0, 0)
+    learning = [parameter for parameter in own_model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in learning)
+
+
+def test_the_image_loss_reaches_through_the_frozen_unet_and_no_further(
+    own_model: Model, batch: dict[str, torch.Tensor]
+) -> None:
+    own_model.requires_grad_(True)
+    own_model.image_decoder.requires_grad_(False)
+    settings = LossSettings(weight_lm=0.0)
+    compute_losses(own_model, scheduler(own_model), settings, batch, draws(own_model, settings)).total.backward()
+    reached = {name.split(".")[0] for name, p in own_model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {"condition_projector", "dream_queries", "language_model", "visual_projector"} <= reached
+    assert all(parameter.grad is None for parameter in own_model.image_decoder.parameters())
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_image_loss_is_the_error_of_the_unet_at_the_noised_latents(
+    model: Model, batch: dict[str, torch.Tensor], kind: str
+) -> None:
+    """Written out from the schedule: z_t = a z + s e, and the target is e or a e - s z."""
+    settings = LossSettings(noise_offset=0.3, input_perturbation=0.2)
+    schedule, given = scheduler(model, prediction_type=kind), draws(model, settings)
+    states = torch.randn(2, model.config.num_dream_queries, model.config.text_config.hidden_size)
+    with torch.no_grad():
+        terms = image_terms(model, schedule, states, batch["target_pixels"], given, settings)
+        posterior = model.image_decoder.vae.encode(batch["target_pixels"]).latent_dist
+        latents = (posterior.mean + posterior.std * given.posterior) * model.image_decoder.scaling_factor
+        alphas = schedule.alphas_cumprod[given.timesteps][:, None, None, None]
+        assert given.offset is not None
+        assert given.perturbation is not None
+        noise = given.noise + 0.3 * given.offset
+        noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * (noise + 0.2 * given.perturbation)
+        predicted = model.image_decoder.predict(noisy, given.timesteps, model.condition_projector(states))
+    target = noise if kind == "epsilon" else alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
+    wanted = F.mse_loss(predicted, target, reduction="none").mean((1, 2, 3))
+    torch.testing.assert_close(terms.losses, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_another_prediction_type_is_refused(model: Model, batch: dict[str, torch.Tensor]) -> None:
+    settings = LossSettings()
+    with pytest.raises(UsageError, match="no prediction_type 'sample'"):
+        compute_losses(model, scheduler(model, prediction_type="sample"), settings, batch, draws(model, settings))
+
+
+def test_min_snr_weights_are_at_most_1_and_whole_where_the_signal_is_gone(model: Model) -> None:
+    times = torch.arange(1000)
+    noise = scheduler(model)
+    ratio = signal_to_noise(noise)
+    torch.testing.assert_close(min_snr_weights(noise, times, 5.0), ratio.clamp(max=5.0) / ratio)
+    velocity = scheduler(model, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    ratio = signal_to_noise(velocity) + 1
+    weights = min_snr_weights(velocity, times, 5.0)
+    torch.testing.assert_close(weights, ratio.clamp(max=5.0) / ratio)
+    assert signal_to_noise(velocity)[-1] < 1e-6  # the schedule's own option acts
+    ended = scheduler(model, rescale_betas_zero_snr=True)
+    assert min_snr_weights(ended, times, 5.0).isfinite().all()
+
+
+def test_what_is_drawn_depends_on_the_key_alone(model: Model) -> None:
+    settings = LossSettings(noise_offset=0.1, input_perturbation=0.1, drop_probability=0.5)
+    together, alone = draws(model, settings, ((7, 1), (7, 2), (7, 3))), draws(model, settings, ((7, 2),))
+    for name in ("posterior", "noise", "timesteps", "offset", "perturbation", "dropped"):
+        assert torch.equal(getattr(together, name)[1:2], getattr(alone, name)), name
+    assert not torch.equal(together.noise[0], together.noise[1])
+    assert not torch.equal(together.noise[0], together.posterior[0])
+
+
+def test_draws_follow_their_laws(model: Model) -> None:
+    settings = LossSettings(drop_probability=0.2)
+    many = draws(model, settings, tuple((3, i) for i in range(4000)))
+    assert many.dropped is not None
+    assert float(many.dropped.float().mean()) == pytest.approx(0.2, abs=0.02)
+    assert float(many.timesteps.float().mean()) == pytest.approx(499.5, abs=15)
+    assert (int(many.timesteps.min()), int(many.timesteps.max())) == pytest.approx((0, 999), abs=5)
+    assert float(many.noise.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_what_is_dropped_has_the_unconditional_states_of_painting(model: Model, batch: dict[str, torch.Tensor]) -> None:
+    settings = LossSettings(drop_probability=0.5)
+    given = draws(model, settings)
+    chosen = Draws(given.posterior, given.noise, given.timesteps, dropped=torch.tensor([False, True]))
+    with torch.no_grad():
+        hidden = final_states(model, batch["input_ids"], batch["attention_mask"], batch["pixel_values"])
+        states = painted_states(model, hidden, batch["input_ids"], chosen, settings)
+        plain = painted_states(model, hidden, batch["input_ids"], draws(model, LossSettings()), settings)
+        torch.testing.assert_close(states[1:], model.encode_unconditional(), rtol=1e-4, atol=1e-5)
+        assert torch.equal(states[0], plain[0])
+        original = unconditional_states(model, "patches")
+    assert not torch.allclose(original, states[1:], atol=1e-2)
+
+
+def test_counts_of_a_larger_batch_scale_both_losses(model: Model, batch: dict[str, torch.Tensor]) -> None:
+    settings = LossSettings()
+    given = draws(model, settings)
+    own = compute_losses(model, scheduler(model), settings, batch, given)
+    tokens = int((batch["labels"][:, 1:] != -100).sum())
+    larger = compute_losses(model, scheduler(model), settings, batch, given, (4 * tokens, 6))
+    assert float(larger.lm) == pytest.approx(float(own.lm) / 4, rel=1e-5)
+    assert float(larger.vm) == pytest.approx(float(own.vm) / 3, rel=1e-5)
+
+
+def test_pictures_and_spans_that_differ_in_number_are_refused(model: Model, batch: dict[str, torch.Tensor]) -> None:
+    settings = LossSettings()
+    short = batch | {"target_pixels": batch["target_pixels"][:1]}
+    with pytest.raises(InputError, match="1 pictures to paint are given for 2 dream spans"):
+        compute_losses(model, scheduler(model), settings, short, draws(model, settings, ((0, 0),)))
+
+
+def test_a_decoder_that_scales_its_logits_is_refused(own_model: Model) -> None:
+    check_decoder(own_model)
+    own_model.config.text_config.logits_scaling = 8.0
+    with pytest.raises(UsageError, match="logits_scaling"):
+        check_decoder(own_model)

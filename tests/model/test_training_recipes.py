@@ -1,0 +1,119 @@
+"""Recipes: the published ones are read and say what was published; anything wrong is one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model.made_pairs import recipe_dict
+
+import dreamllm
+from dreamllm.errors import UsageError
+from dreamllm.training.recipe import load_recipe, make_recipe
+
+PUBLISHED = sorted((Path(str(dreamllm.__file__)).parent / "recipes").glob("*.yaml"))
+WEIGHTS = {"alignment-reading-7b": (1, 0), "alignment-painting-7b": (0, 1), "igpt-7b": (1, 10), "sft-7b": (1, 10)}
+RATES = {"alignment-reading-7b": 2e-3, "alignment-painting-7b": 2e-3, "igpt-7b": 2e-5, "sft-7b": 4e-5}
+
+
+def test_all_published_recipes_are_there() -> None:
+    assert set(WEIGHTS) <= {path.stem for path in PUBLISHED}
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=[path.stem for path in PUBLISHED])
+def test_a_published_recipe_is_read_by_all_who_read_it(path: Path) -> None:
+    from dreamllm.training.run import check_data
+    from dreamllm.training.trainer import training_arguments
+
+    recipe = load_recipe(path, ["trainer.bf16=false"])  # a machine without a GPU refuses it
+    check_data(recipe)
+    arguments = training_arguments(recipe, samples=1_000_000)
+    assert arguments.max_steps > 0
+    if path.stem in WEIGHTS:
+        assert (recipe.loss.weight_lm, recipe.loss.weight_vm) == WEIGHTS[path.stem]
+        assert arguments.learning_rate == RATES[path.stem]
+        assert arguments.get_warmup_steps(10_000) == 30
+        assert arguments.lr_scheduler_type == "cosine"
+
+
+def raw(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    return recipe_dict("igpt", tmp_path, tmp_path / "start", tmp_path / "out") | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"trian": []}, "trian: Extra inputs are not permitted"),
+        ({"train": ["unet"]}, "train.0: Input should be 'visual_projector'"),
+        ({"start": {}}, "language_model is missing"),
+        ({"start": {"checkpoint": "x", "resolution": 64}}, "resolution belongs to a start from parts"),
+        ({"loss": {"drop_probability": 1.5}}, "loss.drop_probability"),
+        ({"train": ["dream_queries"], "lora": {}}, "name language_model in train"),
+        ({"data": {"sources": []}}, "data.sources"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        make_recipe(raw(tmp_path, **changes), "r.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ({"max_steps": 3, "lerning_rate": 1}, "trainer.lerning_rate is not a field"),
+        ({"max_steps": 3, "output_dir": "x"}, "trainer.output_dir cannot be set; it is decided by the recipe's output"),
+        ({}, "max_steps or num_train_epochs"),
+        ({"max_steps": 3, "num_train_epochs": 1}, "one of them"),
+        ({"max_steps": 3, "lr_scheduler_type": "sinus"}, "trainer: sinus is not a valid SchedulerType"),
+    ],
+)
+def test_what_the_trainer_does_not_know_is_said_in_one_line(tmp_path: Path, trainer: dict[str, Any], said: str) -> None:
+    from dreamllm.training.trainer import training_arguments
+
+    with pytest.raises(UsageError, match=said) as caught:
+        training_arguments(make_recipe(raw(tmp_path, trainer=trainer)), samples=10)
+    assert "\n" not in str(caught.value)
+
+
+def test_epochs_are_counted_in_whole_batches(tmp_path: Path) -> None:
+    from dreamllm.training.trainer import training_arguments
+
+    trainer = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    assert training_arguments(make_recipe(raw(tmp_path, trainer=trainer)), samples=20).max_steps == 8
+
+
+def test_changes_on_the_command_line(tmp_path: Path) -> None:
+    path = PUBLISHED[0]
+    changes = ["trainer.learning_rate=3e-4", "data.sources.0.path=other.jsonl", "loss.snr_gamma=5", "output=elsewhere"]
+    recipe = load_recipe(path, changes)
+    assert recipe.trainer["learning_rate"] == 3e-4
+    assert recipe.data.sources[0]["path"] == "other.jsonl"
+    assert recipe.loss.snr_gamma == 5
+    assert recipe.fingerprint == load_recipe(path, changes[:-1]).fingerprint != load_recipe(path).fingerprint
+    for wrong in ("output", "data.sources.99.path=x", "stage.name=x"):
+        with pytest.raises(UsageError, match="--set"):
+            load_recipe(path, [wrong])
+
+
+def test_a_recipe_that_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+    for text, said in (("a: [", "is not YAML"), ("just words", "holds no keys")):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(UsageError, match=said):
+            load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_wrong_recipe_ends_the_command_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("stage: x\n")
+    code = "import sys; from dreamllm.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", str(tmp_path / "r.yaml")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stdout.strip() == "False"
+    assert len(done.stderr.strip().splitlines()) == 1
