@@ -42,17 +42,42 @@ def write(
 
 @app.command("build")
 def build(
-    directory: Annotated[Path, typer.Argument(help="Where the stages and their checkpoints lie; goes on if stopped.")],
-    stage: Annotated[str, typer.Option("--stage", help="clip.")] = "clip",
-    seed: Annotated[int, typer.Option("--seed", help="Weights and order of the scenes.")] = 0,
+    directory: Annotated[Path, typer.Argument(help="Where the steps and their checkpoints lie; goes on if stopped.")],
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            "--stage", help="One step alone, by its name; clip: the feature extractor, which is no part of it."
+        ),
+    ] = None,
 ) -> None:
-    """Train a part of the embedded model on the small world.
+    """Train the embedded model on the small world, from nothing, step by step; what is there is kept.
 
-    Example: dreambench playground build build --stage clip
+    Example: dreambench playground build build
     """
     from dreambench.errors import UsageError
     from dreambench_tasks import playground
 
-    if stage not in playground.STAGES:
-        raise UsageError(f"--stage {stage}: there is {', '.join(playground.STAGES)}")
-    playground.STAGES[stage](directory, seed=seed)
+    if stage is not None and stage not in playground.STAGES:
+        raise UsageError(f"--stage {stage}: there are {', '.join(playground.STAGES)}")
+    playground.build(directory, stage)
+
+
+@app.command("evaluate")
+def evaluate(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A DreamLLM folder; the embedded one if none is given.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="The stand-in Stable Diffusion: DIR/diffusion of a build.")
+    ] = None,
+) -> None:
+    """Measure a model in the small world: the figures of its model card. About ten minutes on one core.
+
+    Example: dreambench playground evaluate
+    """
+    from dreambench_tasks import playground
+
+    for section, rows in playground.evaluate(checkpoint, baseline).items():
+        say(section)
+        for name, value in rows.items():
+            say(f"  {name}: {value}")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel
 
-from dreambench.errors import DataError, MissingWeightsError, UsageError
+from dreambench.errors import DataError, MissingWeightsError
 from dreambench_tasks.playground import clip, clip_directory, shipped
 from dreambench_tasks.playground.language import captions, narrative
 from dreambench_tasks.playground.render import render_many
@@ -45,10 +45,8 @@ build_clip(sys.argv[1], steps={STEPS}, seed=7, save_every=2, report=report)
 
 
 def test_a_killed_run_ends_in_the_same_weights(undisturbed: Path, killed: Path) -> None:
-    with pytest.raises(DataError, match=f"steps={STEPS} and seed=7"):
+    with pytest.raises(DataError, match="seed=7: train with that"):
         clip.build_clip(killed, steps=STEPS, seed=8)
-    with pytest.raises(UsageError, match="resume"):
-        clip.build_clip(killed, steps=STEPS, seed=7, resume=False)
     steps: list[int] = []
     folder = clip.build_clip(killed, steps=STEPS, seed=7, report=lambda step, _: steps.append(step))
     assert steps == [3, 4, 5]

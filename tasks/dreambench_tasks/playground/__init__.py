@@ -7,7 +7,7 @@ feature extractor. Nothing here loads torch; ``dreambench_tasks.playground.clip`
 from __future__ import annotations
 
 from dreambench_tasks.playground.shipped import clip_directory
-from dreambench_tasks.playground.stages import STAGES
+from dreambench_tasks.playground.stages import STAGES, build, evaluate
 from dreambench_tasks.playground.writing import FORMATS, ensure_default, write
 
-__all__ = ["FORMATS", "STAGES", "clip_directory", "ensure_default", "write"]
+__all__ = ["FORMATS", "STAGES", "build", "clip_directory", "ensure_default", "evaluate", "write"]

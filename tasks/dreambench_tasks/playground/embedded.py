@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from dreambench.progress import progress_bar, say
 from dreambench_tasks.playground.writing import write
@@ -32,28 +31,28 @@ def world(directory: Path) -> None:
 def encoder(directory: Path) -> None:
     from dreambench_tasks.playground.standins.encoder import SETTINGS, build_encoder
 
-    _watched("encoder", SETTINGS.steps, build_encoder, directory)
+    _watched("encoder", build_encoder, SETTINGS, directory)
 
 
 def autoencoder(directory: Path) -> None:
     from dreambench_tasks.playground.standins.autoencoder import FINE, SETTINGS, build_autoencoder, build_fine_decoder
 
-    _watched("autoencoder", SETTINGS.steps, build_autoencoder, directory)
-    _watched("its decoder, on", FINE.steps, build_fine_decoder, directory)
+    _watched("autoencoder", build_autoencoder, SETTINGS, directory)
+    _watched("its decoder, on", build_fine_decoder, FINE, directory)
 
 
 def diffusion(directory: Path) -> None:
     from dreambench_tasks.playground.standins.diffusion import FIRST, SECOND, build_text_tower, build_unet
 
-    _watched("text tower and UNet", FIRST.steps, build_text_tower, directory)
-    _watched("UNet", SECOND.steps, build_unet, directory)
+    _watched("text tower and UNet", build_text_tower, FIRST, directory)
+    _watched("UNet", build_unet, SECOND, directory)
 
 
 def language(directory: Path) -> None:
     from dreambench_tasks.playground.standins.decoder import LANGUAGE, WARM_UP, build_language, build_warm_up
 
-    _watched("language model", LANGUAGE.steps, build_language, directory)
-    _watched("its warm-up", WARM_UP.steps, build_warm_up, directory)
+    _watched("language model", build_language, LANGUAGE, directory)
+    _watched("its warm-up", build_warm_up, WARM_UP, directory)
 
 
 def start(directory: Path) -> None:
@@ -104,27 +103,35 @@ def ship(directory: Path) -> None:
     _publish(directory / "embedded", lambda folder: checkpoint.save(folder, model, processor))
 
 
+def card(directory: Path) -> None:
+    """The model card, ``directory/embedded/README.md``, measured."""
+    if (directory / "embedded" / "README.md").is_file():
+        return
+    from dreambench_tasks.playground.card import evaluate, write_card
+
+    sections = evaluate(directory / "embedded", directory / "probe", directory / "diffusion")
+    say(f"wrote {write_card(directory / 'embedded', directory, sections)}")
+
+
 STEPS: dict[str, Callable[[Path], None]] = {
     step.__name__: step
-    for step in (world, encoder, autoencoder, diffusion, language, start, alignment, igpt, sft, ship)
+    for step in (world, encoder, autoencoder, diffusion, language, start, alignment, igpt, sft, ship, card)
 }
 
 
 def _train(directory: Path, name: str) -> None:
-    """A stage by its recipe, whose folders are those of the build."""
+    """A stage by its recipe, whose folders are relative to the build's, so that its fingerprint is the same everywhere."""
     import torch
 
-    from dreamllm.training.recipe import make_recipe
+    from dreamllm.training.recipe import load_recipe
     from dreamllm.training.run import train
 
-    recipe: Any = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    recipe["start"]["checkpoint"] = str(directory / recipe["start"]["checkpoint"])
-    recipe["output"] = str(directory / recipe["output"])
-    for source in recipe["data"]["sources"]:
-        source["path"], source["images"] = str(directory / source["path"]), str(directory / source["images"])
-    recipe["trainer"]["use_cpu"] = not torch.cuda.is_available()  # the library takes no bf16 on a CPU without this word
+    recipe = RECIPES.resolve() / f"{name}.yaml"
+    # The library takes no bf16 on a CPU without this word.
+    changes = [] if torch.cuda.is_available() else ["trainer.use_cpu=true"]
     say(f"{name}: {directory / name}")
-    train(make_recipe(recipe, RECIPES / f"{name}.yaml"))
+    with chdir(directory):
+        train(load_recipe(recipe, changes))
 
 
 def _publish(folder: Path, save: Callable[[Path], Any]) -> None:
@@ -135,6 +142,6 @@ def _publish(folder: Path, save: Callable[[Path], Any]) -> None:
     temporary.replace(folder)
 
 
-def _watched(name: str, steps: int, build: Callable[..., Path], directory: Path) -> None:
+def _watched(name: str, build: Callable[..., Path], settings: Any, directory: Path) -> None:
     with progress_bar(name) as update:
-        build(directory, report=lambda step, _: update(step, steps))
+        build(directory, settings, report=lambda step, _: update(step, settings.steps))

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreambench_tasks.playground.pixels import pixels_of
 from dreambench_tasks.playground.render import render_many
 from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, draw_scene
-from dreambench_tasks.playground.standins.autoencoder import pixels_of
 from dreambench_tasks.playground.standins.loop import CHECKPOINT, Report, Settings, generator_of, one_thread, train
 
 __all__ = ["SETTINGS", "Seen", "build_probe", "look"]

@@ -1,13 +1,34 @@
-"""What ``dreambench playground build DIR --stage NAME`` does, stage by stage."""
+"""What ``dreambench playground build`` and ``evaluate`` do. Nothing heavy is loaded before it is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+from dreambench.errors import MissingWeightsError
+from dreambench.files import cache_folder
 from dreambench.progress import progress_bar, say
+from dreambench_tasks.playground.embedded import STEPS
 
-__all__ = ["STAGES", "build_clip_stage"]
+__all__ = ["STAGES", "build", "build_clip_stage", "evaluate"]
+
+
+def build(directory: str | Path, stage: str | None = None) -> None:
+    """Run one of ``STAGES``, or all of the embedded model's steps in order, in ``directory``."""
+    for name in STEPS if stage is None else (stage,):
+        say(f"{name}: {Path(directory).resolve()}")
+        STAGES[name](Path(directory).resolve())
+
+
+def evaluate(checkpoint: str | Path | None = None, baseline: str | Path | None = None) -> dict[str, dict[str, str]]:
+    """The figures of a model card, by section; of the embedded checkpoint unless another is named."""
+    from dreambench.adapters.dreamllm import embedded_checkpoint
+    from dreambench_tasks.playground import card
+
+    folder = embedded_checkpoint() if checkpoint is None else Path(checkpoint)
+    if folder is None:
+        raise MissingWeightsError("no embedded checkpoint came with this package: name a folder, or build one first")
+    return card.evaluate(folder, cache_folder() / "playground-probe", baseline)
 
 
 def build_clip_stage(directory: str | Path, seed: int = 0) -> Path:
@@ -27,4 +48,4 @@ def build_clip_stage(directory: str | Path, seed: int = 0) -> Path:
     return folder
 
 
-STAGES: dict[str, Callable[..., Path]] = {"clip": build_clip_stage}
+STAGES: dict[str, Callable[[Path], object]] = {**STEPS, "clip": build_clip_stage}

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from dreambench_tasks.playground.pixels import pixels_of
 from dreambench_tasks.playground.render import SIDE, render_many
 from dreambench_tasks.playground.scene import Dice, Scene, draw_scene
 from dreambench_tasks.playground.standins.loop import CHECKPOINT, Report, Settings, generator_of, one_thread, train
 
-__all__ = ["FINE", "SETTINGS", "build_autoencoder", "build_fine_decoder", "pixels_of"]
+__all__ = ["FINE", "SETTINGS", "build_autoencoder", "build_fine_decoder"]
 
 SETTINGS = Settings(steps=1600, batch=32, learning_rate=2e-3, weight_decay=0.0)
 FINE = Settings(steps=1200, batch=32, learning_rate=1.5e-3, seed=1, weight_decay=0.0)
@@ -53,11 +53,6 @@ def build_fine_decoder(directory: str | Path, settings: Settings = FINE, report:
     model.save_pretrained(folder)
     (folder / CHECKPOINT).unlink()
     return folder
-
-
-def pixels_of(pictures: np.ndarray[Any, Any]) -> Tensor:
-    """``(N, 64, 64, 3)`` uint8 to ``(N, 3, 64, 64)`` float32 in -1 … 1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _start(seed: int) -> AutoencoderKL:

@@ -32,6 +32,7 @@ __all__ = ["LANGUAGE", "WARM_UP", "build_language", "build_warm_up", "playground
 LANGUAGE = Settings(steps=900, batch=48, learning_rate=1.5e-3, weight_decay=0.01)
 WARM_UP = Settings(steps=700, batch=32, learning_rate=1e-3, weight_decay=0.01)
 HIDDEN = 192
+TOKENIZED = 3000  # scenes whose texts give the vocabulary
 EMPTY_PERCENT = 8
 LONGEST = 104  # tokens of a document; a few longer ones would fill every batch with padding
 LANGUAGE_WEIGHT = 0.3  # of the language loss while warming up
@@ -40,7 +41,7 @@ LANGUAGE_WEIGHT = 0.3  # of the language loss while warming up
 def playground_tokenizer() -> PreTrainedTokenizerBase:
     """Every word of the playground is one token; made anew each time, always the same. Bytes stand for anything else."""
     words: dict[str, int] = {}
-    for index in range(3000):
+    for index in range(TOKENIZED):
         for text in _texts(Dice("words", WORLD, index), "train", index, 0):
             for word in re.findall(r"[A-Za-z]+|\d", text):
                 words[word] = words.get(word, 0) + 1

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
 
 from dreambench_tasks.playground.language import captions
+from dreambench_tasks.playground.pixels import pixels_of
 from dreambench_tasks.playground.render import SIDE, render_many
 from dreambench_tasks.playground.scene import Dice, Scene, draw_scene
-from dreambench_tasks.playground.standins.autoencoder import pixels_of
 from dreambench_tasks.playground.standins.encoder import CONTEXT, WIDTH
 from dreambench_tasks.playground.standins.loop import CHECKPOINT, Report, Settings, generator_of, one_thread, train
 

@@ -7,7 +7,6 @@ shape, colour and size is in their cell of the 3 x 3 grid.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
-from dreambench_tasks.playground.clip import clip_tokenizer, train_batch
+from dreambench_tasks.playground.clip import clip_tokenizer, contrastive_loss, train_batch
+from dreambench_tasks.playground.pixels import pixels_of
 from dreambench_tasks.playground.render import render_many
 from dreambench_tasks.playground.scene import COLOURS, SHAPES, SIZES, Scene
-from dreambench_tasks.playground.standins.autoencoder import pixels_of
 from dreambench_tasks.playground.standins.loop import CHECKPOINT, Report, Settings, one_thread, train
 
 __all__ = ["CONTEXT", "SETTINGS", "WIDTH", "build_encoder", "encoder_pixels"]
@@ -90,16 +89,7 @@ def _loss(learner: _Learner, tokenizer: PreTrainedTokenizerFast, step: int, sett
         text = clip.text_projection(said.pooler_output)
         patches = seen.hidden_states[-2][:, 1:]
         guesses = [head(patches) for head in learner.heads]
-    return _contrastive(clip, image.float(), text.float(), texts) + DENSE_WEIGHT * _dense(guesses, scenes)
-
-
-def _contrastive(clip: CLIPModel, image: Tensor, text: Tensor, texts: list[str]) -> Tensor:
-    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    logits = clip.logit_scale.clamp(max=math.log(100)).exp() * image @ text.T
-    # Two scenes may have the same caption: each is then as right as the other.
-    same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32)
-    target = same / same.sum(dim=1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return contrastive_loss(clip, image, text, texts) + DENSE_WEIGHT * _dense(guesses, scenes)
 
 
 def _dense(guesses: list[Tensor], scenes: list[Scene]) -> Tensor:

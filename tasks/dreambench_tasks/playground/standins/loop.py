@@ -40,6 +40,7 @@ class Settings:
     seed: int = 0
     warmup: int = 100
     weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
     average: float | None = None  # decay of the exponential moving average of the weights, which is then what is kept
     save_every: int = 100
 
@@ -55,7 +56,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+        parameters.values(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
     )
     averages = {name: p.detach().clone() for name, p in parameters.items()} if settings.average is not None else {}
     done, losses = _load(path, parameters, averages, optimizer, settings) if path.is_file() else (0, [])
@@ -77,7 +78,7 @@ def train(
         if report is not None:
             report(step + 1, losses[-1])
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            _save(path, parameters, averages, optimizer, {**asdict(settings), "done": step + 1, "losses": losses})
+            _save(path, parameters, averages, optimizer, {**_record(settings), "done": step + 1, "losses": losses})
     with torch.no_grad():
         for name, average in averages.items():
             parameters[name].copy_(average)
@@ -98,6 +99,11 @@ def one_thread() -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _record(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON gives them back."""
+    return json.loads(json.dumps(asdict(settings)))
 
 
 def _schedule(step: int, settings: Settings) -> float:
@@ -134,10 +140,10 @@ def _load(
 ) -> tuple[int, list[float]]:
     with safe_open(path, framework="pt") as file:
         state = json.loads(file.metadata()["state"])
-        asked = {name: value for name, value in asdict(settings).items() if name != "save_every"}
+        asked = {name: value for name, value in _record(settings).items() if name != "save_every"}
         differs = [f"{name}={state.get(name)}" for name, value in asked.items() if state.get(name) != value]
         if differs:
-            raise DataError(f"{path} is of a run with {', '.join(differs)}: use that, or remove the file")
+            raise DataError(f"{path} is of a run with {' and '.join(differs)}: train with that, or remove the file")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(file.get_tensor(f"model.{name}"))
