@@ -42,10 +42,18 @@ def autoencoder(directory: Path) -> None:
 
 
 def diffusion(directory: Path) -> None:
-    from dreambench_tasks.playground.standins.diffusion import FIRST, SECOND, build_text_tower, build_unet
+    from dreambench_tasks.playground.standins.diffusion import (
+        FIRST,
+        SECOND,
+        THIRD,
+        build_painter,
+        build_text_tower,
+        build_unet,
+    )
 
     _watched("text tower and UNet", build_text_tower, FIRST, directory)
     _watched("UNet", build_unet, SECOND, directory)
+    _watched("UNet, where things are", build_painter, THIRD, directory)
 
 
 def language(directory: Path) -> None:
