@@ -101,6 +101,11 @@ class TrainingData(Dataset[Sample]):
         lengths = [source.length or 0 for source in self.sources]
         self.samples = samples or sum(lengths)
         self.counts = _shares(self.samples, weights or lengths)
+        for source, count in zip(self.sources, self.counts, strict=True):
+            if not count:
+                raise UsageError(
+                    f"source {source.name} gets none of the {self.samples} samples of an epoch: raise its weight, or `samples`"
+                )
         self._remember()
 
     def __len__(self) -> int:
@@ -180,6 +185,11 @@ def training_dataset(
     recipe = read_recipe(data)
     max_length = recipe.max_length or processor.tokenizer.model_max_length
     cache = str(Path(folder) / recipe.cache) if recipe.cache else None
+    if cache is not None:
+        try:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"data.cache: {cache} cannot be made a folder: {error.strerror}") from None
     sources = [
         Source(source, processor, max_length, recipe.flip, Path(folder), cache, recipe.seed)
         for source in recipe.sources

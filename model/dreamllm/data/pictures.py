@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from PIL import Image
@@ -31,10 +31,10 @@ def open_picture(value: Any, folder: Path) -> Image.Image:
         raise InputError(f"an image must be a file name, a URL or bytes, this is {type(value).__name__}")
     if value.startswith(("http://", "https://")):
         return _decode(_fetched(value, folder), value)
-    name = PurePosixPath(value)
-    if name.is_absolute() or PureWindowsPath(value).is_absolute() or ".." in name.parts:
+    name = PureWindowsPath(value)  # knows both separators
+    if name.anchor or ".." in name.parts:
         raise InputError(f"image {value!r} leads out of its folder")
-    return _decode(folder / name, value)
+    return _decode(folder / value, value)
 
 
 def _fetched(url: str, folder: Path) -> Path:

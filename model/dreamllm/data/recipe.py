@@ -24,15 +24,19 @@ class SourceRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Kind
-    path: str | list[str]  # files, with * and ? if you like
+    path: str | list[str] = Field(min_length=1)  # files, with * and ? if you like
     images: str | None = None  # folder that image names are relative to; without it, the folder of the first file
     name: str | None = None  # what the source is called in messages; without it, its path
-    weight: float | None = Field(None, gt=0)  # share of the samples; all sources have one or none has
+    weight: float | None = Field(
+        None, gt=0, allow_inf_nan=False
+    )  # share of the samples; all sources have one or none has
     mode: str | None = None  # one of MODES[kind]
     flip: bool | None = None  # paint half of the pictures mirrored; without it, the recipe's `flip`
     columns: dict[Literal["image", "caption"], str] = {}  # pairs: where the fields have names of their own
     min_similarity: float = 0.25  # mmc4, instructions: pictures matched with less are left out
     learn_dream_start: bool = True  # conversations: whether the assistant learns where pictures come
+    streaming: bool = False  # read in the order of the files, without a table on disk
+    shuffle_buffer: int = Field(10_000, ge=1)  # streaming: of how many records the next is drawn
 
     def chosen_mode(self) -> str:
         modes = MODES[self.kind]
@@ -41,9 +45,6 @@ class SourceRecipe(BaseModel):
                 f"mode {self.mode!r} of a source of {self.kind} is not known; there are {', '.join(modes)}"
             )
         return self.mode or modes[0]
-
-    streaming: bool = False  # read in the order of the files, without a table on disk
-    shuffle_buffer: int = Field(10_000, ge=1)  # streaming: of how many records the next is drawn
 
 
 class DataRecipe(BaseModel):

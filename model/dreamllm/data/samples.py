@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from jinja2 import TemplateError
 from PIL import Image
 
 from dreamllm.errors import InputError, UsageError
@@ -153,7 +154,12 @@ def conversation(
             cannot say where a picture comes in a conversation.
     """
     tokenizer = processor.tokenizer
-    text, turns = _rendered(processor, messages)
+    if messages and messages[0]["role"] == "assistant":
+        raise InputError("the conversation begins with the assistant: what it answers is missing")
+    try:
+        text, turns = _rendered(processor, messages)
+    except TemplateError as error:  # for instance of roles that do not alternate
+        raise InputError(f"the tokenizer's chat template refuses the conversation: {error}") from None
     encoded = tokenizer(text, return_offsets_mapping=True)
     offsets = cast("list[tuple[int, int]]", encoded["offset_mapping"])
     ids = cast("list[int]", encoded["input_ids"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from PIL import Image
 
@@ -168,7 +168,7 @@ class Source:
         )
 
 
-def _all(values: Any, kind: Any) -> bool:
+def _all(values: Any, kind: Any) -> TypeGuard[list[Any]]:
     """Whether it is a list of nothing else."""
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 

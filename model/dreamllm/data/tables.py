@@ -12,6 +12,9 @@ import gzip
 import itertools
 import json
 import random
+import tarfile
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -21,10 +24,21 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 
-from dreamllm.errors import InputError, UsageError
+from dreamllm.errors import DreamLLMError, InputError, UsageError
 
 _TEXT = (".jsonl", ".jsonl.gz", ".jsonl.zip", ".ndjson")
 _JSON = (".json", ".json.gz")
+# What `datasets` and the readers under it raise on files that are damaged, cut short or of another kind.
+_READ_ERRORS = (
+    DatasetGenerationError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 ACCEPTED = ".jsonl (also .gz, .zip), .json (also .gz), .parquet, .tar"
 
 
@@ -57,16 +71,24 @@ class Stream:
     window = 64
     batch = 64  # rows read at once
 
-    def __init__(self, rows: datasets.IterableDataset, as_json: bool, seed: int, buffer_size: int) -> None:
+    def __init__(
+        self, rows: datasets.IterableDataset, as_json: bool, seed: int, buffer_size: int, files: Sequence[str] = ()
+    ) -> None:
         self._rows = rows.shuffle(seed=seed, buffer_size=buffer_size)
-        self._as_json = as_json
+        self._as_json, self._files = as_json, files
         self._restart()
 
     def record(self, index: int) -> dict[str, Any]:
+        """Raises InputError where the line is not a JSON object, UsageError where a file cannot be read on."""
         if index <= self._last - len(self._seen):
             self._restart()
         while self._last < index:
-            self._seen.append(next(self._iterator))
+            try:
+                self._seen.append(next(self._iterator))
+            except DreamLLMError:
+                raise
+            except _READ_ERRORS as error:
+                raise _unreadable(self._files, error) from None
             self._last += 1
         row = self._seen[index - self._last - 1]
         return _parsed(row) if self._as_json else row
@@ -120,7 +142,10 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[str]:
     found: list[str] = []
     for path in [paths] if isinstance(paths, str) else paths:
         pattern = str(folder / Path(path).expanduser())
-        matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        named = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        matches = [name for name in named if Path(name).is_file()]
+        if named and not matches:
+            raise UsageError(f"{named[0]} is a folder: name the files in `path`, for instance {Path(path) / '*.jsonl'}")
         if not matches:
             raise UsageError(f"data file {pattern} is missing: correct `path`")
         found += matches
@@ -139,7 +164,7 @@ def open_table(files: Sequence[str], cache: str | None = None) -> Table:
 def open_stream(files: Sequence[str], seed: int, buffer_size: int) -> Stream:
     """The same files, read from their beginning, without a table on disk."""
     rows, as_json = _load(files, streaming=True)
-    return Stream(cast("datasets.IterableDataset", rows), as_json, seed, buffer_size)
+    return Stream(cast("datasets.IterableDataset", rows), as_json, seed, buffer_size, files)
 
 
 def _load(files: Sequence[str], streaming: bool = False, **options: Any) -> tuple[Any, bool]:
@@ -163,10 +188,16 @@ def _load(files: Sequence[str], streaming: bool = False, **options: Any) -> tupl
             # Undecoded either way; archives have no Arrow rows, since the order of their fields differs from row to row.
             rows = rows.decode(False) if kind == "webdataset" else rows.with_format("arrow")
         return rows, as_json
-    except DatasetGenerationError as error:
-        raise UsageError(f"{files[0]} cannot be read as {kind}: {error.__cause__ or error}") from None
-    except ValueError as error:
-        raise UsageError(f"{files[0]} cannot be read as {kind}: {error}") from None
+    except _READ_ERRORS as error:
+        raise _unreadable(files, error) from None
+
+
+def _unreadable(files: Sequence[str], error: BaseException) -> UsageError:
+    """The library does not say which of several files it was reading."""
+    others = f" or one of the {len(files) - 1} others of this source" if len(files) > 1 else ""
+    cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+    reason = " ".join(str(cause).split()) or type(cause).__name__
+    return UsageError(f"{files[0]}{others} cannot be read as {_format(files[0])}: {reason}")
 
 
 def _format(file: str) -> str:
@@ -192,12 +223,15 @@ def _items(content: Any, file: str) -> Iterator[Any]:
     if isinstance(content, list):
         yield from content
     elif isinstance(content, dict) and {"images", "annotations"} <= set(content):
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        for annotation in content["annotations"]:
-            yield {
-                "id": annotation["id"],
-                "image": names.get(annotation["image_id"]),
-                "caption": annotation["caption"],
-            }
+        try:
+            names = {image["id"]: image["file_name"] for image in content["images"]}
+            for annotation in content["annotations"]:
+                yield {
+                    "id": annotation["id"],
+                    "image": names.get(annotation["image_id"]),
+                    "caption": annotation["caption"],
+                }
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{file} is not laid out as COCO's captions are: {error!r}") from None
     else:
         raise ValueError(f"{file} holds neither a list nor COCO's images and annotations")

@@ -57,15 +57,18 @@ def assemble(
     _grow(decoder, len(tokenizer))
     tower = _load(CLIPVisionModel, clip, wanted)
     painter = _image_decoder_config(diffusion, resolution)
+    fields: dict[str, Any] = {
+        **token_ids(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     config = DreamLLMConfig(
         text_config=decoder.config,
         vision_config=tower.config,
         image_decoder_config=painter,
         num_dream_queries=num_dream_queries,
         vision_select_layer=vision_select_layer,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **token_ids(tokenizer),
+        **fields,
     )
     parts = {
         "language_model": decoder,
@@ -110,26 +113,25 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
 @torch.no_grad()
 def _grow(decoder: PreTrainedModel, size: int) -> None:
     """Make room for `size` tokens; new rows, in and out, are the mean of the old ones."""
-    old = decoder.get_input_embeddings().weight.shape[0]
+    layers: Any = (decoder.get_input_embeddings(), decoder.get_output_embeddings())
+    old = layers[0].weight.shape[0]
     if size <= old:
         return
     decoder.resize_token_embeddings(size, mean_resizing=False)
-    for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
-        weight: Any = layer.weight
+    layers = (decoder.get_input_embeddings(), decoder.get_output_embeddings())
+    for layer in layers:
+        weight = layer.weight
         weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
 
 
 def _image_decoder_config(diffusion: Path, resolution: int | None) -> ImageDecoderConfig:
     vae, unet = (read_json(diffusion / part / "config.json") for part in ("vae", "unet"))
     scheduler = read_json(diffusion / "scheduler" / "scheduler_config.json")
-    config = ImageDecoderConfig(resolution=8, vae=vae, unet=unet, scheduler=scheduler)
-    if resolution is None:
-        size = unet.get("sample_size")
-        if not isinstance(size, int):
-            raise CheckpointError(f"{diffusion / 'unet' / 'config.json'} says no sample_size: give start.resolution")
-        resolution = size * 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
-    config.resolution = resolution
-    return config
+    size = unet.get("sample_size")
+    if resolution is None and not isinstance(size, int):
+        raise CheckpointError(f"{diffusion / 'unet' / 'config.json'} says no sample_size: give start.resolution")
+    side = resolution or size * 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
+    return ImageDecoderConfig(resolution=side, vae=vae, unet=unet, scheduler=scheduler)
 
 
 class _Queries(nn.Module):

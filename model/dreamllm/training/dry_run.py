@@ -68,9 +68,10 @@ def _sizes(model: torch.nn.Module) -> list[str]:
 def _measure(trainer: DreamLLMTrainer, batch: dict[str, torch.Tensor]) -> float:
     """Seconds of one forward and backward pass."""
     model: Any = trainer.model
+    prepare: Any = trainer._prepare_inputs  # pyright: ignore[reportPrivateUsage]  (the library's own way to the device)
     model.train()
     begun = time.perf_counter()
-    inputs = trainer._prepare_inputs(batch)
+    inputs = prepare(batch)
     with trainer.accelerator.autocast():
         losses = model(**inputs, draws=trainer.draws(inputs, 0, len(inputs["input_ids"])), counts=count_targets(inputs))
     losses.total.backward()

@@ -45,8 +45,9 @@ class Draws:
     dropped: torch.Tensor | None = None  # (m,) bool: these are painted from the unconditional states
 
     def to(self, device: torch.device) -> Draws:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Draws(**{name: None if value is None else value.to(device) for name, value in values.items()})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in values.items()}
+        return Draws(**moved)
 
 
 def draw(

@@ -20,7 +20,7 @@ class Records(TrainerCallback):
     def __init__(self, folder: Path) -> None:
         self.folder, self.plotted = folder, 0.0
 
-    def on_step_end(
+    def on_step_end(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         # A checkpoint closes the stretch that a log line is the mean of, so that a resumed run logs the same means.

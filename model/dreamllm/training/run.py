@@ -164,7 +164,7 @@ def save(folder: Path, trainer: DreamLLMTrainer, processor: DreamLLMProcessor) -
     """The trained model in our layout, gathered first where it is sharded."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    state: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if not trainer.args.should_save:
         return
     config: Any = model.config

@@ -71,8 +71,9 @@ def finished(model: DreamLLMForTraining) -> DreamLLMForConditionalGeneration:
     wrapped: Any = model.language_model
     if hasattr(wrapped, "merge_and_unload"):
         model.language_model = wrapped.merge_and_unload()
-    model.__class__ = DreamLLMForConditionalGeneration
-    return model.eval()
+    whole = cast(DreamLLMForConditionalGeneration, model)
+    whole.__class__ = DreamLLMForConditionalGeneration
+    return whole.eval()
 
 
 def learnt_names(model: nn.Module) -> list[str]:
@@ -97,7 +98,8 @@ def _add_adapters(model: DreamLLMForConditionalGeneration, lora: Lora, seed: int
         from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError("lora needs the package peft: pip install 'dreambench[lora]'") from None
-    config = LoraConfig(
+    make_config: Any = LoraConfig  # typed for whole numbers only
+    config = make_config(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
     )
     with torch.random.fork_rng(devices=[]):

@@ -137,7 +137,9 @@ class DreamLLMTrainer(Trainer):
                 f"{self.args.n_gpu} GPUs are visible to one process: start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES"
             )
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:
         if resume_from_checkpoint:
             # The data are asked for before the library reads its own state.
             state = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint)) / TRAINER_STATE_NAME))
@@ -175,9 +177,8 @@ class DreamLLMTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """(labels, pictures) of the accumulated batch, over all processes."""
         own = [count_targets(batch) for batch in batch_samples]
-        total = torch.tensor([sum(tokens for tokens, _ in own), sum(images for _, images in own)])
-        if self.args.world_size > 1:
-            total = self.accelerator.reduce(total.to(device)).cpu()
+        sums = torch.tensor([sum(tokens for tokens, _ in own), sum(images for _, images in own)])
+        total = self._over_processes(sums.to(device))
         counts = (int(total[0]), int(total[1]))
         self._counted = [old + new for old, new in zip(self._counted, counts, strict=True)]
         return counts
@@ -218,7 +219,8 @@ class DreamLLMTrainer(Trainer):
     def _over_processes(self, values: torch.Tensor) -> list[float]:
         """Sums over all processes."""
         if self.args.world_size > 1:
-            values = self.accelerator.reduce(values.to(self.args.device))
+            reduced: Any = self.accelerator.reduce(values.to(self.args.device))
+            return reduced.tolist()
         return values.tolist()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -231,7 +233,8 @@ class DreamLLMTrainer(Trainer):
             logs = logs | mean_losses(self._over_processes(self._sums), self._counted)
             self._sums, self._counted = torch.zeros(2), [0, 0]
         # The stream has no epochs; the part of the run that is done is also right after a resume.
-        self.state.epoch = self.state.global_step / self.state.max_steps if self.state.max_steps else None
+        state: Any = self.state
+        state.epoch = state.global_step / state.max_steps if state.max_steps else None
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -245,15 +248,16 @@ class DreamLLMTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Both losses on `data.eval_samples` samples, the same ones with the same noise every time."""
-        self.model_wrapped.eval()
+        model: Any = self.model_wrapped
+        model.eval()
         sums = torch.zeros(4)
         for index, batch in enumerate(self.get_eval_dataloader()):
             inputs = self._prepare_inputs(batch)
             tokens, images = counts = count_targets(inputs)
             draws = self.draws(inputs, index, self.args.per_device_eval_batch_size, evaluation=True)
-            losses = self.model_wrapped(**inputs, draws=draws, counts=counts)
+            losses = model(**inputs, draws=draws, counts=counts)
             sums += torch.tensor([float(losses.lm) * tokens, float(losses.vm) * images, tokens, images])
-        self.model_wrapped.train()
+        model.train()
         lm, vm, tokens, images = self._over_processes(sums)
         means = mean_losses([lm, vm], [tokens, images])
         settings = self.recipe.loss
@@ -270,10 +274,11 @@ class DreamLLMTrainer(Trainer):
         """What learns, and no more. No pickle of our arguments: the recipe says what they were."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        names = learnt_names(self.model)
-        values = dict(self.model.named_parameters()) if state_dict is None else state_dict
+        model: Any = self.model
+        names = learnt_names(model)
+        values = dict(model.named_parameters()) if state_dict is None else state_dict
         save_file({name: values[name].detach().cpu().contiguous() for name in names}, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -281,8 +286,9 @@ class DreamLLMTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         path = Path(resume_from_checkpoint) / WEIGHTS
-        saved, own = load_file(path), dict(self.model.named_parameters())
-        if set(saved) != set(learnt_names(self.model)):
+        learner: Any = self.model
+        saved, own = load_file(path), dict(learner.named_parameters())
+        if set(saved) != set(learnt_names(learner)):
             raise CheckpointError(f"{path} does not hold what this recipe trains")
         with torch.no_grad():
             for name, tensor in saved.items():

@@ -55,10 +55,11 @@ def build_fine_decoder(directory: str | Path, settings: Settings = FINE, report:
     return folder
 
 
-def _start(seed: int) -> AutoencoderKL:
+def _start(seed: int) -> Any:
+    maker: Any = AutoencoderKL  # the library types its tuples as of one
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoencoderKL(
+        return maker(
             block_out_channels=CHANNELS,
             down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
             up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
@@ -71,22 +72,22 @@ def _start(seed: int) -> AutoencoderKL:
         )
 
 
-def _loss(model: AutoencoderKL, step: int, settings: Settings) -> Tensor:
+def _loss(model: Any, step: int, settings: Settings) -> Tensor:
     pixels, weight = _pixels_and_weight(step, settings)
     with torch.autocast("cpu", torch.bfloat16):
-        posterior: Any = model.encode(pixels).latent_dist
-        decoded: Any = model.decode(_sample(posterior, settings.seed, step)).sample
+        posterior = model.encode(pixels).latent_dist
+        decoded = model.decode(_sample(posterior, settings.seed, step)).sample
     error = (weight * F.mse_loss(decoded.float(), pixels, reduction="none")).sum() / (weight.sum() * 3)
     return error + KL_WEIGHT * posterior.kl().float().mean() / posterior.mean[0].numel()
 
 
-def _fine_loss(model: AutoencoderKL, step: int, settings: Settings) -> Tensor:
+def _fine_loss(model: Any, step: int, settings: Settings) -> Tensor:
     """Absolute beside squared error: edges come out sharper."""
     pixels, weight = _pixels_and_weight(step, settings)
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
-            posterior: Any = model.encode(pixels).latent_dist
-        decoded: Any = model.decode(_sample(posterior, settings.seed, step)).sample
+            posterior = model.encode(pixels).latent_dist
+        decoded = model.decode(_sample(posterior, settings.seed, step)).sample
     error = decoded.float() - pixels
     return (weight * (error.abs() * ABSOLUTE_WEIGHT + error.square())).sum() / (weight.sum() * 3)
 
@@ -113,16 +114,15 @@ def _crowded_scene(seed: int, number: int) -> Scene:
 
 
 @torch.no_grad()
-def _normalise(model: AutoencoderKL, seed: int) -> None:
+def _normalise(model: Any, seed: int) -> None:
     """Fold a shift and a scale of each latent channel into the 1 x 1 convolutions at both sides of the latents.
 
     Stable Diffusion's pipelines know one scaling factor for all channels; with this it is 1.
     """
     pixels = pixels_of(render_many([draw_scene("train", i, seed) for i in range(CALIBRATION)]))
-    means: Any = torch.cat([model.encode(part).latent_dist.mean for part in pixels.split(64)])
+    means = torch.cat([model.encode(part).latent_dist.mean for part in pixels.split(64)])
     shift, scale = means.mean((0, 2, 3)), means.std((0, 2, 3))
-    before: Any = model.quant_conv
-    after: Any = model.post_quant_conv
+    before, after = model.quant_conv, model.post_quant_conv
     channels = len(shift)
     after.bias += after.weight[:, :, 0, 0] @ shift
     after.weight *= scale[None, :, None, None]

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -110,7 +111,7 @@ def build_warm_up(directory: str | Path, settings: Settings = WARM_UP, report: R
 class _Dreamer(nn.Module):
     """Texts to condition vectors, (B, Q, E), exactly as DreamLLM makes them."""
 
-    def __init__(self, language: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, language: LlamaForCausalLM, tokenizer: Any) -> None:
         super().__init__()
         self.language, self.tokenizer = language, tokenizer
         self.queries = nn.Parameter(0.02 * torch.randn(1, CONTEXT, HIDDEN))
@@ -127,7 +128,7 @@ class _Dreamer(nn.Module):
         return self.projector(output.last_hidden_state[:, -CONTEXT:])
 
 
-def _llama(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+def _llama(tokenizer: Any) -> LlamaForCausalLM:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -146,7 +147,7 @@ def _llama(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     return model
 
 
-def _language_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+def _language_loss(model: LlamaForCausalLM, tokenizer: Any, texts: list[str]) -> Tensor:
     eos = tokenizer.eos_token_id
     rows = [(row if row[-1] == eos else [*row, eos])[:LONGEST] for row in tokenizer(texts)["input_ids"]]
     ids, mask = _rows(rows, left=False)

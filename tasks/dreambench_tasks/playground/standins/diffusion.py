@@ -38,7 +38,7 @@ OBJECT_WEIGHT = (
     4.0  # of the third step's errors in the latents that hold a thing; it moves no optimum, but gets there sooner
 )
 SCENES = 28_000  # scenes whose latents are kept
-SCHEDULER = {
+SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -73,17 +73,18 @@ def build_text_tower(directory: str | Path, settings: Settings = FIRST, report: 
         clip = CLIPModel.from_pretrained(root / "encoder", local_files_only=True)
         tower: Any = clip.text_model
         tower.set_attn_implementation("eager")
-        both = nn.ModuleDict({"unet": _unet(), "tower": tower})
+        unet = _unet()
+        both = nn.ModuleDict({"unet": unet, "tower": tower})
         data = _data(root, settings.seed)
 
         def loss_of(step: int) -> Tensor:
             chosen, texts = _batch(data, settings, step, SINGLE_PERCENT)
-            return _loss(both["unet"], tower(_ids(tokenizer, texts))[0], data.latents[chosen], settings.seed, step)
+            return _loss(unet, tower(_ids(tokenizer, texts))[0], data.latents[chosen], settings.seed, step)
 
         train(target / "first", both, loss_of, settings, report)
     tokenizer.save_pretrained(target / "tokenizer")
     tower.save_pretrained(target / "text_encoder")
-    both["unet"].save_pretrained(target / "first_unet")
+    unet.save_pretrained(target / "first_unet")
     (target / "first" / CHECKPOINT).unlink()
     return target
 
@@ -105,14 +106,17 @@ def build_painter(directory: str | Path, settings: Settings = THIRD, report: Rep
     if (target / "model_index.json").is_file():
         return target
     unet = _go_on(root, "second_unet", settings, FIRST.steps + SECOND.steps, OBJECT_WEIGHT, report)
-    pipeline = StableDiffusionPipeline(
+    make_pipeline: Any = (
+        StableDiffusionPipeline  # the library's types know fewer tokenizers and schedulers than its code
+    )
+    pipeline = make_pipeline(
         vae=AutoencoderKL.from_pretrained(root / "vae_fine", local_files_only=True),
         text_encoder=CLIPTextModel.from_pretrained(target / "text_encoder", local_files_only=True),
-        tokenizer=PreTrainedTokenizerFast.from_pretrained(target / "tokenizer", local_files_only=True),  # pyright: ignore[reportArgumentType]
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(target / "tokenizer", local_files_only=True),
         unet=unet,
         scheduler=DDIMScheduler(**SCHEDULER),
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(target)
@@ -120,9 +124,7 @@ def build_painter(directory: str | Path, settings: Settings = THIRD, report: Rep
     return target
 
 
-def _go_on(
-    root: Path, begin: str, settings: Settings, first: int, object_weight: float, report: Report | None
-) -> UNet2DConditionModel:
+def _go_on(root: Path, begin: str, settings: Settings, first: int, object_weight: float, report: Report | None) -> Any:
     """Train a UNet on under the frozen text tower; ``first`` is the number of its first step, for the draws."""
     folder = root / "diffusion"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
@@ -144,8 +146,9 @@ def _go_on(
     return unet
 
 
-def _unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+def _unet() -> Any:
+    maker: Any = UNet2DConditionModel  # the library types its tuples as of one
+    return maker(
         sample_size=SIDE // 8,
         in_channels=4,
         out_channels=4,
@@ -174,7 +177,7 @@ def _loss(
     unet: nn.Module, states: Tensor, latents: Tensor, seed: int, step: int, weight: Tensor | None = None
 ) -> Tensor:
     generator = generator_of(seed, step)
-    schedule = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k not in ("set_alpha_to_one", "steps_offset")})
+    schedule: Any = DDPMScheduler.from_config(SCHEDULER)
     noise = torch.randn(latents.shape, generator=generator)
     times: Any = torch.randint(1000, (len(latents),), generator=generator)
     noisy = schedule.add_noise(latents, noise, times)

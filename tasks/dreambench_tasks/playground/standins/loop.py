@@ -71,7 +71,8 @@ def train(
         if settings.average is not None:
             # Young averages follow the weights closely, or the start would be remembered for long.
             decay = min(settings.average, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(averages.values()), [p.detach() for p in parameters.values()], 1 - decay)
+            for name, average in averages.items():
+                average.lerp_(parameters[name].detach(), 1 - decay)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise DataError(f"{folder.name}: the loss of step {step} is {losses[-1]}; lower the learning rate")
