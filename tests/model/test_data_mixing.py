@@ -213,6 +213,16 @@ def test_weights_for_some_sources_only_are_refused(processor, folder) -> None:
         training_dataset({"sources": sources}, processor, folder=folder)
 
 
+def test_a_source_that_would_never_be_drawn_is_refused(processor, folder) -> None:
+    with pytest.raises(UsageError, match="source b gets none of the 10 samples"):
+        mixed(processor, folder, (1000, 1), samples=10)
+
+
+def test_a_cache_that_is_a_file_is_one_line(processor, folder) -> None:
+    with pytest.raises(UsageError, match=r"data\.cache: .*x\.png cannot be made a folder"):
+        mixed(processor, folder, cache="x.png")
+
+
 def test_batches_of_a_mixture_are_what_a_model_takes(processor, model, folder) -> None:
     data = mixed(processor, folder)
     batch = next(iter(DataLoader(data, batch_size=8, collate_fn=Collator(processor, 64))))

@@ -120,6 +120,17 @@ def test_placeholders_and_images_of_a_conversation_must_agree(processor, picture
         conversation(processor, messages, [picture(0)], LONG)
 
 
+def test_a_conversation_that_begins_with_an_answer_is_refused(processor) -> None:
+    with pytest.raises(InputError, match="begins with the assistant"):
+        conversation(processor, [{"role": "assistant", "content": "A ring."}], [], 64)
+
+
+def test_what_a_template_refuses_is_a_broken_record(processor, monkeypatch) -> None:
+    monkeypatch.setattr(processor.tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(InputError, match="refuses the conversation: roles must alternate"):
+        conversation(processor, [{"role": "user", "content": "What?"}], [], 64)
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused(processor, monkeypatch) -> None:
     monkeypatch.setattr(processor.tokenizer, "chat_template", "{{ messages | length }}{{ messages[-1].content }}")
     messages = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]

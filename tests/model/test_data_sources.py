@@ -323,7 +323,7 @@ def test_a_document_loses_a_broken_picture_with_its_place(processor, folder) -> 
     assert ("record 1", "none of its 1 images can be read") in reasons
 
 
-@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/passwd", "C:\\x.png", "", None, 3])
+@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/passwd", "C:\\x.png", "..\\x.png", "", None, 3])
 def test_pictures_do_not_leave_their_folder(folder, name) -> None:
     (folder / "x.png").write_bytes(png(COLORS[0]))
     with pytest.raises(InputError, match=r"leads out of its folder|must be a file name"):
@@ -387,6 +387,15 @@ def test_a_changed_file_is_read_anew(processor, folder) -> None:
         ({"kind": "pairs", "path": "empty.json"}, "holds no record"),
         ({"kind": "pairs", "path": "empty.jsonl"}, r"empty\.jsonl is empty"),
         ({"kind": "pairs", "path": "broken.parquet"}, "cannot be read as parquet"),
+        ({"kind": "pairs", "path": "broken.tar"}, "cannot be read as webdataset"),
+        ({"kind": "pairs", "path": "coco.json"}, "not laid out as COCO's captions"),
+        ({"kind": "pairs", "path": "."}, "is a folder: name the files"),
+        ({"kind": "pairs", "path": []}, r"data\.sources\.0\.path"),
+        ({"kind": "pairs", "path": "pairs.jsonl", "weight": float("inf")}, "finite"),
+        (
+            {"kind": "pairs", "path": "pairs.jsonl", "columns": {"caption": "words"}},
+            r"no caption \(looked for in words;",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_one_line(processor, folder, source, message) -> None:
@@ -397,6 +406,17 @@ def test_a_wrong_recipe_is_one_line(processor, folder, source, message) -> None:
     (folder / "empty.json").write_text("[]")
     (folder / "empty.jsonl").touch()
     (folder / "broken.parquet").write_bytes(b"not parquet")
+    (folder / "broken.tar").write_bytes(b"x" * 2000)
+    (folder / "coco.json").write_text('{"images": [{}], "annotations": []}')
     with pytest.raises(UsageError, match=message) as raised:
-        opened(processor, folder, source)
+        opened(processor, folder, source)[0]
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.json.gz", "x.jsonl.gz", "x.jsonl.zip", "x.parquet", "x.tar"])
+def test_a_damaged_stream_is_one_line(processor, folder, name) -> None:
+    (folder / name).write_bytes(b"{damaged" * 200)
+    source = {"kind": "pairs", "path": name, "streaming": True, "weight": 1}
+    with pytest.raises(UsageError, match=f"{name} cannot be read as") as raised:
+        opened(processor, folder, source, samples=4)[0]
     assert "\n" not in str(raised.value)

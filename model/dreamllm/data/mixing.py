@@ -185,7 +185,7 @@ def training_dataset(
     recipe = read_recipe(data)
     max_length = recipe.max_length or processor.tokenizer.model_max_length
     cache = str(Path(folder) / recipe.cache) if recipe.cache else None
-    if cache is not None:
+    if cache is not None and not all(source.streaming for source in recipe.sources):
         try:
             Path(cache).mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -54,7 +54,7 @@ class DataRecipe(BaseModel):
 
     sources: list[SourceRecipe] = Field(min_length=1)
     max_length: int | None = Field(None, gt=0)  # tokens of a sample; without it, the tokenizer's model_max_length
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     samples: int | None = Field(None, gt=0)  # of an epoch; without it, the number of all records
     flip: bool = True
     max_broken: int = Field(1000, ge=0)  # distinct broken records or images after which training stops

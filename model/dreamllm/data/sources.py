@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from PIL import Image
 
@@ -84,13 +84,17 @@ class Source:
         if caption is None and isinstance(record.get("json"), dict):  # WebDataset: key.json with the caption in it
             caption = _field(record["json"], self.recipe.columns.get("caption"), CAPTION_FIELDS)
         if not isinstance(caption, str) or not caption.strip():
-            raise InputError(f"it has no caption (looked for in {', '.join(CAPTION_FIELDS)}; name it in `columns`)")
+            raise InputError(self._absent("caption", CAPTION_FIELDS))
         value = _field(record, self.recipe.columns.get("image"), IMAGE_FIELDS)
         if value is None:
-            raise InputError(f"it has no image (looked for in {', '.join(IMAGE_FIELDS)}; name it in `columns`)")
+            raise InputError(self._absent("image", IMAGE_FIELDS))
         picture = open_picture(value, self.images)
         painted = self.mode == "paint" or (self.mode == "either" and chance < 0.5)
         return (paint_pair if painted else read_pair)(self.processor, caption, picture, self.max_length)
+
+    def _absent(self, what: Literal["image", "caption"], usual: Sequence[str]) -> str:
+        named = self.recipe.columns.get(what)
+        return f"it has no {what} (looked for in {named or ', '.join(usual)}; name its field in `columns`)"
 
     def _matched(self, record: dict[str, Any], chance: float, report: Report) -> Sample:
         """MMC4's record: each image stands after the sentence that it is matched to. One with an `instruction` follows it."""
