@@ -195,6 +195,23 @@ def test_counts_of_a_larger_batch_scale_both_losses(model: Model, batch: dict[st
     assert float(larger.vm) == pytest.approx(float(own.vm) / 3, rel=1e-5)
 
 
+@torch.no_grad()
+def test_rows_of_like_length_together_are_the_rows_alone(
+    model: Model, processor: DreamLLMProcessor, batch: dict[str, torch.Tensor]
+) -> None:
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    text = processor.tokenizer("one blue square and some more words", add_special_tokens=False)["input_ids"]
+    for count in (3, 1, 7):
+        row = torch.tensor([text[:count] + [model.config.pad_token_id] * (ids.shape[1] - count)])
+        ids = torch.cat([ids, row])
+        mask = torch.cat([mask, (torch.arange(ids.shape[1]) < count)[None].long()])
+    whole, grouped = (final_states(model, ids, mask, batch["pixel_values"], groups) for groups in (1, 3))
+    torch.testing.assert_close(grouped[mask.bool()], whole[mask.bool()], atol=1e-5, rtol=1e-5)
+    # The texts of 1 and 3 tokens are a group, which ends with the longer one.
+    assert not grouped[3, 3:].any()
+    assert whole[3, 3:].any()
+
+
 def test_pictures_and_spans_that_differ_in_number_are_refused(model: Model, batch: dict[str, torch.Tensor]) -> None:
     settings = LossSettings()
     short = batch | {"target_pixels": batch["target_pixels"][:1]}

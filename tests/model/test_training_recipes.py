@@ -53,6 +53,12 @@ def raw(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         ({"loss": {"drop_probability": 1.5}}, "loss.drop_probability"),
         ({"train": ["dream_queries"], "lora": {}}, "name language_model in train"),
         ({"data": {"sources": []}}, "data.sources"),
+        ({"loss": {"weight_lm": 0, "weight_vm": 0}}, "loss: weight_lm and weight_vm are both 0"),
+        ({"trainer": {"per_device_train_batch_size": -2}}, "trainer: per_device_train_batch_size must be .* 1 or more"),
+        ({"trainer": {"gradient_accumulation_steps": -1}}, "gradient_accumulation_steps must be a whole number"),
+        ({"trainer": {"max_steps": 1.5}}, "max_steps must be a whole number"),
+        ({"trainer": {"dataloader_num_workers": -1}}, "dataloader_num_workers must be a whole number, 0 or more"),
+        ({"trainer": {"learning_rate": "fast"}}, "learning_rate must be a number, 0 or more; it is 'fast'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -77,6 +83,18 @@ def test_what_the_trainer_does_not_know_is_said_in_one_line(tmp_path: Path, trai
     with pytest.raises(UsageError, match=said) as caught:
         training_arguments(make_recipe(raw(tmp_path, trainer=trainer)), samples=10)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_with_evaluation_is_said_of_evaluation(tmp_path: Path) -> None:
+    from dreamllm.training.run import check_data
+
+    sources = raw(tmp_path)["data"]["sources"]
+    for wrong, said in (
+        ({"kind": "films"}, r"data\.eval_sources\.0\.kind"),
+        ({"streaming": True, "weight": 1}, "data.eval_sources: .* leave `streaming` out"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            check_data(make_recipe(raw(tmp_path, data={"sources": sources, "eval_sources": [sources[0] | wrong]})))
 
 
 def test_epochs_are_counted_in_whole_batches(tmp_path: Path) -> None:

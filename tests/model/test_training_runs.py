@@ -18,11 +18,13 @@ import torch
 import yaml
 from model.made_pairs import STAGES, recipe_dict, write_pairs
 from safetensors.torch import load_file
+from transformers.utils import is_flash_attn_2_available
 
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, checkpoint
 from dreamllm.errors import CheckpointError, UsageError
 from dreamllm.training import run
 from dreamllm.training.assemble import assemble
+from dreamllm.training.dry_run import dry_run
 from dreamllm.training.merge import merge
 from dreamllm.training.recipe import Recipe, make_recipe
 from dreamllm.training.trainer import last_checkpoint
@@ -107,6 +109,61 @@ def test_a_batch_in_micro_batches_is_the_same_batch(data: Path, tiny: Path, tmp_
     assert logs(tmp_path / "quarters") == found["whole"]
     both = [line for line in logs(tmp_path / "whole") if {"lm_loss", "vm_loss"} <= set(line)]
     assert len({line["loss"] for line in both}) >= 2  # else the comparison says little
+
+
+def test_rows_grouped_by_length_are_the_same_batch(data: Path, tiny: Path, tmp_path: Path) -> None:
+    for groups in (1, 3):
+        raw = recipe_dict("sft", data, tiny, tmp_path / str(groups), max_steps=3, per_device_train_batch_size=4)
+        raw["loss"]["length_groups"] = groups
+        run.train(make_recipe(raw))
+    assert logs(tmp_path / "3") == [pytest.approx(line, rel=1e-4) for line in logs(tmp_path / "1")]
+
+
+def test_the_attention_of_the_recipe_is_the_models(data: Path, tiny: Path, tmp_path: Path) -> None:
+    raw = recipe_dict("reading", data, tiny, tmp_path / "out")
+    for wanted in ("eager", "sdpa"):
+        raw["start"]["attention"] = wanted
+        model, _ = run.start(make_recipe(raw))
+        parts: Any = (model.get_decoder(), model.vision_tower)
+        assert [part.config._attn_implementation for part in parts] == [wanted] * 2
+
+
+def test_attention_that_is_not_installed_is_one_line(data: Path, tiny: Path, tmp_path: Path) -> None:
+    if is_flash_attn_2_available():
+        pytest.skip("FlashAttention 2 is installed")
+    raw = recipe_dict("reading", data, tiny, tmp_path / "out")
+    raw["start"]["attention"] = "flash_attention_2"
+    with pytest.raises(UsageError, match=r"start\.attention flash_attention_2: ") as caught:
+        run.start(make_recipe(raw))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_that_cannot_be_a_folder_is_one_line(data: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        recipe = make_recipe(recipe_dict("reading", data, tiny, output))
+        for verb in (run.train, dry_run):
+            with pytest.raises(UsageError, match="cannot be made a folder"):
+                verb(recipe)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "recipe.json").write_text("{")
+    with pytest.raises(UsageError, match=r"recipe\.json cannot be read"):
+        run.train(make_recipe(recipe_dict("reading", data, tiny, tmp_path / "torn")))
+
+
+def test_what_the_library_refuses_in_company_is_one_line(data: Path, tiny: Path, tmp_path: Path) -> None:
+    raw = recipe_dict("reading", data, tiny, tmp_path / "out", eval_strategy="steps")  # and nothing to evaluate on
+    with pytest.raises(UsageError, match=r"^trainer: .*eval_strategy") as caught:
+        run.train(make_recipe(raw))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_in_a_worker_process_is_one_line(data: Path, tiny: Path, tmp_path: Path) -> None:
+    raw = recipe_dict("reading", data, tiny, tmp_path / "out", dataloader_num_workers=1)
+    raw["data"]["sources"][0]["images"] = str(tiny)
+    with pytest.raises(UsageError, match=r"^50 records of .*pairs\.jsonl in a row are broken") as caught:
+        run.train(make_recipe(raw))
+    assert "\n" not in str(caught.value)
 
 
 def test_two_processes_with_half_the_batch_each_learn_what_one_learns(data: Path, tiny: Path, tmp_path: Path) -> None:

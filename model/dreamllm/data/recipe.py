@@ -68,7 +68,7 @@ def read_recipe(data: dict[str, Any]) -> DataRecipe:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in ("data", *first["loc"]))
-        raise UsageError(f"{place}: {first['msg']} (given: {first['input']!r})") from None
+        raise UsageError(f"{place}: {first['msg'].removeprefix('Value error, ')} (given: {first['input']!r})") from None
     weights = [source.weight is not None for source in recipe.sources]
     if any(weights) and not all(weights):
         raise UsageError("data.sources: give every source a weight, or none (each record is then drawn equally often)")

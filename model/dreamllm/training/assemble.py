@@ -52,10 +52,15 @@ def assemble(
         raise UsageError(f"chat_template {chat_template!r} is not known; there are {', '.join(CHAT_TEMPLATES)}")
     wanted = torch_dtype(dtype) or torch.float32
     llm, clip, diffusion = Path(language_model), Path(clip), Path(diffusion)
+    for folder in (llm, clip, diffusion):
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder")
     tokenizer = tokenizer_from_file(_tokenizer_file(llm))
     decoder = _load(AutoModelForCausalLM, llm, wanted)
     _grow(decoder, len(tokenizer))
     tower = _load(CLIPVisionModel, clip, wanted)
+    for part in (decoder, tower):
+        part.config._name_or_path = ""
     painter = _image_decoder_config(diffusion, resolution)
     fields: dict[str, Any] = {
         **token_ids(tokenizer),
@@ -126,6 +131,8 @@ def _grow(decoder: PreTrainedModel, size: int) -> None:
 
 def _image_decoder_config(diffusion: Path, resolution: int | None) -> ImageDecoderConfig:
     vae, unet = (read_json(diffusion / part / "config.json") for part in ("vae", "unet"))
+    for part in (vae, unet):
+        part.pop("_name_or_path", None)  # a place on the machine where the part was made
     scheduler = read_json(diffusion / "scheduler" / "scheduler_config.json")
     size = unet.get("sample_size")
     if resolution is None and not isinstance(size, int):

@@ -13,7 +13,7 @@ from dreamllm.processing import DreamLLMProcessor
 from dreamllm.sampling import to_pil
 from dreamllm.training.losses import count_targets
 from dreamllm.training.recipe import Recipe
-from dreamllm.training.run import DRY_RUN, check_data, make_trainer, start
+from dreamllm.training.run import DRY_RUN, check_data, make_folder, make_trainer, plain_errors, start
 from dreamllm.training.trainable import count_by_part
 from dreamllm.training.trainer import DreamLLMTrainer
 
@@ -27,11 +27,12 @@ def dry_run(recipe: Recipe) -> list[str]:
     """
     check_data(recipe)
     folder = recipe.output / DRY_RUN
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     model, processor = start(recipe)
     trainer = make_trainer(recipe.model_copy(update={"output": folder}), model, processor)
     args = trainer.args
-    batches = [batch for _, batch in zip(range(MEASURED_STEPS), trainer.get_train_dataloader(), strict=False)]
+    with plain_errors():
+        batches = [batch for _, batch in zip(range(MEASURED_STEPS), trainer.get_train_dataloader(), strict=False)]
     show_batch(batches[0], processor, folder)
     seconds = [_measure(trainer, batch) for batch in batches]
     together = args.gradient_accumulation_steps * args.world_size

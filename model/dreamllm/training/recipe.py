@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dreamllm.errors import UsageError
+
+# Fields of the trainer that the library takes as they are, and falls over later: the least of whole numbers, and rates.
+WHOLE = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+}
+RATES = ("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm")
 
 Part = Literal["visual_projector", "condition_projector", "dream_queries", "language_model"]
 
@@ -66,13 +77,19 @@ class LossSettings(Settings):
         default=1, ge=1
     )  # groups of a batch's rows, by length, that go through the decoder one by one
 
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.weight_lm == self.weight_vm == 0:
+            raise ValueError("weight_lm and weight_vm are both 0: nothing would be learnt")
+        return self
+
 
 class Data(BaseModel):
     """Samples to learn from and to evaluate on. Sources and the other keys are those of `dreamllm.data.recipe`, which checks them."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    seed: int = Field(default=0, ge=0)  # of the order, the mixture, the noise and the timesteps
+    seed: int = Field(default=0, ge=0, lt=2**32)  # of the order, the mixture, the noise and the timesteps
     sources: list[dict[str, Any]] = Field(min_length=1)
     eval_sources: list[dict[str, Any]] = []  # read at every trainer.eval_steps
     eval_samples: int = Field(default=256, ge=1)  # how many of them
@@ -103,6 +120,19 @@ class Recipe(Settings):
     data: Data
     trainer: dict[str, Any] = {}  # fields of transformers.TrainingArguments
     lora: Lora | None = None
+
+    @field_validator("trainer")
+    @classmethod
+    def _numbers(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given.keys() & WHOLE.keys():
+            value, least = given[name], WHOLE[name]
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be a whole number, {least} or more; it is {value!r}")
+        for name in given.keys() & set(RATES):
+            value = given[name]
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number, 0 or more; it is {value!r}")
+        return given
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -151,7 +181,9 @@ def make_recipe(raw: dict[str, Any], where: object = "the recipe") -> Recipe:
         first, *others = error.errors()
         key = ".".join(str(item) for item in first["loc"])
         more = f" (and {len(others)} more)" if others else ""
-        raise UsageError(f"{where}: {key + ': ' if key else ''}{first['msg']}{more}") from None
+        raise UsageError(
+            f"{where}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}{more}"
+        ) from None
 
 
 def _parse(text: str) -> Any:

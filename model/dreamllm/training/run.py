@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from accelerate import PartialState
 from dreamllm import checkpoint
 from dreamllm.data import Collator, training_dataset
 from dreamllm.data.recipe import read_recipe
-from dreamllm.errors import UsageError
+from dreamllm.errors import DreamLLMError, UsageError
 from dreamllm.training.assemble import assemble
 from dreamllm.training.recipe import Recipe, Start
 from dreamllm.training.trainable import finished, make_trainable
@@ -55,11 +57,12 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
         found = prepare_output(recipe, resume, main=processes.is_main_process)
     result = recipe.output / RESULT
     if found == "complete":
-        return json.loads(result.read_text(encoding="utf-8"))
+        return _read_json(result)
     model, processor = start(recipe)
     before = model.config.training
     trainer = make_trainer(recipe, model, processor)
-    output = trainer.train(resume_from_checkpoint=found)
+    with plain_errors():
+        output = trainer.train(resume_from_checkpoint=found)
     model.config.training = describe(before, recipe)
     record = {
         "stage": recipe.stage,
@@ -80,14 +83,23 @@ def check_data(recipe: Recipe) -> None:
     """UsageError for what is wrong in `data:`, before anything large is read."""
     read_recipe(recipe.data.part())
     if recipe.data.eval_sources:
-        read_recipe(recipe.data.part(evaluation=True))
+        try:
+            evaluation = read_recipe(recipe.data.part(evaluation=True) | {"samples": recipe.data.eval_samples})
+        except UsageError as error:
+            raise UsageError(str(error).replace("data.sources", "data.eval_sources", 1)) from None
+        if any(source.streaming for source in evaluation.sources):
+            raise UsageError("data.eval_sources: they are read as tables; leave `streaming` out")
 
 
 def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """The model that the recipe starts from, and its processor."""
     model, processor = _read(recipe.start)
     if recipe.start.attention is not None:
-        model.set_attn_implementation(recipe.start.attention)
+        try:
+            model.set_attn_implementation(recipe.start.attention)
+        except (ImportError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"start.attention {recipe.start.attention}: {reason}") from None
     return model, processor
 
 
@@ -104,13 +116,15 @@ def make_trainer(
     recipe: Recipe, model: DreamLLMForConditionalGeneration, processor: DreamLLMProcessor
 ) -> DreamLLMTrainer:
     resolution, data = model.config.image_decoder_config.resolution, recipe.data
-    return DreamLLMTrainer(
-        make_trainable(model, recipe),
-        recipe,
-        Collator(processor, resolution),
-        training_dataset(data.part(), processor, broken_file=recipe.output / BROKEN),
-        training_dataset(data.part(evaluation=True), processor) if data.eval_sources else None,
-    )
+    samples = training_dataset(data.part(), processor, broken_file=recipe.output / BROKEN)
+    held_out = training_dataset(data.part(evaluation=True), processor) if data.eval_sources else None
+    trainable = make_trainable(model, recipe)
+    try:
+        return DreamLLMTrainer(trainable, recipe, Collator(processor, resolution), samples, held_out)
+    except DreamLLMError:
+        raise
+    except (ValueError, ImportError) as error:  # fields that the library does not like in company or on this machine
+        raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
 
 
 def describe(before: str | None, recipe: Recipe) -> str:
@@ -130,7 +144,7 @@ def prepare_output(recipe: Recipe, resume: str, main: bool = True) -> str | None
     ours = recipe.model_dump(mode="json", exclude={"output"})
     kept = folder / RECIPE
     if kept.is_file() and resume == "auto":
-        different = _differences(json.loads(kept.read_text(encoding="utf-8")), ours)
+        different = _differences(_read_json(kept), ours)
         if different:
             raise UsageError(
                 f"{folder} holds a run of another recipe ({different[0]} differs): give another output, or remove that folder"
@@ -138,12 +152,32 @@ def prepare_output(recipe: Recipe, resume: str, main: bool = True) -> str | None
     elif main:
         if folder.is_dir() and {path.name for path in folder.iterdir()} - {DRY_RUN}:
             raise UsageError(f"{folder} exists and is not empty: give another output")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         _write_json(kept, ours)
     if (folder / RESULT).is_file():
         return "complete"
     last = last_checkpoint(folder / CHECKPOINTS)
     return None if last is None else str(last)
+
+
+def make_folder(folder: Path) -> None:
+    """UsageError where there is something else in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made a folder ({error.strerror}): give another output") from None
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """An error of a data-loader worker comes with that process's traceback; its last line is the error itself."""
+    try:
+        yield
+    except DreamLLMError as error:
+        *traceback, last = str(error).strip().splitlines()
+        if not traceback:
+            raise
+        raise type(error)(last.partition(": ")[2]) from None
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -178,6 +212,13 @@ def _last_losses(history: list[dict[str, Any]]) -> dict[str, float]:
     for line in history:
         last.update({name: value for name, value in line.items() if name.endswith("loss") and name != "train_loss"})
     return last
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error}): give another output, or remove that folder") from None
 
 
 def _write_json(path: Path, value: Any) -> None:
