@@ -27,7 +27,7 @@ from dreamllm.training.trainer import DreamLLMTrainer
 build, recipes, killed_in = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 for module, names in (
     (encoder, ["SETTINGS"]), (autoencoder, ["SETTINGS", "FINE"]),
-    (diffusion, ["FIRST", "SECOND", "THIRD"]), (decoder, ["LANGUAGE", "WARM_UP"]),
+    (diffusion, ["FIRST", "SECOND", "THIRD", "FOURTH"]), (decoder, ["LANGUAGE", "WARM_UP"]),
 ):
     for name in names:
         setattr(module, name, replace(getattr(module, name), steps=4, batch=4, save_every=2))

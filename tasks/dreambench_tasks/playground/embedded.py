@@ -18,6 +18,7 @@ from dreambench_tasks.playground.writing import write
 __all__ = ["PICTURES", "STEPS", "STORIES"]
 
 PICTURES, STORIES = 24_000, 8_000  # of the train part, for the three stages
+THREADS = 2  # of the three stages; another number gives other last bits
 RECIPES = Path(__file__).parent / "recipes"
 LAYOUT = "model.safetensors"
 
@@ -44,16 +45,19 @@ def autoencoder(directory: Path) -> None:
 def diffusion(directory: Path) -> None:
     from dreambench_tasks.playground.standins.diffusion import (
         FIRST,
+        FOURTH,
         SECOND,
         THIRD,
         build_painter,
         build_text_tower,
         build_unet,
+        build_unet_of_things,
     )
 
     _watched("text tower and UNet", build_text_tower, FIRST, directory)
     _watched("UNet", build_unet, SECOND, directory)
-    _watched("UNet, where things are", build_painter, THIRD, directory)
+    _watched("UNet, where things are", build_unet_of_things, THIRD, directory)
+    _watched("UNet, at last", build_painter, FOURTH, directory)
 
 
 def language(directory: Path) -> None:
@@ -137,6 +141,7 @@ def _train(directory: Path, name: str) -> None:
     recipe = RECIPES.resolve() / f"{name}.yaml"
     # The library takes no bf16 on a CPU without this word.
     changes = [] if torch.cuda.is_available() else ["trainer.use_cpu=true"]
+    torch.set_num_threads(THREADS)
     say(f"{name}: {directory / name}")
     with chdir(directory):
         train(load_recipe(recipe, changes))

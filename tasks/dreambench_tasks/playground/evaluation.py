@@ -141,11 +141,13 @@ def stories(
             if illustrated:
                 seen = look(probe, np.stack([np.asarray(image) for _, image in illustrated]))
                 shown += sum(_names_all(text, s) for (text, _), s in zip(illustrated, seen, strict=True))
-    return {
+    scores = {
         "documents with every picture after its sentence": Share(placed, n),
         "documents with as many pictures as asked for": Share(asked_for, n),
-        "pictures that show what their sentence names": Share(shown, pictures),
     }
+    if pictures:
+        scores["pictures that show what their sentence names, and nothing else"] = Share(shown, pictures)
+    return scores
 
 
 def _painted(paint: Any, probe: torch.nn.Module, told: Sequence[Told]) -> list[Seen]:
