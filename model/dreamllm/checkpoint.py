@@ -168,10 +168,13 @@ def convert(
 
 
 def check_new(folder: str | Path) -> Path:
-    """The folder, if nothing is there yet; UsageError otherwise."""
+    """The folder, if nothing is there yet and it can be made; UsageError otherwise."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder: give a new one")
+    above = next((parent for parent in folder.absolute().parents if parent.exists()), None)
+    if above is not None and not above.is_dir():
+        raise UsageError(f"{folder} cannot be made a folder: {above} is a file")
     return folder
 
 

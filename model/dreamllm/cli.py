@@ -72,6 +72,8 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Answer a prompt, or paint it."""
+    if paint is not None:
+        _check_picture(paint)
     loaded, processor = _load(model, clip, diffusion, device, dtype)
     if paint is not None:
         inputs = processor(prompt, image or None)
@@ -83,7 +85,6 @@ def generate(
             scheduler=scheduler,
             progress=sys.stderr.isatty(),
         )
-        paint.parent.mkdir(parents=True, exist_ok=True)
         pictures[0].save(paint)
         typer.echo(str(paint))
         return
@@ -244,6 +245,20 @@ def merge(
     typer.echo(f"{target}: merged")
 
 
+def _check_picture(file: Path) -> None:
+    """UsageError where no picture can be saved, before one is painted; its folder is made."""
+    from PIL import Image
+
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
+        raise UsageError(f"--paint {file}: a picture is saved as .png, .jpg or another kind that Pillow knows")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--paint {file}: its folder cannot be made ({error.strerror})") from None
+    if file.is_dir():
+        raise UsageError(f"--paint {file} is a folder: name a file")
+
+
 def _load(
     model: str, clip: Path | None, diffusion: Path | None, device: str, dtype: str | None
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
@@ -254,6 +269,12 @@ def _load(
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+    try:
+        known = device == "auto" or torch.device(device).type in ("cpu", "cuda")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise UsageError(f"--device {device!r} is not known; there are auto, cpu, cuda and cuda:N")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda") and not torch.cuda.is_available():

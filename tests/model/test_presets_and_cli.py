@@ -147,6 +147,12 @@ def test_chat_answers_until_the_input_ends(monkeypatch, capsys, tmp_path, pictur
         (["generate", "{}/nowhere", "hello"], "is not a folder"),
         (["convert", "{}/nowhere", "{}/m", "--to", "theirs"], "ours, released"),
         (["init", "{}"], "not an empty folder"),
+        (["init", "{}/file/m"], "file is a file"),
+        (["compose", "{}/nowhere", "hello", "{}/file/story"], "file is a file"),
+        (["generate", "{}/nowhere", "hello", "--paint", "{}/x.xyz"], "x.xyz: a picture is saved as"),
+        (["generate", "{}/nowhere", "hello", "--paint", "{}/file/x.png"], "folder cannot be made"),
+        (["generate", "{}/nowhere", "hello", "--device", "gpu"], "'gpu' is not known; there are auto, cpu"),
+        (["train", "{}/nowhere.yaml"], "nowhere.yaml cannot be read"),
     ],
 )
 def test_errors_are_one_line_and_status_2(monkeypatch, capsys, tmp_path, arguments, words) -> None:
