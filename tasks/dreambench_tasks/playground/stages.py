@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from dreambench.errors import MissingWeightsError
+from dreambench.errors import MissingWeightsError, UsageError
 from dreambench.files import cache_folder
 from dreambench.progress import progress_bar, say
 from dreambench_tasks.playground.embedded import STEPS
@@ -14,10 +15,16 @@ __all__ = ["STAGES", "build", "build_clip_stage", "evaluate"]
 
 
 def build(directory: str | Path, stage: str | None = None) -> None:
-    """Run one of ``STAGES``, or all of the embedded model's steps in order, in ``directory``."""
+    """Run one of ``STAGES``, or all of the embedded model's steps in order, in ``directory``; UsageError where it cannot go on."""
+    folder = Path(directory).resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made a folder ({error.strerror}): name another") from None
     for name in STEPS if stage is None else (stage,):
-        say(f"{name}: {Path(directory).resolve()}")
-        STAGES[name](Path(directory).resolve())
+        say(f"{name}: {folder}")
+        with _errors_of_the_library():
+            STAGES[name](folder)
 
 
 def evaluate(checkpoint: str | Path | None = None, baseline: str | Path | None = None) -> dict[str, dict[str, str]]:
@@ -28,7 +35,8 @@ def evaluate(checkpoint: str | Path | None = None, baseline: str | Path | None =
     folder = embedded_checkpoint() if checkpoint is None else Path(checkpoint)
     if folder is None:
         raise MissingWeightsError("no embedded checkpoint came with this package: name a folder, or build one first")
-    return card.evaluate(folder, cache_folder() / "playground-probe", baseline)
+    with _errors_of_the_library():
+        return card.evaluate(folder, cache_folder() / "playground-probe", baseline)
 
 
 def build_clip_stage(directory: str | Path, seed: int = 0) -> Path:
@@ -46,6 +54,17 @@ def build_clip_stage(directory: str | Path, seed: int = 0) -> Path:
         say(f"{name}: {value}")
     say(f"wrote {write_card(folder, scores)}")
     return folder
+
+
+@contextmanager
+def _errors_of_the_library() -> Iterator[None]:
+    """What dreamllm asks the user to do is one line here too."""
+    from dreamllm.errors import DreamLLMError
+
+    try:
+        yield
+    except DreamLLMError as error:
+        raise UsageError(str(error)) from error
 
 
 STAGES: dict[str, Callable[[Path], object]] = {**STEPS, "clip": build_clip_stage}
