@@ -18,7 +18,6 @@ from dreambench_tasks.playground.writing import write
 __all__ = ["PICTURES", "STEPS", "STORIES"]
 
 PICTURES, STORIES = 24_000, 8_000  # of the train part, for the three stages
-THREADS = 2  # of the three stages; another number gives other last bits
 RECIPES = Path(__file__).parent / "recipes"
 LAYOUT = "model.safetensors"
 
@@ -135,15 +134,15 @@ def _train(directory: Path, name: str) -> None:
     """A stage by its recipe, whose folders are relative to the build's, so that its fingerprint is the same everywhere."""
     import torch
 
+    from dreambench_tasks.playground.standins.loop import one_thread
     from dreamllm.training.recipe import load_recipe
     from dreamllm.training.run import train
 
     recipe = RECIPES.resolve() / f"{name}.yaml"
     # The library takes no bf16 on a CPU without this word.
     changes = [] if torch.cuda.is_available() else ["trainer.use_cpu=true"]
-    torch.set_num_threads(THREADS)
     say(f"{name}: {directory / name}")
-    with chdir(directory):
+    with one_thread(), chdir(directory):
         train(load_recipe(recipe, changes))
 
 

@@ -1,0 +1,122 @@
+"""The embedded model's judges: a painter and a reader that are right get everything, ones that are wrong in one respect lose that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dreambench_tasks.playground import evaluation
+from dreambench_tasks.playground.evaluation import single_scenes
+from dreambench_tasks.playground.probe import _PARTS, Seen, look
+from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene
+
+N = 24
+
+
+def seen_of(scene: Scene) -> Seen:
+    return Seen(scene.background, {(t.row, t.column): (t.shape, t.colour, t.size) for t in scene.things})
+
+
+@pytest.fixture
+def painted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`painting` for a painter that shows each caption's scene after a change to it."""
+
+    def judged(change: Any) -> dict[str, float]:
+        scenes = [one.scene for things in (1, 2) for one in single_scenes("test", things, N)]
+        left = [seen_of(change(scene)) for scene in scenes]
+
+        def shown(_: Any, pictures: NDArray[np.uint8]) -> list[Seen]:
+            taken, left[:] = left[: len(pictures)], left[len(pictures) :]
+            return taken
+
+        def paint(texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+            assert len(set(seeds)) == len(texts)
+            return np.zeros((len(texts), 64, 64, 3), np.uint8)
+
+        monkeypatch.setattr(evaluation, "look", shown)
+        shares = evaluation.painting(paint, torch.nn.Identity(), N)
+        return {name: share.right / share.n for name, share in shares.items()}
+
+    return judged
+
+
+def test_a_painter_that_is_right_gets_everything(painted: Any) -> None:
+    assert set(painted(lambda scene: scene).values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (lambda s: replace(s, background="navy" if s.background != "navy" else "mint"), {"background"}),
+        (lambda s: replace(s, things=tuple(replace(t, size="small") for t in s.things)), set()),
+        (
+            lambda s: replace(
+                s, things=tuple(replace(t, shape="star" if t.shape != "star" else "heart") for t in s.things)
+            ),
+            {"single object exactly", "objects recalled", "scenes of two"},
+        ),
+        (lambda s: replace(s, things=tuple(replace(t, row=(t.row + 1) % 3) for t in s.things)), {"single object in"}),
+    ],
+)
+def test_a_painter_that_is_wrong_in_one_respect_loses_that(painted: Any, change: Any, lost: set[str]) -> None:
+    shares = painted(change)
+    for name, share in shares.items():
+        right = not any(name.startswith(start) for start in lost)
+        assert share == 1.0 if right else share < 0.6, name
+
+
+def test_a_second_object_is_not_one_exactly_right(painted: Any) -> None:
+    def doubled(scene: Scene) -> Scene:
+        first = scene.things[0]
+        return replace(
+            scene, things=(*scene.things, replace(first, row=(first.row + 1) % 3, column=(first.column + 1) % 3))
+        )
+
+    shares = painted(doubled)
+    assert shares["single object exactly right (colour, shape, nothing else)"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("parts", "right"),
+    [
+        (("A story about a red star. A red star is in the center on a mint background.", 1, "The end."), True),
+        (
+            ("A red star is in the center on a mint background. Then it goes to the top left on a mint background.", 1),
+            False,
+        ),
+        (("A story about a red star.", 1, "A red star is in the center on a mint background."), False),
+        (("A red star is in the center on a mint background.", 1, 2), False),
+        (("Here is a red star in the center on a mint background.", 1), True),
+    ],
+)
+def test_pictures_stand_after_the_sentence_that_describes_them(parts: tuple[Any, ...], right: bool) -> None:
+    told = evaluation._sentences_with_pictures(parts)
+    assert all(evaluation._describes(text) == (image is not None) for text, image in told) is right
+
+
+def test_a_picture_shows_its_sentence_if_that_names_all_that_is_seen() -> None:
+    seen = Seen("mint", {(0, 0): ("star", "blue", "small")})
+    assert evaluation._names_all("The star turns blue in the top left on a mint background.", seen)
+    assert not evaluation._names_all("The star turns red in the top left on a mint background.", seen)
+    assert not evaluation._names_all("The star turns blue in the top left on a mint background.", Seen("mint", {}))
+
+
+def test_the_probe_reads_cells_from_logits() -> None:
+    class Sure(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            cells, ground = torch.zeros(len(pixels), sum(_PARTS), 3, 3), torch.zeros(len(pixels), len(BACKGROUNDS))
+            cells[:, 0] = 1  # empty
+            cells[:, 3, 2, 1] = 2  # the third shape in the last row
+            cells[:, _PARTS[0] + 4, 2, 1] = 1
+            cells[:, sum(_PARTS[:2]) + 1, 2, 1] = 1
+            ground[:, 2] = 1
+            return cells, ground
+
+    (seen,) = look(Sure(), np.zeros((1, 64, 64, 3), np.uint8))
+    assert seen == Seen(BACKGROUNDS[2], {(2, 1): (SHAPES[2], COLOURS[4], SIZES[1])})
