@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambench.errors import UsageError
+from dreambench.errors import MissingWeightsError, UsageError
 from dreambench_tasks.playground import stages
 from dreamllm.errors import CheckpointError
 
@@ -24,3 +24,8 @@ def test_what_the_library_says_is_an_error_of_ours(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(stages.STAGES, "igpt", fails)
     with pytest.raises(UsageError, match="alignment is not a folder"):
         stages.build(tmp_path / "new", "igpt")
+
+
+def test_a_checkpoint_that_is_not_there_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(MissingWeightsError, match="nowhere is not a folder"):
+        stages.evaluate(tmp_path / "nowhere")
