@@ -274,6 +274,23 @@ def test_a_loss_that_is_no_number_ends_the_run(data: Path, tiny: Path, tmp_path:
         run.train(recipe)
 
 
+def test_data_that_teach_nothing_of_what_is_weighed_end_the_run(data: Path, tiny: Path, tmp_path: Path) -> None:
+    raw = recipe_dict("reading", data, tiny, tmp_path / "out")
+    raw["loss"] = {"weight_lm": 0.0, "weight_vm": 1.0}  # pairs that are read have nothing to paint
+    with pytest.raises(UsageError, match="nothing was learnt up to step"):
+        run.train(make_recipe(raw))
+
+
+def test_a_damaged_checkpoint_says_which_folder_to_remove(data: Path, tiny: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(recipe_dict("reading", data, tiny, tmp_path / "out"))
+    train_until_killed(recipe, 3)
+    newest = last_checkpoint(recipe.output / "checkpoints")
+    assert newest is not None
+    (newest / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=rf"remove .*{newest.name} to go on"):
+        run.train(recipe)
+
+
 def test_a_model_is_put_together_from_published_parts(
     tiny: Path, tmp_path: Path, built: tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]
 ) -> None:

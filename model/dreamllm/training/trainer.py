@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerState, TrainingArguments
@@ -230,6 +231,12 @@ class DreamLLMTrainer(Trainer):
                     f"the loss is {logs['loss']} at step {self.state.global_step}: lower trainer.learning_rate or trainer.max_grad_norm; "
                     f"the last checkpoint is in {self.args.output_dir}"
                 )
+            weights = (self.recipe.loss.weight_lm, self.recipe.loss.weight_vm)
+            if not any(weight and count for weight, count in zip(weights, self._counted, strict=True)):
+                raise UsageError(
+                    f"nothing was learnt up to step {self.state.global_step}: the losses that the recipe weighs have neither words to say "
+                    "nor pictures to paint in its data; change loss or the sources' mode"
+                )
             logs = logs | mean_losses(self._over_processes(self._sums), self._counted)
             self._sums, self._counted = torch.zeros(2), [0, 0]
         # The stream has no epochs; the part of the run that is done is also right after a resume.
@@ -287,7 +294,13 @@ class DreamLLMTrainer(Trainer):
             return
         path = Path(resume_from_checkpoint) / WEIGHTS
         learner: Any = self.model
-        saved, own = load_file(path), dict(learner.named_parameters())
+        own = dict(learner.named_parameters())
+        try:
+            saved = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}): remove {path.parent} to go on from the one before"
+            ) from None
         if set(saved) != set(learnt_names(learner)):
             raise CheckpointError(f"{path} does not hold what this recipe trains")
         with torch.no_grad():
