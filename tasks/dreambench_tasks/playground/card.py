@@ -165,7 +165,7 @@ laptop, and to be measured.
 |---|---|---|---|---|---|
 {stages}
 
-- **Versions**: {versions}. One thread throughout.
+- **Versions**: {versions}.
 
 ## Scores
 
