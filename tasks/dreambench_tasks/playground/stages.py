@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def build_clip_stage(directory: str | Path, seed: int = 0) -> Path:
 
 
 @contextmanager
-def _errors_of_the_library() -> Iterator[None]:
+def _errors_of_the_library() -> Generator[None]:
     """What dreamllm asks the user to do is one line here too."""
     from dreamllm.errors import DreamLLMError
 

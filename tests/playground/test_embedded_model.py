@@ -1,0 +1,43 @@
+"""The model that comes with the package: small, trained, with a card, and able to read and to tell illustrated stories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import dreamllm
+from dreambench.adapters.dreamllm import embedded_checkpoint
+from dreambench_tasks.playground.evaluation import _describes, _sentences_with_pictures, reading
+from dreambench_tasks.playground.stories import instruction
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    folder = embedded_checkpoint()
+    assert folder is not None
+    return folder
+
+
+def test_it_is_small_trained_and_described(folder: Path) -> None:
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 25e6
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stages = ("alignment-reading", "alignment-painting", "igpt", "sft")
+    assert all(f"{stage} (recipe " in config["training"] for stage in stages)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {stage} |" in card for stage in stages)
+
+
+def test_it_reads_and_tells_illustrated_stories(folder: Path) -> None:
+    model, processor = dreamllm.load(folder, dtype="float32")
+    shares = reading(model, processor, 48)
+    assert shares["colour and shape"].right >= 39  # 0.93 in the card; four standard errors below
+    asked = [processor.apply_chat_template([{"role": "user", "content": instruction("val", i)[0]}]) for i in range(4)]
+    documents = model.compose(
+        processor(asked), processor, max_new_tokens=160, seeds=[0, 1, 2, 3], num_inference_steps=4, guidance_scale=1
+    )
+    for document in documents:
+        told = _sentences_with_pictures(document.parts)
+        assert document.images
+        assert all(_describes(text) == (image is not None) for text, image in told)
