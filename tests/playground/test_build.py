@@ -74,9 +74,9 @@ def built(folder: Path, recipes: Path, killed_in: str = "") -> int:
     return process.returncode
 
 
-def losses(folder: Path, stage: str) -> list[str]:
-    lines = (folder / stage / "logs.jsonl").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if "loss" in json.loads(line)]
+def losses(folder: Path, stage: str) -> list[dict[str, float]]:
+    lines = map(json.loads, (folder / stage / "logs.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if "loss" in line]
 
 
 @pytest.mark.timeout(900)
