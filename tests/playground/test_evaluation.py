@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dreambench_tasks.playground import evaluation
-from dreambench_tasks.playground.evaluation import single_scenes
+from dreambench_tasks.playground.evaluation import told_scenes
 from dreambench_tasks.playground.probe import _PARTS, Seen, look
 from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene
 
@@ -28,7 +28,7 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`painting` for a painter that shows each caption's scene after a change to it."""
 
     def judged(change: Any) -> dict[str, float]:
-        scenes = [one.scene for things in (1, 2) for one in single_scenes("test", things, N)]
+        scenes = [one.scene for things in (1, 2) for one in told_scenes("test", things, N)]
         left = [seen_of(change(scene)) for scene in scenes]
 
         def shown(_: Any, pictures: NDArray[np.uint8]) -> list[Seen]:

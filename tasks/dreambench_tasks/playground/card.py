@@ -117,14 +117,10 @@ def _text(shares: dict[str, Any]) -> Rows:
 
 def _dreamllm_painter(model: Any, processor: Any) -> Painter:
     def paint(texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        pixels = model.paint(
-            processor(list(texts)),
-            seeds=list(seeds),
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
-            output_type="tensor",
+        painted = model.paint(
+            processor(list(texts)), seeds=list(seeds), num_inference_steps=STEPS, guidance_scale=GUIDANCE
         )
-        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return np.stack([np.asarray(picture) for picture in painted])
 
     return paint
 
@@ -140,9 +136,8 @@ def _pipeline_painter(folder: str | Path) -> Painter:
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE,
             generator=generators,
-            output_type="np",
         )
-        return (painted.images * 255).round().astype(np.uint8)
+        return np.stack([np.asarray(picture) for picture in painted.images])
 
     return paint
 
@@ -159,7 +154,8 @@ laptop, and to be measured.
   CLIP's text tower (which learns on during its first steps, then is frozen), and a language model on the playground's texts. The language
   model then warms up: its states at the dream queries regress those of the painter's text tower. That regression is *not* DreamLLM's
   objective; it stands for what a large language model brings along, and belongs to the preparation alone.
-- Then DreamLLM's three stages, with the losses, freezing and data formats of the 7B recipe and `dreamllm train`'s ordinary code:
+- Then DreamLLM's three stages, with the losses, freezing and data formats of the 7B recipe and `dreamllm train`'s ordinary code (in
+  stages II and III the image loss weighs 2, not 10; conditions are dropped with probability 0.1):
 
 | stage | recipe | steps x batch | lr | seed | last losses |
 |---|---|---|---|---|---|

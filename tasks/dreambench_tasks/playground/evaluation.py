@@ -27,7 +27,7 @@ from dreambench_tasks.playground.scene import BACKGROUNDS, Dice, Scene, draw_sce
 from dreambench_tasks.playground.stories import instruction
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor
 
-__all__ = ["STEPS", "Told", "painting", "probe_accuracy", "reading", "single_scenes", "stories"]
+__all__ = ["STEPS", "Told", "painting", "probe_accuracy", "reading", "stories", "told_scenes"]
 
 BATCH = 64
 GUIDANCE, STEPS = 3.0, 20
@@ -42,7 +42,7 @@ class Told:
     caption: str
 
 
-def single_scenes(part: str, things: int, n: int) -> list[Told]:
+def told_scenes(part: str, things: int, n: int) -> list[Told]:
     """The first ``n`` scenes of a part with so many things, each with one of its captions."""
 
     def drawn() -> Iterator[Told]:
@@ -56,7 +56,7 @@ def single_scenes(part: str, things: int, n: int) -> list[Told]:
 
 def reading(model: DreamLLMForConditionalGeneration, processor: DreamLLMProcessor, n: int = 500) -> dict[str, Share]:
     """Single things of the test part: is "What is in the <place>?" answered by their colour and shape?"""
-    told = single_scenes("test", 1, n)
+    told = told_scenes("test", 1, n)
     right: Counter[str] = Counter()
     for start in range(0, n, BATCH):
         batch = [one.scene for one in told[start : start + BATCH]]
@@ -90,7 +90,7 @@ def painting(paint: Any, probe: torch.nn.Module, n: int = 500) -> dict[str, Shar
 
     ``paint(captions, seeds)`` returns ``(N, 64, 64, 3)`` uint8.
     """
-    one, two = (single_scenes("test", things, n) for things in (1, 2))
+    one, two = (told_scenes("test", things, n) for things in (1, 2))
     seen_one, seen_two = (_painted(paint, probe, told) for told in (one, two))
     both = [*zip(seen_one, one, strict=True), *zip(seen_two, two, strict=True)]
     placed = [(s, t) for s, t in zip(seen_one, one, strict=True) if place(t.scene.things[0]) in t.caption.lower()]

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from dreambench_tasks.playground.scene import Dice, Scene, Thing
 
-__all__ = ["PLACES", "a", "captions", "enumerated", "narrative", "place", "relation"]
+__all__ = ["PLACES", "a", "captions", "enumerated", "fullest_caption", "narrative", "place", "relation"]
 
 PLACES = (
     ("top left", "top center", "top right"),
@@ -57,15 +57,19 @@ def captions(scene: Scene, dice: Dice) -> list[str]:
     names = enumerated([a(t.name) for t in things])
     sized = enumerated([a(f"{t.size} {t.name}") for t in things])
     placed = enumerated([f"{a(t.name)} in the {place(t)}" for t in things])
-    whole = enumerated([f"{a(f'{t.size} {t.name}')} in the {place(t)}" for t in things])
     told = [
         f"{dice.pick(_LEADS)}{names} on {a(ground)} background",
         f"{dice.pick(_LEADS)}{sized} on {a(ground)} background",
         f"{dice.pick(_LEADS)}{placed}, on {a(ground)} background",
-        f"on {a(ground)} background {'is' if len(things) == 1 else 'are'} {whole}",
+        _fullest(scene),
         _related(scene),
     ]
-    return [f"{text[0].upper()}{text[1:]}." for text in dice.sample(told, len(told))]
+    return [_sentence(text) for text in dice.sample(told, len(told))]
+
+
+def fullest_caption(scene: Scene) -> str:
+    """The caption that says the most: each thing's size, colour, shape and place, and the background."""
+    return _sentence(_fullest(scene))
 
 
 def narrative(scene: Scene, dice: Dice) -> list[str]:
@@ -88,6 +92,15 @@ def narrative(scene: Scene, dice: Dice) -> list[str]:
         sentences.append(dice.pick(_ALONE))
     sentences.append(dice.pick(_ENDINGS).format(background=ground))
     return sentences
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _fullest(scene: Scene) -> str:
+    things = enumerated([f"{a(f'{t.size} {t.name}')} in the {place(t)}" for t in scene.things])
+    return f"on {a(scene.background)} background {'is' if len(scene.things) == 1 else 'are'} {things}"
 
 
 def _related(scene: Scene) -> str:

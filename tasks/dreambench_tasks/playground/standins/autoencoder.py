@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreambench_tasks.playground.pixels import pixels_of
+from dreambench_tasks.playground.pixels import pixels_of, things_of
 from dreambench_tasks.playground.render import SIDE, render_many
 from dreambench_tasks.playground.scene import Dice, Scene, draw_scene
 from dreambench_tasks.playground.standins.loop import CHECKPOINT, Report, Settings, generator_of, one_thread, train
@@ -96,9 +96,7 @@ def _pixels_and_weight(step: int, settings: Settings) -> tuple[Tensor, Tensor]:
     """The pictures of a step, (B, 3, 64, 64), and the weight of each pixel's error, (B, 1, 64, 64)."""
     scenes = [_crowded_scene(settings.seed, step * settings.batch + i) for i in range(settings.batch)]
     pictures = render_many(scenes)
-    empty = render_many([Scene(s.background, (), s.shift, s.light) for s in scenes])
-    things = torch.from_numpy((pictures != empty).any(axis=-1)).float()[:, None]
-    return pixels_of(pictures), 1 + (OBJECT_WEIGHT - 1) * things
+    return pixels_of(pictures), 1 + (OBJECT_WEIGHT - 1) * things_of(scenes, pictures)
 
 
 def _sample(posterior: Any, seed: int, step: int) -> Tensor:

@@ -18,14 +18,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPTextModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dreambench_tasks.playground.conversations import conversation
-from dreambench_tasks.playground.language import a, captions, enumerated, narrative, place
-from dreambench_tasks.playground.scene import WORLD, Dice, Scene, draw_scene
+from dreambench_tasks.playground.language import captions, fullest_caption, narrative
+from dreambench_tasks.playground.scene import WORLD, Dice, draw_scene
+from dreambench_tasks.playground.standins.diffusion import text_ids
 from dreambench_tasks.playground.standins.encoder import CONTEXT, WIDTH
 from dreambench_tasks.playground.standins.loop import CHECKPOINT, Report, Settings, one_thread, train
 from dreambench_tasks.playground.stories import instruction, story
+from dreamllm.spans import position_ids_from_mask
 from dreamllm.tokenizer import train_tokenizer
 
 __all__ = ["LANGUAGE", "WARM_UP", "build_language", "build_warm_up", "playground_tokenizer"]
@@ -87,11 +90,8 @@ def build_warm_up(directory: str | Path, settings: Settings = WARM_UP, report: R
 
         def loss_of(step: int) -> Tensor:
             told, taught = _told_and_taught(settings, step)
-            ids = teacher_tokenizer(
-                taught, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
-            )["input_ids"]
             with torch.no_grad():
-                states = teacher(ids)[0]
+                states = teacher(text_ids(teacher_tokenizer, taught))[0]
             error = F.mse_loss(dreamer(told), states) / states.var()
             texts = _documents(replace(settings, batch=settings.batch // 2), LANGUAGE.steps + step)
             return error + LANGUAGE_WEIGHT * _language_loss(language, tokenizer, texts)
@@ -123,8 +123,12 @@ class _Dreamer(nn.Module):
         embeds = self.language.get_input_embeddings()(ids)
         embeds = torch.cat([embeds, self.queries.expand(len(ids), -1, -1)], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(ids), CONTEXT)], dim=1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        output = self.language.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+        output = self.language.model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=position_ids_from_mask(mask),
+            use_cache=False,
+        )
         return self.projector(output.last_hidden_state[:, -CONTEXT:])
 
 
@@ -161,12 +165,10 @@ def _language_loss(model: LlamaForCausalLM, tokenizer: Any, texts: list[str]) ->
 
 def _rows(rows: list[list[int]], left: bool = True) -> tuple[Tensor, Tensor]:
     """Token ids and mask, (B, T), padded on one side with id 0."""
-    longest = max(map(len, rows))
-    fill = [[0] * (longest - len(row)) for row in rows]
-    ids = [pad + row if left else row + pad for pad, row in zip(fill, rows, strict=True)]
-    ones = [[1] * len(row) for row in rows]
-    mask = [pad + one if left else one + pad for pad, one in zip(fill, ones, strict=True)]
-    return torch.tensor(ids), torch.tensor(mask)
+    side = "left" if left else "right"
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side=side)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True, padding_side=side)
+    return ids, mask
 
 
 def _documents(settings: Settings, step: int) -> list[str]:
@@ -189,16 +191,10 @@ def _texts(dice: Dice, part: str, number: int, seed: int) -> Iterator[str]:
     asked, tale = instruction(part, number, seed)
     yield " ".join(story(part, number, seed).sentences)
     yield f"USER: {asked} ASSISTANT: {' '.join(tale.sentences)}</s>"
-    for described in (described_fully(scene), told[2], described_fully(scene)):
+    for described in (fullest_caption(scene), told[2], fullest_caption(scene)):
         turns = [f"USER: {asked} ASSISTANT: {answered}</s>" for asked, answered in conversation(scene, dice)[:2]]
         # Of a scene that is told in words, all questions but those about what the words leave out have their answers there.
         yield "".join([turns[0].replace("USER: ", f"USER: {described} ", 1), *turns[1:]])
-
-
-def described_fully(scene: Scene) -> str:
-    """The longest of the captions: each thing's size, colour, shape and place."""
-    things = enumerated([f"{a(f'{t.size} {t.name}')} in the {place(t)}" for t in scene.things])
-    return f"On {a(scene.background)} background {'is' if len(scene.things) == 1 else 'are'} {things}."
 
 
 def _told_and_taught(settings: Settings, step: int) -> tuple[list[str], list[str]]:
@@ -215,7 +211,7 @@ def _told_and_taught(settings: Settings, step: int) -> tuple[list[str], list[str
         if dice.chance(EMPTY_PERCENT):
             said, learnt = "", ""
         elif i % 8 == 0:
-            said, learnt = " ".join(narrative(scene, dice)), described_fully(scene)
+            said, learnt = " ".join(narrative(scene, dice)), fullest_caption(scene)
         else:
             said = learnt = dice.pick(captions(scene, dice))
         told.append(said)

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
 
+from dreambench.errors import DataError
 from dreambench_tasks.playground.language import captions
-from dreambench_tasks.playground.pixels import pixels_of
+from dreambench_tasks.playground.pixels import pixels_of, things_of
 from dreambench_tasks.playground.render import SIDE, render_many
 from dreambench_tasks.playground.scene import Dice, Scene, draw_scene
 from dreambench_tasks.playground.standins.encoder import CONTEXT, WIDTH
@@ -36,6 +38,7 @@ __all__ = [
     "build_text_tower",
     "build_unet",
     "build_unet_of_things",
+    "text_ids",
 ]
 
 FIRST = Settings(steps=1000, batch=64, learning_rate=1.6e-3, weight_decay=0.01, average=0.995)
@@ -88,7 +91,7 @@ def build_text_tower(directory: str | Path, settings: Settings = FIRST, report: 
 
         def loss_of(step: int) -> Tensor:
             chosen, texts = _batch(data, settings, step, SINGLE_PERCENT)
-            return _loss(unet, tower(_ids(tokenizer, texts))[0], data.latents[chosen], settings.seed, step)
+            return _loss(unet, tower(text_ids(tokenizer, texts))[0], data.latents[chosen], settings.seed, step)
 
         train(target / "first", both, loss_of, settings, report)
     tokenizer.save_pretrained(target / "tokenizer")
@@ -151,7 +154,7 @@ def _go_on(
         def loss_of(step: int) -> Tensor:
             chosen, texts = _batch(data, settings, first + step, 0)
             with torch.no_grad():
-                states = tower(_ids(tokenizer, texts))[0]
+                states = tower(text_ids(tokenizer, texts))[0]
             weight = _object_weight([data.scenes[i] for i in chosen], object_weight)
             return _loss(unet, states, data.latents[chosen], settings.seed, first + step, weight)
 
@@ -182,10 +185,7 @@ def _object_weight(scenes: list[Scene], weight: float) -> Tensor | None:
     """(B, 1, 8, 8): the weight where a latent's 8 x 8 pixels hold something of a thing, else 1; None where all are 1."""
     if weight == 1:
         return None
-    pictures = render_many(scenes)
-    empty = render_many([replace(s, things=()) for s in scenes])
-    held = torch.from_numpy((pictures != empty).any(axis=-1)).float()[:, None]
-    return 1 + (weight - 1) * F.max_pool2d(held, 8)
+    return 1 + (weight - 1) * F.max_pool2d(things_of(scenes, render_many(scenes)), 8)
 
 
 def _loss(
@@ -212,7 +212,7 @@ def _batch(data: _Data, settings: Settings, step: int, single_percent: int) -> t
     return chosen, texts
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+def text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     """(B, 36): padded to the full context and with no mask, as Stable Diffusion's pipelines do."""
     tokens = tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
     return tokens["input_ids"]
@@ -223,7 +223,12 @@ def _data(root: Path, seed: int) -> _Data:
     path = root / "latents.safetensors"
     scenes = [draw_scene("train", i, seed) for i in range(SCENES)]
     source = json.dumps({"scenes": SCENES, "seed": seed})
-    if not path.is_file():
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get("source")
+        if found != source:
+            raise DataError(f"{path} holds the latents of {found}, not of {source}: remove it, they are made again")
+    else:
         vae: Any = AutoencoderKL.from_pretrained(root / "vae", local_files_only=True).eval()
         parts: list[Tensor] = []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
