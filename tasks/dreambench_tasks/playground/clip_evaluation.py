@@ -195,7 +195,7 @@ dreambench's playground: the default feature extractor of the embedded data. It 
 - **Data**: the playground's train part, version {world}, made as it goes; no content of the val part occurs in it.
 - **Recipe**: contrastive (Radford et al. 2021), {steps} steps of {batch}, one of a scene's five captions each, AdamW {rate} with
   100 steps of warm-up and a cosine to 0, weight decay 0.05, bfloat16 autocast, one thread, seed {seed}. Equal captions in a batch
-  count as equally right. `dreambench playground build DIR --stage clip --seed {seed}`
+  count as equally right. `dreambench playground build DIR --stage clip`
 - **Choice**: of two recipes, on the held-out scenes below. The other one (half of each batch a scene again with another shape or place
   of one thing; seed 0, as many steps) was better in no probe and in neither retrieval: R@1 0.924 and 0.918, shape 0.560, place 0.511.
 - **Weak spots**: shape and place of a lone thing are read off these 64 features by a linear probe far less surely than color and
