@@ -30,6 +30,9 @@ Diffusion = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored by default.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.")]
+Guidance = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")]
+SamplerName = Annotated[str, typer.Option(help="ddpm, ddim or dpm-solver++.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Limit on the tokens of an answer.")]
 
 
@@ -62,9 +65,9 @@ def generate(
     max_new_tokens: MaxNewTokens = 256,
     num_beams: Annotated[int, typer.Option(min=1)] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy or beam search; above, sampling.")] = 0.0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 7.5,
-    scheduler: Annotated[str, typer.Option(help="ddpm, ddim or dpm-solver++.")] = "ddim",
+    steps: Steps = 50,
+    guidance_scale: Guidance = 7.5,
+    scheduler: SamplerName = "ddim",
     seed: Annotated[int, typer.Option(help="Seed of the noise or of sampling.")] = 0,
     clip: Clip = None,
     diffusion: Diffusion = None,
@@ -103,9 +106,9 @@ def compose(
     max_new_tokens: MaxNewTokens = 512,
     max_images: Annotated[int, typer.Option(min=0, help="A document that begins another picture ends there.")] = 4,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above, sampling.")] = 0.0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 7.5,
-    scheduler: Annotated[str, typer.Option(help="ddpm, ddim or dpm-solver++.")] = "ddim",
+    steps: Steps = 50,
+    guidance_scale: Guidance = 7.5,
+    scheduler: SamplerName = "ddim",
     seed: Annotated[int, typer.Option(help="Seed of sampling and of the pictures' noise.")] = 0,
     clip: Clip = None,
     diffusion: Diffusion = None,

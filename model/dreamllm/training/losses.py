@@ -195,7 +195,7 @@ def final_states(
     """(B, T, H) final-norm hidden states with images and dream queries in their places.
 
     With `length_groups` rows of like length go through the decoder together and without the padding that only longer ones need; what
-    is at padded positions is then 0.
+    is beyond a group's longest row is then 0.
     """
     features = None if pixel_values is None else model.encode_images(pixel_values)
     embeds = model.embed(input_ids, features)

@@ -73,9 +73,7 @@ class LossSettings(Settings):
     snr_gamma: float | None = Field(default=None, gt=0)  # min-SNR weighting (arXiv 2303.09556)
     drop_probability: float = Field(default=0.0, ge=0, le=1)  # of the condition, for classifier-free guidance
     unconditional: Literal["queries", "patches"] = "queries"  # what stands in for it; patches is the original's way
-    length_groups: int = Field(
-        default=1, ge=1
-    )  # groups of a batch's rows, by length, that go through the decoder one by one
+    length_groups: int = Field(default=1, ge=1)  # of a batch's rows, by length; they go through the decoder one by one
 
     @model_validator(mode="after")
     def _something(self) -> Self:

@@ -115,10 +115,8 @@ class DreamLLMTrainer(Trainer):
         eval_data: TrainingData | None = None,
     ) -> None:
         self.recipe, self.data, self.eval_data = recipe, data, eval_data
-        self._sums, self._counted = (
-            torch.zeros(2),
-            [0, 0],
-        )  # since the last log line: losses of this process, counts of all
+        # Since the last log line: losses of this process, counts of all.
+        self._sums, self._counted = torch.zeros(2), [0, 0]
         self._micro = (-1, 0)  # step, micro-batch
         self._first_step = 0
         config: Any = model.config.image_decoder_config
@@ -198,9 +196,8 @@ class DreamLLMTrainer(Trainer):
         losses = model(**inputs, draws=draws, counts=num_items_in_batch)
         tokens, images = num_items_in_batch
         self._sums = self._sums.to(losses.lm.device) + torch.stack([losses.lm * tokens, losses.vm * images]).float()
-        loss = (
-            losses.total * self.args.world_size
-        )  # gradients are averaged over processes, and counts are of all of them
+        # Gradients are averaged over processes, and counts are of all of them.
+        loss = losses.total * self.args.world_size
         return (loss, losses) if return_outputs else loss
 
     def draws(self, batch: dict[str, Any], number: int, batch_size: int, evaluation: bool = False) -> Draws | None:
