@@ -58,12 +58,10 @@ def _weights() -> Iterator[str]:
     from dreambench.errors import DreambenchError
     from dreambench.metrics.features import load_extractor
 
-    embedded = embedded_checkpoint()
-    yield (
-        f"ok embedded DreamLLM at {embedded}"
-        if embedded
-        else ("-- no embedded DreamLLM checkpoint: `--model dreamllm` paints with random weights and says so")
-    )
+    try:
+        yield f"ok embedded DreamLLM at {embedded_checkpoint()}"
+    except DreambenchError as error:
+        yield f"!! {error}"
     yield f"   (the torch hub cache is {Path(torch.hub.get_dir()) / 'checkpoints'})"
     for spec in ("inception", "efficientnet-lite0", "playground-clip"):
         try:

@@ -30,7 +30,6 @@ from dreambench.requests import Failure, Kind, Request, Response
 from dreambench.threads import threads_for
 from dreamllm.checkpoint import load
 from dreamllm.errors import CheckpointError, DreamLLMError
-from dreamllm.presets import build
 from dreamllm.sampling import to_pil
 
 __all__ = ["DreamLLM", "embedded_checkpoint"]
@@ -45,13 +44,16 @@ PAINTING = (
     "resolution",
     "candidates",
 )
-UNTRAINED_SEED = 0
 
 
-def embedded_checkpoint() -> Path | None:
-    """The trained checkpoint that ships with the package; None while there is none."""
+def embedded_checkpoint() -> Path:
+    """The trained checkpoint that ships with the package; MissingWeightsError where it was left out."""
     folder = Path(dreamllm.__file__).parent / "embedded"
-    return folder if (folder / "config.json").is_file() else None
+    if not (folder / "model.safetensors").is_file():
+        raise MissingWeightsError(
+            f"the embedded DreamLLM is not in {folder}: install the package again, or name a checkpoint with --model dreamllm:DIR"
+        )
+    return folder
 
 
 class DreamLLM(Model):
@@ -70,14 +72,9 @@ class DreamLLM(Model):
         self.dtype = resolve_dtype(options.dtype, self.device)
         transformers_logging.disable_progress_bar()
         with _one_line():
-            embedded = embedded_checkpoint()
-            if options.location is not None:
-                folder = located(options.location, options.offline, "--model dreamllm")
-                model, self.processor = load(folder, **options.arguments)
-            elif embedded is not None:
-                model, self.processor = load(embedded)
-            else:
-                model, self.processor = build("tiny", UNTRAINED_SEED)
+            place = options.location
+            folder = embedded_checkpoint() if place is None else located(place, options.offline, "--model dreamllm")
+            model, self.processor = load(folder, **options.arguments)
         self._weights = weights_digest(model)
         module: Any = model
         self.model = module.to(device=self.device, dtype=self.dtype)

@@ -8,16 +8,22 @@ from pathlib import Path
 import pytest
 
 import dreamllm
-from dreambench.adapters.dreamllm import embedded_checkpoint
+from dreambench.adapters.dreamllm import DreamLLM, embedded_checkpoint
+from dreambench.errors import MissingWeightsError
+from dreambench.interfaces import ModelOptions
 from dreambench_tasks.playground.evaluation import _describes, _sentences_with_pictures, reading
 from dreambench_tasks.playground.stories import instruction
 
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    folder = embedded_checkpoint()
-    assert folder is not None
-    return folder
+    return embedded_checkpoint()
+
+
+def test_where_it_is_missing_nothing_takes_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(dreamllm, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(MissingWeightsError, match="install the package again"):
+        DreamLLM(ModelOptions("dreamllm", device="cpu"))
 
 
 def test_it_is_small_trained_and_described(folder: Path) -> None:

@@ -33,8 +33,6 @@ def evaluate(checkpoint: str | Path | None = None, baseline: str | Path | None =
     from dreambench_tasks.playground import card
 
     folder = embedded_checkpoint() if checkpoint is None else Path(checkpoint)
-    if folder is None:
-        raise MissingWeightsError("no embedded checkpoint came with this package: name a folder, or build one first")
     if not folder.is_dir():  # before a probe is trained to measure it with
         raise MissingWeightsError(f"{folder} is not a folder: name the checkpoint's, or build one first")
     with _errors_of_the_library():
