@@ -189,6 +189,26 @@ def test_two_processes_with_half_the_batch_each_learn_what_one_learns(data: Path
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
 
 
+def test_one_of_two_processes_on_the_cpu_is_the_main_one(tmp_path: Path) -> None:
+    """Else both would write recipe and record, and one fall over the other's file."""
+    script = tmp_path / "who.py"
+    script.write_text(
+        "from types import SimpleNamespace\n"
+        "from dreamllm.training.trainer import processes_of\n"
+        "print(processes_of(SimpleNamespace(trainer={})).is_main_process, flush=True)\n"
+    )
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(script)],
+        check=True,
+        timeout=300,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout.count("True"), done.stdout.count("False")) == (1, 1)
+
+
 def test_the_same_command_again_does_nothing_and_another_recipe_is_refused(
     data: Path, tiny: Path, tmp_path: Path
 ) -> None:

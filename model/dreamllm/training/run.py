@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
-
 from dreamllm import checkpoint
 from dreamllm.data import Collator, training_dataset
 from dreamllm.data.recipe import read_recipe
@@ -17,7 +15,7 @@ from dreamllm.errors import DreamLLMError, UsageError
 from dreamllm.training.assemble import assemble
 from dreamllm.training.recipe import Recipe, Start
 from dreamllm.training.trainable import finished, make_trainable
-from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint
+from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint, processes_of
 
 if TYPE_CHECKING:
     from dreamllm.modeling import DreamLLMForConditionalGeneration
@@ -52,7 +50,7 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
     Returns what `training.json` holds. Raises UsageError if the output folder is of another recipe.
     """
     check_data(recipe)
-    processes = PartialState()
+    processes = processes_of(recipe)
     with processes.main_process_first():
         found = prepare_output(recipe, resume, main=processes.is_main_process)
     result = recipe.output / RESULT

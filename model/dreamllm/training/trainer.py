@@ -40,6 +40,11 @@ OURS = {
 }
 
 
+def processes_of(recipe: Recipe) -> PartialState:
+    """The processes of this run. Without an accelerator the library takes each for the only one, unless it is told of the CPU."""
+    return PartialState(cpu=bool(recipe.trainer.get("use_cpu")) or not torch.accelerator.is_available())
+
+
 def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
     """`recipe.trainer` as transformers has it; `samples` are those of an epoch.
 
@@ -59,7 +64,7 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
         together = (
             given.get("per_device_train_batch_size", TrainingArguments.per_device_train_batch_size)
             * given.get("gradient_accumulation_steps", TrainingArguments.gradient_accumulation_steps)
-            * PartialState().num_processes
+            * processes_of(recipe).num_processes
         )
         given["max_steps"] = math.ceil(given.pop("num_train_epochs") * samples / together)
     defaults: dict[str, Any] = {
