@@ -1,4 +1,4 @@
-"""dreambench: exact, resumable evaluation of models that read and paint.
+"""dreambench: exact, resumable evaluation of models that read and generate images.
 
 >>> import dreambench
 >>> result = dreambench.run("coco_fid", model="dreamllm", limit=128)   # doctest: +SKIP
@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dreambench.api import Asked, Result, rerun, run, score_run
+    from dreambench.api import Result, RunSpec, rerun, run, score_run
     from dreambench.documents import Document, Image, Text
     from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions
     from dreambench.requests import Failure, Request, Response, Sample
-    from dreambench.scores import Protocol, Score, Scored
+    from dreambench.scores import Protocol, Score, TaskResult
 
 __all__ = [
-    "Asked",
     "Document",
     "Failure",
     "Image",
@@ -27,11 +26,12 @@ __all__ = [
     "Request",
     "Response",
     "Result",
+    "RunSpec",
     "Sample",
     "Score",
-    "Scored",
     "Task",
     "TaskOptions",
+    "TaskResult",
     "Text",
     "rerun",
     "run",
@@ -39,11 +39,11 @@ __all__ = [
 ]
 
 _PLACES = {
-    "api": ("Asked", "Result", "rerun", "run", "score_run"),
+    "api": ("RunSpec", "Result", "rerun", "run", "score_run"),
     "documents": ("Document", "Image", "Text"),
     "interfaces": ("Model", "ModelOptions", "Task", "TaskOptions"),
     "requests": ("Failure", "Request", "Response", "Sample"),
-    "scores": ("Protocol", "Score", "Scored"),
+    "scores": ("Protocol", "Score", "TaskResult"),
 }
 
 

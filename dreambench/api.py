@@ -24,11 +24,11 @@ from dreambench.store import FORMAT, RunFolder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Asked", "Prepared", "Result", "carry_out", "prepare", "rerun", "run", "score_run"]
+__all__ = ["Result", "RunPlan", "RunSpec", "execute", "prepare", "rerun", "run", "score_run"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunSpec:
     """One run as the user asked for it; run.json keeps it, so that `rerun` can ask again."""
 
     task: str
@@ -55,7 +55,7 @@ class Asked:
         }
 
     @classmethod
-    def from_json(cls, line: Mapping[str, JSON]) -> Asked:
+    def from_json(cls, line: Mapping[str, JSON]) -> RunSpec:
         known: dict[str, Any] = {**line, "options": TaskOptions.from_json(line["options"])}
         return cls(**known)
 
@@ -80,10 +80,10 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunPlan:
     """A run that is planned but not begun: what ``--dry-run`` shows."""
 
-    asked: Asked
+    asked: RunSpec
     task: Task
     model: Model
     samples: list[Sample]
@@ -93,17 +93,17 @@ class Prepared:
     folder: Path
 
     @property
-    def subject(self) -> JSON:
-        return _subject(self.model, self.task)
+    def system(self) -> JSON:
+        return _system(self.model, self.task)
 
 
-def _subject(model: Model, task: Task) -> JSON:
+def _system(model: Model, task: Task) -> JSON:
     """What is measured. How answers that were made elsewhere were asked for and decoded, only their maker knows."""
-    made = task.subject() if model.generates else {"generation": "made elsewhere"}
+    made = task.system() if model.generates else {"generation": "made elsewhere"}
     return {"model": dict(model.identity()), **made}
 
 
-def prepare(asked: Asked, out: Path, model: Model | None = None) -> Prepared:
+def prepare(asked: RunSpec, out: Path, model: Model | None = None) -> RunPlan:
     """Load task and model, choose the samples, and find the run's folder. Writes nothing."""
     task = load_task(asked.task, asked.options)
     samples = choose(task.samples(), asked.limit, asked.ids)
@@ -111,7 +111,7 @@ def prepare(asked: Asked, out: Path, model: Model | None = None) -> Prepared:
     protocols = task.protocols(samples)
     name, location = parse_model(asked.model)
     if (model_class(name) if model is None else type(model)).sees:
-        _require_pictures(samples)
+        _require_images(samples)
     if model is None:
         model = load_model(
             ModelOptions(name, location, asked.model_arguments, asked.device, asked.dtype, asked.options.offline)
@@ -131,12 +131,12 @@ def prepare(asked: Asked, out: Path, model: Model | None = None) -> Prepared:
     identity = {
         "task": task.name,
         "protocols": [protocol.id for protocol in protocols],
-        "subject": _subject(model, task),
+        "system": _system(model, task),
         "requests": [request.identity() for request in requests],
     }
     folder = out / f"{_slug(task.name)}-{_slug(asked.model)}-{digest(identity)[:8]}"
     batch_size = asked.batch_size or min(model.batch_size(request.kind) for request in requests)
-    return Prepared(asked, task, model, samples, requests, protocols, batch_size, folder)
+    return RunPlan(asked, task, model, samples, requests, protocols, batch_size, folder)
 
 
 def _known_answers(task: Task, path: Path, samples: Sequence[Sample]) -> Mapping[str, str]:
@@ -150,13 +150,13 @@ def _known_answers(task: Task, path: Path, samples: Sequence[Sample]) -> Mapping
     return texts
 
 
-def _require_pictures(samples: Sequence[Sample]) -> None:
-    """`DataError` before hours of work where pictures of the chosen samples are not on this machine."""
+def _require_images(samples: Sequence[Sample]) -> None:
+    """`DataError` before hours of work where images of the chosen samples are not on this machine."""
     paths = {part.path: None for sample in samples for part in sample.prompt if isinstance(part, Image) and part.path}
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(paths)} pictures are missing, the first {missing[0]}: say where they are with --images DIR"
+            f"{len(missing)} of {len(paths)} images are missing, the first {missing[0]}: say where they are with --images DIR"
         )
 
 
@@ -230,16 +230,16 @@ def run(
         offline=offline,
         device=device,
     )
-    asked = Asked(task, model, model_arguments or {}, options, limit, ids, batch_size, device, dtype)
-    return carry_out(asked, Path(out), fresh=fresh)
+    asked = RunSpec(task, model, model_arguments or {}, options, limit, ids, batch_size, device, dtype)
+    return execute(asked, Path(out), fresh=fresh)
 
 
 def _absolute(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path).absolute()
 
 
-def carry_out(
-    asked: Asked,
+def execute(
+    asked: RunSpec,
     out: Path = Path("runs"),
     *,
     fresh: bool = False,
@@ -278,23 +278,23 @@ def _remove(path: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _run_file(prepared: Prepared) -> JSON:
+def _run_file(prepared: RunPlan) -> JSON:
     from dreambench.environment import machine, versions
 
     return {
         "format": FORMAT,
-        "asked": prepared.asked.to_json(),
+        "spec": prepared.asked.to_json(),
         "task": prepared.task.name,
         "model": prepared.asked.model,
         "protocols": {protocol.id: protocol.to_json() for protocol in prepared.protocols},
-        "subject": prepared.subject,
+        "system": prepared.system,
         "notes": list(prepared.model.notes()),
         "environment": {"device": dict(prepared.model.environment()), "versions": versions(), "machine": machine()},
         "plan": {"batch_size": prepared.batch_size, "batches": batches(prepared.requests, prepared.batch_size)},
     }
 
 
-def _same_again(folder: RunFolder, prepared: Prepared) -> None:
+def _same_again(folder: RunFolder, prepared: RunPlan) -> None:
     """Refuse to go on in a way that would change the bytes of the result."""
     begun = folder.plan_file()
     device = dict(prepared.model.environment())
@@ -331,30 +331,30 @@ def score_run(path: Path) -> Result:
     begun = folder.plan_file()
     missing = unanswered(folder, begun["plan"]["batches"])
     if missing:
-        owed = sum(len(members) for _, members in missing)
-        raise RunError(f"{path} still owes {owed} answers: `dreambench rerun {path}` asks for them")
-    asked = Asked.from_json(begun["asked"])
+        remaining = sum(len(members) for _, members in missing)
+        raise RunError(f"{path} still owes {remaining} answers: `dreambench rerun {path}` asks for them")
+    asked = RunSpec.from_json(begun["spec"])
     with RunLock(path):
         return Result(path, _score(folder, load_task(asked.task, asked.options)))
 
 
 def rerun(path: Path, out: Path | None = None, *, fresh: bool = False, progress: Progress | None = None) -> Result:
     """What run.json asked for, asked again: an unfinished run goes on; with `fresh` all is asked anew."""
-    asked = Asked.from_json(RunFolder.open(path).plan_file()["asked"])
-    return carry_out(asked, out or path.parent, fresh=fresh, progress=progress)
+    asked = RunSpec.from_json(RunFolder.open(path).plan_file()["spec"])
+    return execute(asked, out or path.parent, fresh=fresh, progress=progress)
 
 
 def _score(folder: RunFolder, task: Task) -> Mapping[str, JSON]:
     begun = folder.plan_file()
     samples, responses = folder.samples(), folder.responses()
-    task.gather(folder, samples, responses)
+    task.collect_artifacts(folder, samples, responses)
     scored = task.score(folder, samples, responses)
     folder.clear_leftovers()
     folder.write_scores(scored.rows)
     metrics = {
         "task": begun["task"],
         "model": begun["model"],
-        "subject": begun["subject"],
+        "system": begun["system"],
         "protocols": begun["protocols"],
         "protocol": next(iter(begun["protocols"])),
         "scores": [score.to_json() for score in scored.scores],

@@ -47,7 +47,7 @@ def _machine() -> Iterator[str]:
     else:
         yield "-- no CUDA device: everything runs on the CPU"
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    sign, advice = ("ok", "") if free > 5 else ("!!", ": 30,000 pictures of 512 px take about 15 GiB")
+    sign, advice = ("ok", "") if free > 5 else ("!!", ": 30,000 images of 512 px take about 15 GiB")
     yield f"{sign} {free:.1f} GiB free here{advice}"
 
 

@@ -55,7 +55,7 @@ class Image:
             data = Path(self.path or "").read_bytes()
         except OSError as error:
             raise DataError(
-                f"image {self.path}: {error.strerror or error}; say where the pictures are with --images DIR"
+                f"image {self.path}: {error.strerror or error}; say where the images are with --images DIR"
             ) from error
         if self.sha256 is not None and hashlib.sha256(data).hexdigest() != self.sha256:
             raise DataError(

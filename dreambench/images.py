@@ -1,4 +1,4 @@
-"""Pictures to bytes. PNG always: a generated picture is never compressed with loss between the model and the metric."""
+"""Images to bytes. PNG always: a generated image is never compressed with loss between the model and the metric."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 __all__ = ["encode_png"]
 
 
-def encode_png(picture: PIL.Image.Image) -> bytes:
+def encode_png(image: PIL.Image.Image) -> bytes:
     """An RGB PNG (zlib level 1: a third faster than the default for a few percent of size)."""
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, format="PNG", compress_level=1)
+    image.convert("RGB").save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

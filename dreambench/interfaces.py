@@ -13,7 +13,7 @@ from dreambench.answers import read_lines
 from dreambench.documents import JSON, digest
 from dreambench.errors import ModelError, UsageError
 from dreambench.requests import Kind, Request, Response, Sample
-from dreambench.scores import Protocol, Scored
+from dreambench.scores import Protocol, TaskResult
 
 if TYPE_CHECKING:
     from dreambench.store import RunFolder
@@ -56,7 +56,7 @@ class Model(ABC):
 
     capabilities: ClassVar[frozenset[Kind]]
     sees: ClassVar[bool] = True
-    """Whether it opens the pictures of a request. Where it does not (answers made elsewhere), they need not be on this machine."""
+    """Whether it opens the images of a request. Where it does not (answers made elsewhere), they need not be on this machine."""
     generates: ClassVar[bool] = True
     """False where the answers were made elsewhere, so that the task's settings did not act on them and are not recorded."""
 
@@ -84,7 +84,7 @@ class Model(ABC):
         return {}
 
     def notes(self) -> Sequence[str]:
-        """Sentences to be shown with every figure, for instance that the weights are untrained."""
+        """Sentences to be shown with every score, for instance that the weights are untrained."""
         return ()
 
 
@@ -149,8 +149,8 @@ def data_place(data: str | Path | None) -> tuple[Path | None, str | None]:
 class Task(ABC):
     """A benchmark: load, prompt, score, aggregate. Constructed with `TaskOptions`; construction reads nothing.
 
-    The order of calls is `samples`, `request`, `protocols` before the model answers; `settle` on each answered batch; then, over the
-    run's folder alone, `gather` (impure and resumable: features, judgements) and `score` (pure).
+    The order of calls is `samples`, `request`, `protocols` before the model answers; `postprocess_batch` on each answered batch;
+    then, over the run's folder alone, `collect_artifacts` (impure and resumable: features, judgements) and `score` (pure).
     """
 
     name: ClassVar[str]
@@ -191,23 +191,23 @@ class Task(ABC):
         """Answers made elsewhere, by sample id: our own lines, and in a task that knows it the benchmark's result format."""
         return read_lines(path)
 
-    def settle(self, requests: Sequence[Request], responses: Sequence[Response]) -> Sequence[Response]:
+    def postprocess_batch(self, requests: Sequence[Request], responses: Sequence[Response]) -> Sequence[Response]:
         """A last step on a batch's answers before they are written, for instance choosing among candidates."""
         return responses
 
-    def gather(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
+    def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         """Collect the facts that scoring needs beyond the answers, into the run's folder. Called again, it goes on."""
         return
 
     @abstractmethod
-    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
-        """Rows and figures from the run's files alone: no clock, no network, no unseeded chance."""
+    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
+        """Rows and scores from the run's files alone: no clock, no network, no unseeded chance."""
 
     def estimate(self, samples: Sequence[Sample]) -> Sequence[str]:
         """Lines for ``--dry-run`` about what scoring will cost, for instance a judge's calls and tokens."""
         return ()
 
-    def subject(self) -> Mapping[str, JSON]:
+    def system(self) -> Mapping[str, JSON]:
         """What the benchmark leaves open and this run fixes: prompt wording and decoding."""
         return {"generation": dict(self.generation)}
 

@@ -56,7 +56,7 @@ def _started(pid: int) -> str | None:
         return None
 
 
-def _beats(file: Path, watch: bool) -> bool:
+def _is_alive(file: Path, watch: bool) -> bool:
     """Whether the process of this file is alive, by its heartbeat alone.
 
     Hosts' clocks differ: where `watch`, a beat that looks old, or is yet to come, is watched for two beats before its process is
@@ -83,23 +83,23 @@ class RunLock:
         self.launch = uuid.uuid4().hex if alone else launch_id()
         self._own = self.path / f"rank-{self.rank:05d}.json"
         self._stop = threading.Event()
-        self._heart: threading.Thread | None = None
+        self._heartbeat: threading.Thread | None = None
 
     def __enter__(self) -> RunLock:
         if self.rank == 0:
             self._take()
         else:
             self._join()
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-        self._heart.start()
+        self._heartbeat = threading.Thread(target=self._touch, daemon=True)
+        self._heartbeat.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        if self._heart is not None:
-            self._heart.join()
+        if self._heartbeat is not None:
+            self._heartbeat.join()
         with contextlib.suppress(FileNotFoundError):
             self._own.unlink()
         if not list(self.path.glob("rank-*.json")):
@@ -155,7 +155,7 @@ class RunLock:
                 who = json.loads(file.read_text())
                 host, pid, started = who["host"], who["pid"], who["started"]
                 here = host == socket.gethostname() and started
-                alive = started == _started(pid) if here else _beats(file, watch)
+                alive = started == _started(pid) if here else _is_alive(file, watch)
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             if alive:
@@ -177,7 +177,7 @@ class RunLock:
             return
         shutil.rmtree(aside, ignore_errors=True)
 
-    def _beat(self) -> None:
+    def _touch(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             with contextlib.suppress(OSError):
                 os.utime(self._own)

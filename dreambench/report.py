@@ -11,7 +11,7 @@ from dreambench.reporting.text import printable
 from dreambench.scores import Score
 
 if TYPE_CHECKING:
-    from dreambench.api import Prepared, Result
+    from dreambench.api import Result, RunPlan
 
 __all__ = ["headline", "number", "print_plan", "print_result", "print_runs", "print_scores", "thresholds"]
 
@@ -41,7 +41,7 @@ def headline(score: Score) -> str:
 
 
 def print_result(result: Result) -> None:
-    """The figures of a run, the warnings that belong to them, and where everything lies."""
+    """The scores of a run, the warnings that belong to them, and where everything lies."""
     if result.metrics is None:
         print(f"{result.folder}: not complete yet")
         return
@@ -94,7 +94,7 @@ def _print_table(title: str, scores: Sequence[Score]) -> None:
 
 
 def print_scores(title: str, scores: Sequence[Score]) -> None:
-    """Figures that belong to no run."""
+    """Scores that belong to no run."""
     _print_table(title, scores)
     for note in dict.fromkeys(note for score in scores for note in score.notes):
         _show(f"note: {note}")
@@ -116,7 +116,7 @@ def print_runs(folders: Sequence[Path]) -> None:
         _show(f"note: {different}")
 
 
-def print_plan(prepared: Prepared) -> None:
+def print_plan(prepared: RunPlan) -> None:
     """What a run would ask, for ``--dry-run``."""
     count = len(prepared.requests)
     batches = -(-count // prepared.batch_size)
@@ -125,7 +125,7 @@ def print_plan(prepared: Prepared) -> None:
     )
     for protocol in prepared.protocols:
         _show(f"protocol {protocol.id}: {dict(protocol.fields)}")
-    _show(f"subject: {prepared.subject}")
+    _show(f"system: {prepared.system}")
     for line in prepared.task.estimate(prepared.samples):
         _show(line)
     for note in prepared.model.notes():

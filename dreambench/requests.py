@@ -12,7 +12,7 @@ from dreambench.documents import JSON, Document, Text, document_text, from_json,
 
 __all__ = ["Failure", "Kind", "Request", "Response", "Sample", "sample_seed"]
 
-Kind: TypeAlias = Literal["read", "paint", "compose", "likelihood"]
+Kind: TypeAlias = Literal["generate_text", "generate_image", "generate_interleaved", "loglikelihood"]
 
 
 def sample_seed(seed: int, sample_id: str) -> int:
@@ -35,7 +35,7 @@ class Request:
     """One question to a model.
 
     `settings` are the task's generation settings (field names of the trade: ``max_new_tokens``, ``num_inference_steps``, ...);
-    `choices` are the continuations to be weighed by a ``likelihood`` request; `seed` is already the sample's own.
+    `choices` are the continuations to be weighed by a ``loglikelihood`` request; `seed` is already the sample's own.
     """
 
     id: str
@@ -80,7 +80,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A model's answer to the request of the same id: a document, or `scores` for ``likelihood``, or an `error`."""
+    """A model's answer to the request of the same id: a document, or `scores` for ``loglikelihood``, or an `error`."""
 
     id: str
     document: Document = ()

@@ -38,9 +38,9 @@ class Worker:
 
     def work(self, progress: Progress | None = None) -> None:
         """Answer this process's missing batches. Killed anywhere, a later call goes on with the first that is not on disk."""
-        self.run.mend(self.rank)
+        self.run.truncate_torn_lines(self.rank)
         mine = [batch for batch in unanswered(self.run, self.planned) if _number(batch[0]) % self.world == self.rank]
-        owed, kept = sum(len(members) for _, members in mine), 0
+        remaining, kept = sum(len(members) for _, members in mine), 0
         queue = list(mine)
         while queue:
             name, members = queue.pop(0)
@@ -51,7 +51,7 @@ class Worker:
             except OutOfMemoryError as error:
                 queue = self._halve(name, members, error) + queue
                 continue
-            responses = self.task.settle(batch, responses)
+            responses = self.task.postprocess_batch(batch, responses)
             answered = time.perf_counter()
             self.run.append(self.rank, name, responses)
             kept += len(members)
@@ -65,7 +65,7 @@ class Worker:
                 },
             )
             if progress is not None:
-                progress(kept, owed)
+                progress(kept, remaining)
 
     def _halve(self, name: str, members: Sequence[int], error: OutOfMemoryError) -> list[tuple[str, list[int]]]:
         """Write the halving of a batch into the plan and give its two pieces."""

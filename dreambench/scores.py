@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dreambench.documents import JSON, digest
 
-__all__ = ["Protocol", "Score", "Scored"]
+__all__ = ["Protocol", "Score", "TaskResult"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Score:
-    """One figure of a table.
+    """One score of a table.
 
     `n` counts the units that were scored; `unscored` counts those that
     could not be (errors, undecided answers, failed judgements), whose possible effect is in `bounds`. `interval` is None only where
@@ -96,8 +96,8 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a task's scorer returns: one row per sample (plain scalars by column) and the table's figures, headline first."""
+class TaskResult:
+    """What a task's scorer returns: one row per sample (plain scalars by column) and the table's scores, headline first."""
 
     rows: list[dict[str, JSON]]
     scores: list[Score]

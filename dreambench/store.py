@@ -55,7 +55,7 @@ class RunFolder:
                 f"{self.path} has layout {made}, this version reads {FORMAT}: score it with the version that made it"
             )
         return _json_object(
-            path, ("asked", "task", "model", "protocols", "subject", "notes", "environment", "plan"), advice
+            path, ("spec", "task", "model", "protocols", "system", "notes", "environment", "plan"), advice
         )
 
     def samples(self) -> list[Sample]:
@@ -84,7 +84,7 @@ class RunFolder:
     def _answers_file(self, rank: int) -> Path:
         return self.path / "responses" / f"rank-{rank:05d}.jsonl"
 
-    def mend(self, rank: int) -> None:
+    def truncate_torn_lines(self, rank: int) -> None:
         """Cut off the last lines that a killed process of this number left torn."""
         responses = self.path / "responses"
         for path in (self._answers_file(rank), responses / f"splits-{rank:05d}.jsonl"):

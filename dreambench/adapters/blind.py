@@ -1,4 +1,4 @@
-"""A guesser that sees neither picture nor reference: the most frequent training answer to questions that begin alike."""
+"""A guesser that sees neither image nor reference: the most frequent training answer to questions that begin alike."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BlindGuesser(Model):
     The row that every reading score is read against: what is right without looking.
     """
 
-    capabilities: ClassVar[frozenset[Kind]] = frozenset({"read"})
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_text"})
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
@@ -63,7 +63,7 @@ class BlindGuesser(Model):
         return 4096
 
     def notes(self) -> Sequence[str]:
-        return ("the blind guesser sees no picture: its figures are the floor of the others",)
+        return ("the blind guesser sees no image: its scores are the floor of the others",)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         for request in requests:

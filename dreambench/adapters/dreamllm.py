@@ -12,12 +12,12 @@ from PIL import Image as PILImage
 from transformers.utils import logging as transformers_logging
 
 import dreamllm
-from dreambench.adapters.pictures import BrokenImageError, decode_rgb
+from dreambench.adapters.images import BrokenImageError, decode_rgb
 from dreambench.adapters.torch_tools import (
-    alike,
     catch_out_of_memory,
+    group_by_settings,
     known_settings,
-    located,
+    resolve_checkpoint,
     resolve_device,
     resolve_dtype,
     weights_digest,
@@ -34,8 +34,8 @@ from dreamllm.sampling import to_pil
 
 __all__ = ["DreamLLM", "embedded_checkpoint"]
 
-READING = ("max_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "assistant_prefix")
-PAINTING = (
+TEXT_SETTINGS = ("max_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "assistant_prefix")
+IMAGE_SETTINGS = (
     "scheduler",
     "num_inference_steps",
     "guidance_scale",
@@ -63,7 +63,7 @@ class DreamLLM(Model):
     ``plugins=DIR`` the folder of its three .bin files where that is another one.
     """
 
-    capabilities: ClassVar[frozenset[Kind]] = frozenset({"read", "paint", "likelihood"})
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_text", "generate_image", "loglikelihood"})
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
@@ -73,7 +73,11 @@ class DreamLLM(Model):
         transformers_logging.disable_progress_bar()
         with _one_line():
             place = options.location
-            folder = embedded_checkpoint() if place is None else located(place, options.offline, "--model dreamllm")
+            folder = (
+                embedded_checkpoint()
+                if place is None
+                else resolve_checkpoint(place, options.offline, "--model dreamllm")
+            )
             model, self.processor = load(folder, **options.arguments)
         self._weights = weights_digest(model)
         module: Any = model
@@ -93,33 +97,33 @@ class DreamLLM(Model):
     def notes(self) -> Sequence[str]:
         if not self.model.config.untrained:
             return ()
-        return ("the model is untrained (random weights): its figures say that the harness runs and nothing else",)
+        return ("the model is untrained (random weights): its scores say that the harness runs and nothing else",)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         with threads_for(self.model), _one_line():
-            for group in alike(requests):
-                if group[0].kind == "paint":
-                    yield from self._paint(group)
-                elif group[0].kind == "likelihood":
-                    yield from self._weigh(group)
+            for group in group_by_settings(requests):
+                if group[0].kind == "generate_image":
+                    yield from self._generate_images(group)
+                elif group[0].kind == "loglikelihood":
+                    yield from self._loglikelihood(group)
                 else:
                     yield from self._read(group)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def _read(self, requests: Sequence[Request]) -> Iterator[Response]:
-        settings = known_settings(requests[0], READING, "dreamllm")
+        settings = known_settings(requests[0], TEXT_SETTINGS, "dreamllm")
         prefix = settings.pop("assistant_prefix", "")
-        readable, pictures, failed = self._open_images(requests)
+        readable, images, failed = self._open_images(requests)
         yield from failed
         # A sampled answer must not depend on its batch mates, and generate() draws for a whole batch from one generator.
         batches = [[one] for one in readable] if settings.get("do_sample") else [readable]
         for batch in batches:
             if batch:
-                yield from self._generate(batch, pictures, prefix, settings)
+                yield from self._generate(batch, images, prefix, settings)
 
     def _generate(
-        self, requests: Sequence[Request], pictures: Mapping[str, PILImage.Image], prefix: str, settings: dict[str, Any]
+        self, requests: Sequence[Request], images: Mapping[str, PILImage.Image], prefix: str, settings: dict[str, Any]
     ) -> Iterator[Response]:
         inputs = self._tokens([self._chat(request.document, prefix) for request in requests])
         options = {"do_sample": False, "num_beams": 1, "max_new_tokens": 64, **settings}
@@ -128,7 +132,7 @@ class DreamLLM(Model):
             sequences = self.model.generate(
                 inputs["input_ids"].to(self.device),
                 attention_mask=inputs["attention_mask"].to(self.device),
-                image_features=self._image_features(requests, pictures),
+                image_features=self._image_features(requests, images),
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 **options,
             )
@@ -152,7 +156,7 @@ class DreamLLM(Model):
         return f"{prompt} {prefix}" if prefix else prompt
 
     def _tokens(self, texts: Sequence[str]) -> Any:
-        """`input_ids` and `attention_mask` (B, T), padded on the left, images' spans in place: pictures are encoded apart, each once."""
+        """`input_ids` and `attention_mask` (B, T), padded on the left, images' spans in place: images are encoded apart, each once."""
         rows = [self.processor.expand(self.processor.tokenizer(text)["input_ids"]) for text in texts]
         return self.processor.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
 
@@ -173,43 +177,43 @@ class DreamLLM(Model):
         self, requests: Sequence[Request]
     ) -> tuple[list[Request], dict[str, PILImage.Image], list[Response]]:
         """Requests whose images decode, those images by digest, and an error response for each other request."""
-        pictures: dict[str, PILImage.Image] = {}
+        images: dict[str, PILImage.Image] = {}
         readable: list[Request] = []
         failed: list[Response] = []
         for request in requests:
             try:
                 for part in request.document:
-                    if isinstance(part, Image) and part.digest() not in pictures:
-                        pictures[part.digest()] = decode_rgb(part)
+                    if isinstance(part, Image) and part.digest() not in images:
+                        images[part.digest()] = decode_rgb(part)
             except (DataError, BrokenImageError) as error:
                 failed.append(Response(request.id, error=Failure("broken-image", " ".join(str(error).split()))))
             else:
                 readable.append(request)
-        return readable, pictures, failed
+        return readable, images, failed
 
-    def _image_features(self, requests: Sequence[Request], pictures: Mapping[str, PILImage.Image]) -> Any:
+    def _image_features(self, requests: Sequence[Request], images: Mapping[str, PILImage.Image]) -> Any:
         """(n, N, H) over the batch's images in reading order; an image that several questions share is encoded once."""
         order = [part.digest() for request in requests for part in request.document if isinstance(part, Image)]
         if not order:
             return None
         unique = list(dict.fromkeys(order))
-        pixels = self.processor.pixel_values([pictures[name] for name in unique]).to(self.device, self.dtype)
+        pixels = self.processor.pixel_values([images[name] for name in unique]).to(self.device, self.dtype)
         features = self.model.encode_images(pixels)
         return features[[unique.index(name) for name in order]]
 
-    # --- likelihood ---------------------------------------------------------------------------------------------------
+    # --- log-likelihood ---------------------------------------------------------------------------------------------------
 
-    def _weigh(self, requests: Sequence[Request]) -> Iterator[Response]:
+    def _loglikelihood(self, requests: Sequence[Request]) -> Iterator[Response]:
         """Sum of the log-probabilities of each choice's tokens after the prompt."""
         known_settings(requests[0], ("assistant_prefix",), "dreamllm")
         prefix = requests[0].settings.get("assistant_prefix", "")
-        readable, pictures, failed = self._open_images(requests)
+        readable, images, failed = self._open_images(requests)
         yield from failed
         for request in readable:
             prompt = self._chat(request.document, prefix)
             start = len(self._tokens([prompt])["input_ids"][0])
             inputs = self._tokens([f"{prompt} {choice}" for choice in request.choices])
-            features = self._image_features([request] * len(request.choices), pictures)
+            features = self._image_features([request] * len(request.choices), images)
             with catch_out_of_memory(self.device), torch.no_grad():
                 mask = inputs["attention_mask"].to(self.device)
                 ids = inputs["input_ids"].to(self.device)
@@ -224,13 +228,13 @@ class DreamLLM(Model):
             scores = tuple(float(row[-(int(n) - start) :].sum()) for row, n in zip(tokens, lengths, strict=True))
             yield Response(request.id, scores=scores, prompt_tokens=start)
 
-    # --- painting -----------------------------------------------------------------------------------------------------
+    # --- image generation -----------------------------------------------------------------------------------------------------
 
-    def _paint(self, requests: Sequence[Request]) -> Iterator[Response]:
-        settings = known_settings(requests[0], PAINTING, "dreamllm")
+    def _generate_images(self, requests: Sequence[Request]) -> Iterator[Response]:
+        settings = known_settings(requests[0], IMAGE_SETTINGS, "dreamllm")
         candidates = int(settings.get("candidates", 1))
         self._check_resolution(settings.get("resolution"))
-        readable, pictures, failed = self._open_images(requests)
+        readable, images, failed = self._open_images(requests)
         yield from failed
         if not readable:
             return
@@ -238,9 +242,9 @@ class DreamLLM(Model):
         negative = settings.get("negative_prompt")
         with catch_out_of_memory(self.device):
             embeds = self.model.encode_prompts(
-                inputs["input_ids"], inputs["attention_mask"], image_features=self._image_features(readable, pictures)
+                inputs["input_ids"], inputs["attention_mask"], image_features=self._image_features(readable, images)
             )
-            painted: Any = self.model.paint(
+            generated: Any = self.model.generate_images(
                 prompt_embeds=embeds,
                 negative_prompts=self.processor(text=negative) if negative else None,
                 num_images_per_prompt=candidates,
@@ -252,18 +256,20 @@ class DreamLLM(Model):
                 output_type="tensor",
             )
         for index, request in enumerate(readable):
-            mine = painted[index * candidates : (index + 1) * candidates]
+            mine = generated[index * candidates : (index + 1) * candidates]
             if not bool(torch.isfinite(mine).all()):
-                message = f"the picture has pixels that are not finite in {self.dtype}: use --dtype float32"
+                message = f"the image has pixels that are not finite in {self.dtype}: use --dtype float32"
                 yield Response(request.id, finish_reason="error", error=Failure("not-finite", message))
                 continue
-            document = tuple(Image(data=encode_png(picture)) for picture in to_pil(mine))
+            document = tuple(Image(data=encode_png(image)) for image in to_pil(mine))
             yield Response(request.id, document, prompt_tokens=int(inputs["attention_mask"][index].sum()))
 
     def _check_resolution(self, asked: int | None) -> None:
         side = self.model.config.image_decoder_config.resolution
         if asked and asked != side:
-            raise ModelError(f"resolution={asked} was asked for, this model paints {side} x {side}: leave it out")
+            raise ModelError(
+                f"resolution={asked} was asked for, this model generates images {side} x {side}: leave it out"
+            )
 
     def _cuda(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []

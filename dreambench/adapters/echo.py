@@ -19,12 +19,14 @@ __all__ = ["Echo"]
 
 
 class Echo(Model):
-    """Reads by repeating the prompt's last word, paints a flat colour, weighs choices by their length.
+    """Reads by repeating the prompt's last word, generates images a flat colour, weighs choices by their length.
 
     ``--model-arg delay=SECONDS`` waits that long over each batch; ``log=FILE`` appends the id of every request, to see what is asked.
     """
 
-    capabilities: ClassVar[frozenset[Kind]] = frozenset({"read", "paint", "compose", "likelihood"})
+    capabilities: ClassVar[frozenset[Kind]] = frozenset(
+        {"generate_text", "generate_image", "generate_interleaved", "loglikelihood"}
+    )
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
@@ -44,7 +46,7 @@ class Echo(Model):
         return {"name": "echo", "version": 1}
 
     def notes(self) -> Sequence[str]:
-        return ("echo is a toy: its figures only show that the harness runs",)
+        return ("echo is a toy: its scores only show that the harness runs",)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         if self.log is not None:
@@ -56,17 +58,17 @@ class Echo(Model):
 
     def _answer(self, request: Request) -> Response:
         text = document_text(request.document)
-        if request.kind == "likelihood":
+        if request.kind == "loglikelihood":
             return Response(request.id, scores=tuple(-float(len(choice)) for choice in request.choices))
         words = text.split()
         word = words[-1].strip("?.!,") if words else ""
-        if request.kind == "read":
+        if request.kind == "generate_text":
             return Response(request.id, (Text(word),), prompt_tokens=len(words), new_tokens=1)
-        picture = Image(data=_flat_colour(f"{request.seed}\0{text}"))
-        if request.kind == "paint":
-            return Response(request.id, (picture,))
+        image = Image(data=_flat_colour(f"{request.seed}\0{text}"))
+        if request.kind == "generate_image":
+            return Response(request.id, (image,))
         return Response(
-            request.id, (Text(text), picture, Text(word)), prompt_tokens=len(words), new_tokens=len(words) + 1
+            request.id, (Text(text), image, Text(word)), prompt_tokens=len(words), new_tokens=len(words) + 1
         )
 
 

@@ -1,4 +1,4 @@
-"""Pictures made elsewhere: a folder of image files, matched to the samples by name."""
+"""Images made elsewhere: a folder of image files, matched to the samples by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from dreambench.adapters.pictures import BrokenImageError, decode_rgb
+from dreambench.adapters.images import BrokenImageError, decode_rgb
 from dreambench.documents import JSON, Image, digest
 from dreambench.errors import DataError, UsageError
 from dreambench.files import sha256_file
@@ -22,14 +22,14 @@ _MATCHES = ("any", "id", "image")
 
 
 class Folder(Model):
-    """``folder:DIR``: paints by handing over the bytes of a file, unchanged.
+    """``folder:DIR``: generates images by handing over the bytes of a file, unchanged.
 
     A file belongs to a sample if its name without the ending is the sample's id, or the COCO form of it (``000000000139``,
     ``COCO_val2014_000000000139`` for 139); failing that, if it is the image's id (the request's `group`) in one of these forms.
     ``--model-arg match=id`` or ``match=image`` allows only the one or the other. Candidate j of several is ``NAME_j``, from 0.
     """
 
-    capabilities: ClassVar[frozenset[Kind]] = frozenset({"paint"})
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_image"})
     generates: ClassVar[bool] = False
 
     def __init__(self, options: ModelOptions) -> None:
@@ -43,7 +43,7 @@ class Folder(Model):
             raise UsageError("--model folder: write folder:DIR")
         self.path = Path(options.location)
         if not self.path.is_dir():
-            raise DataError(f"--model folder:{options.location}: no such folder of pictures")
+            raise DataError(f"--model folder:{options.location}: no such folder of images")
         self.files = _by_name(self.path)
         self._digest = digest(
             [[name, sha256_file(path)] for name, path in sorted(self.files.items()) if not name.startswith("#")]
@@ -65,7 +65,7 @@ class Folder(Model):
         if not names:
             sought = f"{request.id}" + (f" or {request.group}" if request.group and self.match != "id" else "")
             wanted = "" if count == 1 else f" with the candidates _0 to _{count - 1}"
-            message = f"{self.path.name} has no picture named {sought}{wanted}"
+            message = f"{self.path.name} has no image named {sought}{wanted}"
             return Response(request.id, finish_reason="error", error=Failure("no-image", message))
         images = [Image(data=self.files[name].read_bytes()) for name in names]
         try:
@@ -103,5 +103,5 @@ def _by_name(folder: Path) -> dict[str, Path]:
                 raise DataError(f"{folder}: {other} and {path.relative_to(folder)} have one name; keep one of them")
             found[name] = path
     if not found:
-        raise DataError(f"{folder}: no picture in it ({', '.join(sorted(_SUFFIXES))})")
+        raise DataError(f"{folder}: no image in it ({', '.join(sorted(_SUFFIXES))})")
     return found

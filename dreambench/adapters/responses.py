@@ -21,7 +21,7 @@ class Responses(Model):
     The task reads the file (`Task.read_responses`), because only it knows its benchmark's formats; `bind` hands the answers over.
     """
 
-    capabilities: ClassVar[frozenset[Kind]] = frozenset({"read"})
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_text"})
     generates: ClassVar[bool] = False
     sees: ClassVar[bool] = False
 

@@ -18,10 +18,10 @@ from dreambench.requests import Request
 
 __all__ = [
     "DTYPES",
-    "alike",
     "catch_out_of_memory",
+    "group_by_settings",
     "known_settings",
-    "located",
+    "resolve_checkpoint",
     "resolve_device",
     "resolve_dtype",
     "seeded_generator",
@@ -89,7 +89,7 @@ def weights_digest(source: Path | torch.nn.Module | Mapping[str, torch.nn.Module
     return total.hexdigest()
 
 
-def located(location: str, offline: bool, purpose: str) -> Path:
+def resolve_checkpoint(location: str, offline: bool, purpose: str) -> Path:
     """The folder of a transformers checkpoint: a local one as it is, or a hub id's snapshot (downloaded unless `offline`).
 
     Only weights in safetensors and plain data files are fetched. Raises `MissingWeightsError` where there is nothing.
@@ -118,7 +118,7 @@ def seeded_generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def alike(requests: Sequence[Request]) -> Iterator[list[Request]]:
+def group_by_settings(requests: Sequence[Request]) -> Iterator[list[Request]]:
     """Requests of one kind and with the same settings, which may be answered together; in order of first appearance."""
     groups: dict[str, list[Request]] = {}
     for request in requests:

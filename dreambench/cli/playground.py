@@ -68,10 +68,10 @@ def evaluate(
         Path | None, typer.Argument(help="A DreamLLM folder; the embedded one if none is given.")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option("--baseline", help="The stand-in Stable Diffusion: DIR/diffusion of a build.")
+        Path | None, typer.Option("--baseline", help="The surrogate Stable Diffusion: DIR/diffusion of a build.")
     ] = None,
 ) -> None:
-    """Measure a model in the small world: the figures of its model card. About ten minutes on one core.
+    """Measure a model in the small world: the scores of its model card. About ten minutes on one core.
 
     Example: dreambench playground evaluate
     """

@@ -23,7 +23,7 @@ from dreambench.cli.options import (
 from dreambench.errors import UsageError
 
 if TYPE_CHECKING:
-    from dreambench.api import Asked
+    from dreambench.api import RunSpec
 
 __all__ = ["report", "rerun", "run", "score"]
 
@@ -37,9 +37,9 @@ def run(
         list[str] | None, typer.Option("--model-arg", help="KEY=VALUE for the model; may be repeated.")
     ] = None,
     data: Data = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Where the photographs are.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Where the images are.")] = None,
     real: Annotated[
-        Path | None, typer.Option("--real", help="Real pictures (a folder) or their statistics (.npz).")
+        Path | None, typer.Option("--real", help="Real images (a folder) or their statistics (.npz).")
     ] = None,
     protocol: Protocol = None,
     split: Annotated[str | None, typer.Option("--split", help="Part of the benchmark, for instance val2017.")] = None,
@@ -74,7 +74,7 @@ def run(
 
     The same command finds the same run: stopped anywhere it goes on, complete it is printed.
     """
-    from dreambench.api import Asked
+    from dreambench.api import RunSpec
     from dreambench.interfaces import TaskOptions, data_place
 
     tasks = words(task)
@@ -96,7 +96,7 @@ def run(
         device=device,
     )
     asked = [
-        Asked(
+        RunSpec(
             task=name,
             model=model,
             model_arguments=pairs(model_arg, "--model-arg"),
@@ -109,13 +109,13 @@ def run(
         )
         for name in tasks
     ]
-    _carry_out(asked, out, fresh=fresh, dry_run=dry_run, max_errors=max_errors, max_unscored=max_unscored)
+    _execute(asked, out, fresh=fresh, dry_run=dry_run, max_errors=max_errors, max_unscored=max_unscored)
 
 
-def _carry_out(
-    asked: list[Asked], out: Path, *, fresh: bool, dry_run: bool, max_errors: int | None, max_unscored: int | None
+def _execute(
+    asked: list[RunSpec], out: Path, *, fresh: bool, dry_run: bool, max_errors: int | None, max_unscored: int | None
 ) -> None:
-    from dreambench.api import carry_out, prepare
+    from dreambench.api import execute, prepare
     from dreambench.progress import progress_bar, say
     from dreambench.report import print_plan, print_result, thresholds
 
@@ -125,7 +125,7 @@ def _carry_out(
             print_plan(prepare(one, out))
             continue
         with progress_bar(one.task) as progress:
-            result = carry_out(one, out, fresh=fresh, progress=progress, say=say)
+            result = execute(one, out, fresh=fresh, progress=progress, say=say)
         print_result(result)
         missed += thresholds(result, max_errors, max_unscored)
     for line in missed:
@@ -152,7 +152,7 @@ def score(
             "--responses", help='Answers made elsewhere: the benchmark\'s result format, or {"id", "text"} lines.'
         ),
     ] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Where the photographs are.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Where the images are.")] = None,
     protocol: Protocol = None,
     split: Annotated[str | None, typer.Option("--split", help="Part of the benchmark, for instance val2014.")] = None,
     judge: Judge = None,
@@ -168,7 +168,7 @@ def score(
 
     Example: dreambench score --task vqav2 --data vqa --responses results.json
     """
-    from dreambench.api import Asked, score_run
+    from dreambench.api import RunSpec, score_run
     from dreambench.interfaces import TaskOptions, data_place
     from dreambench.report import print_result
 
@@ -191,8 +191,8 @@ def score(
         judge=judge,
         offline=offline,
     )
-    asked = Asked(task=task, model=f"responses:{responses.absolute()}", options=options, limit=limit)
-    _carry_out([asked], out, fresh=fresh, dry_run=False, max_errors=None, max_unscored=max_unscored)
+    asked = RunSpec(task=task, model=f"responses:{responses.absolute()}", options=options, limit=limit)
+    _execute([asked], out, fresh=fresh, dry_run=False, max_errors=None, max_unscored=max_unscored)
 
 
 def rerun(
@@ -204,17 +204,19 @@ def rerun(
 
     Example: dreambench rerun runs/coco_fid-dreamllm-1a2b3c4d --fresh
     """
-    from dreambench.api import Asked
+    from dreambench.api import RunSpec
     from dreambench.store import RunFolder
 
-    asked = Asked.from_json(RunFolder.open(run).plan_file()["asked"])
-    _carry_out([asked], out or run.parent, fresh=fresh, dry_run=False, max_errors=None, max_unscored=None)
+    asked = RunSpec.from_json(RunFolder.open(run).plan_file()["spec"])
+    _execute([asked], out or run.parent, fresh=fresh, dry_run=False, max_errors=None, max_unscored=None)
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or more runs.")],
     html: Annotated[Path | None, typer.Option("--html", help="Write everything to one self-contained page.")] = None,
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a painting run's pictures to one PNG.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Write a image generation run's images to one PNG.")
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the table as CSV, in full precision.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="Print the table in LaTeX.")] = False,

@@ -29,7 +29,7 @@ class ModelJudge(Judge):
     def model(self) -> Model:
         """The model, loaded when it is first needed."""
         model = load_model(self.options)
-        if "read" not in model.capabilities:
+        if "generate_text" not in model.capabilities:
             raise JudgeError(f"judge model:{self.options.name} cannot read: choose a model that answers with text")
         return model
 
@@ -45,7 +45,7 @@ class ModelJudge(Judge):
         }
 
     def grade(self, items: Sequence[GradeRequest]) -> Iterator[Judgement]:
-        size = self.model.batch_size("read")
+        size = self.model.batch_size("generate_text")
         for start in range(0, len(items), size):
             yield from self._grade(items[start : start + size])
 
@@ -85,7 +85,7 @@ class ModelJudge(Judge):
             settings |= {"do_sample": True, "temperature": self.prompt.temperature(attempt)}
         return Request(
             number,
-            "read",
+            "generate_text",
             (Text(self.prompt.message(item, attempt)),),
             settings,
             sample_seed(self.seed, f"{item.id}\0{item.run}\0{attempt}"),

@@ -1,4 +1,4 @@
-"""Grades given before, from an exported log: the same figures without the judge."""
+"""Grades given before, from an exported log: the same scores without the judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of generated pictures against real ones, from their features."""
+"""The scores of generated images against real ones, from their features."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["compare"]
 NEIGHBOURS = 5
 SPLITS = 10
 MANIFOLD_LIMIT = 10_000
-"""Above so many pictures on a side, precision and its kin are left out, with a note: their cost grows with the square."""
+"""Above so many images on a side, precision and its kin are left out, with a note: their cost grows with the square."""
 Features = npt.NDArray[np.float32]
 
 
 def compare(
-    painted: Mapping[str, Any],
+    generated: Mapping[str, Any],
     reference: Reference,
     extractor: str,
     protocol: str,
@@ -40,18 +40,18 @@ def compare(
     """Fréchet and kernel distance, precision and its kin, Inception Score, CLIPScore: what these features and this reference allow.
 
     Args:
-        painted: ``features`` (N, d), and where the network gives them ``logits`` (N, classes), for the Inception Score, and
+        generated: ``features`` (N, d), and where the network gives them ``logits`` (N, classes), for the Inception Score, and
             ``clip_scores`` (N,), for their mean.
-        keys: one per picture; equal ones say which belong together, for instance all of one photograph's captions.
+        keys: one per image; equal ones say which belong together, for instance all of one image's captions.
     """
-    features: Features = painted["features"]
+    features: Features = generated["features"]
     n = len(features)
     estimate = frechet_jackknife(features, reference.statistics, keys=keys)
     notes = list(reference.notes)
-    for side, count in (("painted", n), ("real", reference.statistics.n)):
+    for side, count in (("generated", n), ("real", reference.statistics.n)):
         if count is not None and count <= features.shape[1]:
             notes.append(
-                f"{count} {side} pictures are too few for {features.shape[1]} features: "
+                f"{count} {side} images are too few for {features.shape[1]} features: "
                 "the distance is biased upwards and barred from leaderboards"
             )
     if reference.features is not None:
@@ -72,12 +72,12 @@ def compare(
     if reference.features is not None:
         scores.append(_kernel(features, reference.features, extractor, protocol, unscored))
         scores += _manifold(features, reference.features, extractor, protocol, unscored)
-    if "logits" in painted:
-        scores.append(_inception(painted["logits"], extractor, protocol, unscored))
-    if "clip_scores" in painted:
-        cut = int(painted.get("clip_truncated", 0))
+    if "logits" in generated:
+        scores.append(_inception(generated["logits"], extractor, protocol, unscored))
+    if "clip_scores" in generated:
+        cut = int(generated.get("clip_truncated", 0))
         notes = (f"clip_score: {cut} captions were longer than the CLIP's context and cut for it",) if cut else ()
-        scores.append(_clip(painted["clip_scores"], extractor, protocol, unscored, keys, notes))
+        scores.append(_clip(generated["clip_scores"], extractor, protocol, unscored, keys, notes))
     return scores
 
 
@@ -123,19 +123,19 @@ def _kernel(features: Features, real: Features, extractor: str, protocol: str, u
         n=len(features),
         unscored=unscored,
         interval=(distance.value - half, distance.value + half) if known else None,
-        interval_method="normal, delete-one standard error of both sides" if known else "none: fewer than 3 pictures",
+        interval_method="normal, delete-one standard error of both sides" if known else "none: fewer than 3 images",
         protocol=protocol,
     )
 
 
-def _why_no_manifold(painted: int, real: int) -> list[str]:
+def _why_no_manifold(generated: int, real: int) -> list[str]:
     """The note that stands in for precision and its kin where they are left out; nothing where they are not."""
     what = "precision, recall, density and coverage are left out:"
-    if min(painted, real) <= NEIGHBOURS:
-        return [f"{what} {painted} painted and {real} real pictures, each side needs more than {NEIGHBOURS}"]
-    if max(painted, real) > MANIFOLD_LIMIT:
+    if min(generated, real) <= NEIGHBOURS:
+        return [f"{what} {generated} generated and {real} real images, each side needs more than {NEIGHBOURS}"]
+    if max(generated, real) > MANIFOLD_LIMIT:
         return [
-            f"{what} {painted} painted and {real} real pictures, at most {MANIFOLD_LIMIT} a side are compared pair by pair"
+            f"{what} {generated} generated and {real} real images, at most {MANIFOLD_LIMIT} a side are compared pair by pair"
         ]
     return []
 
@@ -151,7 +151,7 @@ def _manifold(features: Features, real: Features, extractor: str, protocol: str,
             unit="",
             n=len(features),
             unscored=unscored,
-            interval_method=f"none: depends on the {NEIGHBOURS} nearest of all pictures",
+            interval_method=f"none: depends on the {NEIGHBOURS} nearest of all images",
             protocol=protocol,
         )
         for name in ("precision", "recall", "density", "coverage")

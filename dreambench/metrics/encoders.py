@@ -86,7 +86,7 @@ class Dinov2Extractor(_FolderExtractor):
 class ClipScorer:
     """Image and text features of one CLIP folder, for CLIPScore and for choosing among candidates.
 
-    Pictures: antialiased bicubic to a square of the input size (`clean`). Texts are cut at the model's length, 77 tokens for
+    Images: antialiased bicubic to a square of the input size (`clean`). Texts are cut at the model's length, 77 tokens for
     the published ones: `truncated` counts how many were, because a cut caption is another caption.
     """
 
@@ -108,7 +108,7 @@ class ClipScorer:
         }
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Projected features (N, d) float32 of pictures uint8 (N, 3, height, width)."""
+        """Projected features (N, d) float32 of images uint8 (N, 3, height, width)."""
         pixels = RESIZERS["clean"](images.to(self.device), self.input_size)
         with exact_float32(self.device), threads_for(self._model):
             vision = self._model.vision_model(pixel_values=(pixels - self._mean) / self._std)

@@ -1,4 +1,4 @@
-"""Feature extractors by name, and the stream of pictures through them.
+"""Feature extractors by name, and the stream of images through them.
 
     inception[:PATH]       the FID Inception network; weights found in the torch hub cache, or given
     efficientnet-lite0     ImageNet weights from a Python package (extra `efficientnet`)
@@ -32,7 +32,7 @@ __all__ += ["extractor_names"]
 
 
 class Extractor(Protocol):
-    """A network that turns pictures into features.
+    """A network that turns images into features.
 
     `name` is part of the metric's name (`fd[NAME]`), and says which weights: equal names, equal numbers. `identity` is what a
     protocol hashes: weights, input size, normalisation, layer.
@@ -83,19 +83,19 @@ def extract(
     *,
     batch_size: int = 32,
 ) -> list[npt.NDArray[np.float32]]:
-    """Features (N, dim) under each resizer, in the pictures' order, decoding each picture once.
+    """Features (N, dim) under each resizer, in the images' order, decoding each image once.
 
     `images` are uint8 (3, height, width) of any sizes; those of one size within a batch are resized together.
     """
     resizers = resizers if isinstance(resizers, list) else [resizers]
-    gathered: list[list[npt.NDArray[np.float32]]] = [[] for _ in resizers]
+    collected: list[list[npt.NDArray[np.float32]]] = [[] for _ in resizers]
     for batch in _batches(images, batch_size):
         on_device = [image.to(extractor.device, non_blocking=True) for image in batch]
-        for parts, resizer in zip(gathered, resizers, strict=True):
+        for parts, resizer in zip(collected, resizers, strict=True):
             pixels = _resize(on_device, resizer, extractor.input_size)
             parts.append(extractor(pixels, resizer.scaling).cpu().numpy())
     empty = np.zeros((0, extractor.dim), dtype=np.float32)
-    return [np.concatenate([empty, *parts]) for parts in gathered]
+    return [np.concatenate([empty, *parts]) for parts in collected]
 
 
 def _batches(images: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:

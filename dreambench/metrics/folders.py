@@ -1,4 +1,4 @@
-"""``dreambench fid`` and ``fid-stats`` as functions: pictures in folders, no task and no model."""
+"""``dreambench fid`` and ``fid-stats`` as functions: images in folders, no task and no model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dreambench.metrics.reference import (
     cached_features,
     fingerprint,
     identity_of,
-    list_pictures,
+    list_images,
     read_reference,
 )
 from dreambench.metrics.resize import RESIZERS, Resizer, get_resizer
@@ -42,19 +42,19 @@ def compare_folders(
     infinity: bool = False,
     floor: bool = False,
 ) -> list[Score]:
-    """The figures of a folder of generated pictures against real ones, under each protocol, each picture decoded once.
+    """The scores of a folder of generated images against real ones, under each protocol, each image decoded once.
 
     Args:
         real: a folder, or statistics of `save_folder_statistics` or of another tool (``.npz`` with mu and sigma).
         protocols: names of resizers: clean, pytorch, tf1, torchmetrics, dreamllm.
-        infinity: also FID-infinity (Chong and Forsyth 2020), an extrapolation over the number of generated pictures.
-        floor: also the distance between two halves of the real pictures, every other one in each: what no model can be
+        infinity: also FID-infinity (Chong and Forsyth 2020), an extrapolation over the number of generated images.
+        floor: also the distance between two halves of the real images, every other one in each: what no model can be
             told apart from.
     """
     resizers = [_resizer(name) for name in protocols]
     extractor = _extractor(features, device, offline)
-    painted = list_pictures(fake)
-    made = _features(painted, extractor, resizers)
+    generated = list_images(fake)
+    made = _features(generated, extractor, resizers)
     references, side = _real_side(real, extractor, resizers)
     scores: list[Score] = []
     for resizer, one, reference in zip(resizers, made, references, strict=True):
@@ -74,7 +74,7 @@ def compare_folders(
 
 def _floor(reference: Reference, extractor: str, protocol: str) -> Score:
     if reference.features is None:
-        raise UsageError("--floor compares real pictures with real ones: give their folder, not statistics")
+        raise UsageError("--floor compares real images with real ones: give their folder, not statistics")
     half = GaussianStatistics.from_features(reference.features[1::2])
     estimate = frechet_jackknife(reference.features[::2], half)
     return Score(
@@ -102,16 +102,16 @@ def _at_infinity(features: Features, reference: Reference, extractor: str, proto
 def save_folder_statistics(
     folder: Path, out: Path, protocol: str, features: str = "inception", device: str = "auto", offline: bool = False
 ) -> int:
-    """Mean and covariance of a folder's features as ``.npz``, with what they were made from; gives the number of pictures."""
+    """Mean and covariance of a folder's features as ``.npz``, with what they were made from; gives the number of images."""
     if out.suffix != ".npz":
         raise UsageError(f"--out {out}: statistics are saved as .npz")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
     resizer = _resizer(protocol)
     extractor = _extractor(features, device, offline)
-    paths = list_pictures(folder)
+    paths = list_images(folder)
     (made,) = _features(paths, extractor, [resizer])
-    identity = {**identity_of(extractor, resizer), "pictures": fingerprint(paths)}
+    identity = {**identity_of(extractor, resizer), "images": fingerprint(paths)}
     save_statistics(out, GaussianStatistics.from_features(made), identity)
     return len(paths)
 
@@ -125,7 +125,7 @@ def _real_side(
             "kind": "statistics file",
             "statistics_sha256": digest(references[0].statistics.mean.tolist()),
         }
-    paths = list_pictures(real)
+    paths = list_images(real)
     made = _features(paths, extractor, resizers)
     return [Reference(GaussianStatistics.from_features(one), one) for one in made], {
         "kind": "folder",
@@ -135,12 +135,12 @@ def _real_side(
 
 def _features(paths: Sequence[Path], extractor: Extractor, resizers: Sequence[Resizer]) -> list[Features]:
     if len(paths) < 2:
-        raise DataError(f"{paths[0].parent}: one picture has no spread; a Fréchet distance needs at least two")
+        raise DataError(f"{paths[0].parent}: one image has no spread; a Fréchet distance needs at least two")
     return cached_features(paths, extractor, resizers, _tell)
 
 
 def _tell(done: int, total: int) -> None:
-    say(f"features of {done} of {total} pictures")
+    say(f"features of {done} of {total} images")
 
 
 def _resizer(name: str) -> Resizer:

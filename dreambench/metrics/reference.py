@@ -1,4 +1,4 @@
-"""Two sides of a comparison: features of picture files, kept chunk by chunk, and the reference they are held against."""
+"""Two sides of a comparison: features of image files, kept chunk by chunk, and the reference they are held against."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
     "cached_features",
     "fingerprint",
     "identity_of",
-    "list_pictures",
-    "picture_features",
+    "image_features",
+    "list_images",
     "read_reference",
 ]
 
 CHUNK = 512
-"""Pictures per file of kept features: what a kill can cost."""
+"""Images per file of kept features: what a kill can cost."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 Features = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -47,38 +47,38 @@ class Reference:
     notes: tuple[str, ...] = ()
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """Every picture below a folder, by name; hidden files do not count."""
+def list_images(folder: Path) -> list[Path]:
+    """Every image below a folder, by name; hidden files do not count."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of pictures")
+        raise DataError(f"{folder}: no such folder of images")
     found: list[Path] = []
     for root, folders, files in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(root, name) for name in files if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
     if not found:
-        raise DataError(f"{folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))})")
     return sorted(found)
 
 
 def _unreadable(error: OSError) -> None:
-    """A folder that may not be listed would leave its pictures out unsaid."""
+    """A folder that may not be listed would leave its images out unsaid."""
     raise DataError(f"{error.filename}: {error.strerror}; make it readable, or give another folder") from error
 
 
 def fingerprint(paths: Sequence[Path]) -> JSON:
-    """Number and digest of a list of pictures: names in order, and every byte."""
+    """Number and digest of a list of images: names in order, and every byte."""
     try:
         return {"n": len(paths), "sha256": digest([[path.name, sha256_file(path)] for path in paths])}
     except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}; every picture of the folder counts") from error
+        raise DataError(f"{error.filename}: {error.strerror}; every image of the folder counts") from error
 
 
 def identity_of(extractor: Extractor, resizer: Resizer) -> dict[str, JSON]:
-    """The fields of a protocol that say how a picture becomes features."""
+    """The fields of a protocol that say how an image becomes features."""
     return {"extractor": {"name": extractor.name, **extractor.identity}, **resizer.identity}
 
 
-def picture_features(
+def image_features(
     paths: Sequence[Path],
     extractor: Extractor,
     resizers: Sequence[Resizer],
@@ -87,7 +87,7 @@ def picture_features(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> list[Features]:
-    """Features (N, d) of picture files under each resizer, each picture decoded once.
+    """Features (N, d) of image files under each resizer, each image decoded once.
 
     `keep` names a folder for each resizer; what lies there already, chunk by chunk, is not computed again. The folder must be
     this list's and this extractor's own: the caller names it by their fingerprint.
@@ -95,34 +95,34 @@ def picture_features(
     from dreambench.metrics.features import extract
     from dreambench.metrics.images import read_image
 
-    gathered: list[list[Features]] = [[] for _ in resizers]
+    collected: list[list[Features]] = [[] for _ in resizers]
     for start in range(0, len(paths), CHUNK):
         chunk = paths[start : start + CHUNK]
         files = [folder / f"{start:07d}.npy" for folder in keep]
         kept = [_read(file, len(chunk), extractor.dim) for file in files]
         wanted = [index for index, features in enumerate(kept) if features is None]
         if wanted:
-            pictures = (read_image(path) for path in chunk)
-            made = extract(pictures, extractor, [resizers[index] for index in wanted], batch_size=batch_size)
+            images = (read_image(path) for path in chunk)
+            made = extract(images, extractor, [resizers[index] for index in wanted], batch_size=batch_size)
             for index, features in zip(wanted, made, strict=True):
                 kept[index] = features
                 write_atomically(files[index], _bytes(features))
-        for parts, features in zip(gathered, kept, strict=True):
+        for parts, features in zip(collected, kept, strict=True):
             if features is not None:
                 parts.append(features)
         if progress is not None:
             progress(start + len(chunk), len(paths))
     empty = np.zeros((0, extractor.dim), dtype=np.float32)
-    return [np.concatenate([empty, *parts]) for parts in gathered]
+    return [np.concatenate([empty, *parts]) for parts in collected]
 
 
 def cached_features(
     paths: Sequence[Path], extractor: Extractor, resizers: Sequence[Resizer], progress: Progress | None = None
 ) -> list[Features]:
-    """`picture_features` kept for later runs, under a name made of the pictures' bytes, the weights and the resize."""
-    pictures = fingerprint(paths)
-    keep = [cache_folder() / "features" / digest([pictures, identity_of(extractor, one)])[:32] for one in resizers]
-    return picture_features(paths, extractor, resizers, keep, progress=progress)
+    """`image_features` kept for later runs, under a name made of the images' bytes, the weights and the resize."""
+    images = fingerprint(paths)
+    keep = [cache_folder() / "features" / digest([images, identity_of(extractor, one)])[:32] for one in resizers]
+    return image_features(paths, extractor, resizers, keep, progress=progress)
 
 
 def _bytes(array: Features) -> bytes:

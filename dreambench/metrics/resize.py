@@ -1,6 +1,6 @@
-"""How pictures reach a network's input size. Resizing alone can move an FID by 6 (Parmar et al. 2022), so each has a name.
+"""How images reach a network's input size. Resizing alone can move an FID by 6 (Parmar et al. 2022), so each has a name.
 
-Pictures come as uint8 (N, 3, height, width), all of one size, on any device; they leave as float32 (N, 3, size, size) in
+Images come as uint8 (N, 3, height, width), all of one size, on any device; they leave as float32 (N, 3, size, size) in
 0..255, unrounded.
 """
 
@@ -95,7 +95,7 @@ def dreamllm(images: Tensor, size: int) -> Tensor:
 
 
 def short_side_crop(images: Tensor, size: int) -> Tensor:
-    """torchvision's Resize(size, bilinear) and CenterCrop(size) on Pillow pictures, in uint8 (N, 3, size, size).
+    """torchvision's Resize(size, bilinear) and CenterCrop(size) on Pillow images, in uint8 (N, 3, size, size).
 
     Bit for bit what Pillow before 13 gives: width first, then height. Pillow 13 does the height first where that shrinks more,
     which rounds some pixels to the next grey level; published numbers are older, and a protocol must not change with Pillow.

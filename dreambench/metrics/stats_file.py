@@ -33,7 +33,7 @@ class SavedStatistics:
 
 
 def save_statistics(path: str | Path, statistics: GaussianStatistics, identity: Mapping[str, Any]) -> None:
-    """Write `mu`, `sigma`, `n` and the identity (JSON: extractor, resize, fingerprint of the pictures); all at once, or not at all."""
+    """Write `mu`, `sigma`, `n` and the identity (JSON: extractor, resize, fingerprint of the images); all at once, or not at all."""
     path = Path(path)
     if path.suffix != ".npz":
         raise DataError(f"{path}: statistics are saved as .npz")

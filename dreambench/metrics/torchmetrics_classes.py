@@ -1,6 +1,6 @@
 """The measures as `torchmetrics.Metric` classes: update in batches, gather over processes, compute once, in float64.
 
-Each takes features, or pictures if it is given an `extractor`, a callable from what `update` gets to features (N, d):
+Each takes features, or images if it is given an `extractor`, a callable from what `update` gets to features (N, d):
 
     metric = FrechetDistance(dim=2048, extractor=network)
     metric.update(real_pictures, real=True)

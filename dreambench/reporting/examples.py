@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dreambench.documents import JSON
 
-__all__ = ["COUNT", "Examples", "choose", "shown_pictures"]
+__all__ = ["COUNT", "Examples", "choose", "shown_images"]
 
 COUNT = 12
 """Samples in each part of a gallery."""
@@ -18,7 +18,7 @@ Row = Mapping[str, JSON]
 
 @dataclass(frozen=True)
 class Examples:
-    """`column` is what they are ranked by, None where the rows have no figures; then `worst` and `best` are empty."""
+    """`column` is what they are ranked by, None where the rows have no scores; then `worst` and `best` are empty."""
 
     column: str | None
     worst: list[Row]
@@ -40,9 +40,9 @@ def choose(rows: Sequence[Row], metric: str = "", count: int = COUNT) -> Example
     return Examples(column, ranked[:half], ranked[::-1][:half], shuffled[:count])
 
 
-def shown_pictures(rows: Sequence[Row]) -> list[Row]:
-    """The painted rows that a gallery may show, each once: those of which a run keeps the photographs."""
-    chosen = choose([row for row in rows if row["picture"]])
+def shown_images(rows: Sequence[Row]) -> list[Row]:
+    """The generated rows that a gallery may show, each once: those of which a run keeps the images."""
+    chosen = choose([row for row in rows if row["image"]])
     shown = {row["id"]: row for row in (*chosen.worst, *chosen.best, *chosen.unchosen)}
     return list(shown.values())
 

@@ -21,7 +21,7 @@ def write_page(folders: Sequence[Path], target: Path) -> None:
 
 
 def write_sheet(folder: Path, target: Path) -> None:
-    """``report RUN --sheet FILE``: a painting run's pictures as one PNG."""
+    """``report RUN --sheet FILE``: a image generation run's images as one PNG."""
     _write(target, "--sheet", contact_sheet(load(folder)))
 
 

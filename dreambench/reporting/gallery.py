@@ -1,4 +1,4 @@
-"""A painting run's pictures for the page: painted beside real, with caption, score and the candidates it was chosen from."""
+"""A image generation run's images for the page: generated beside real, with caption, score and the candidates it was chosen from."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dreambench.documents import JSON, Image
 from dreambench.errors import DataError
 from dreambench.reporting.examples import COUNT, choose
 from dreambench.reporting.loading import Loaded
-from dreambench.reporting.thumbnails import SIDE, kept_photographs, thumbnail
+from dreambench.reporting.thumbnails import SIDE, saved_reference_images, thumbnail
 
-__all__ = ["Candidate", "Card", "Picture", "Strip", "strips"]
+__all__ = ["Candidate", "Card", "EmbeddedImage", "Strip", "strips"]
 
 CANDIDATE_SIDE = 96
 MEANINGS = {
-    "clip_score": "CLIPScore of the painted picture and its caption",
-    "similarity": "cosine of the features of the painted picture and its photograph",
+    "clip_score": "CLIPScore of the generated image and its caption",
+    "similarity": "cosine of the features of the generated image and its image",
 }
 
 
 @dataclass(frozen=True)
-class Picture:
+class EmbeddedImage:
     """A ``data:`` address, or the reason why there is none."""
 
     source: str | None
@@ -32,21 +32,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the pictures among which CLIP chose; without a picture where only its score was kept."""
+    """One of the images among which CLIP chose; without an image where only its score was kept."""
 
     score: float
     chosen: bool
-    picture: Picture | None
+    image: EmbeddedImage | None
 
 
 @dataclass(frozen=True)
 class Card:
-    """A painted sample."""
+    """A generated sample."""
 
     id: str
     caption: str
-    painted: Picture
-    real: Picture
+    generated: EmbeddedImage
+    real: EmbeddedImage
     score: float | None
     candidates: list[Candidate]
 
@@ -61,8 +61,8 @@ class Strip:
 
 
 def strips(run: Loaded, count: int = COUNT) -> list[Strip]:
-    """Worst, best, and some that nobody chose; the candidates of the last are not shown as pictures, for the page's size."""
-    rows = [row for row in run.rows if row.get("picture")]
+    """Worst, best, and some that nobody chose; the candidates of the last are not shown as images, for the page's size."""
+    rows = [row for row in run.rows if row.get("image")]
     examples = choose(rows, count=count)
     maker = _Cards(run, examples.column)
     meaning = MEANINGS.get(examples.column or "", examples.column or "")
@@ -82,7 +82,7 @@ class _Cards:
     def __init__(self, run: Loaded, column: str | None) -> None:
         self._run = run
         self._column = column
-        self._photographs = kept_photographs(run.run)
+        self._reference_images = saved_reference_images(run.run)
 
     def cards(self, rows: Sequence[Mapping[str, JSON]], candidates: bool = True) -> list[Card]:
         return [self._card(row, candidates) for row in rows]
@@ -93,34 +93,34 @@ class _Cards:
         return Card(
             id=str(row["id"]),
             caption=str(row.get("caption") or ""),
-            painted=_embedded(paths[0]) if paths else Picture(None, "no picture in the answer"),
+            generated=_embedded(paths[0]) if paths else EmbeddedImage(None, "no image in the answer"),
             real=self._real(row.get("image_id")),
             score=None if self._column is None else row[self._column],
             candidates=_candidates(response.details, paths, candidates),
         )
 
-    def _real(self, image_id: JSON) -> Picture:
-        if str(image_id) not in self._photographs:
-            return Picture(None, "the run keeps no photograph")
-        path = self._photographs[str(image_id)]
-        return Picture(None, "no photograph known") if path is None else _embedded(path)
+    def _real(self, image_id: JSON) -> EmbeddedImage:
+        if str(image_id) not in self._reference_images:
+            return EmbeddedImage(None, "the run keeps no image")
+        path = self._reference_images[str(image_id)]
+        return EmbeddedImage(None, "no image known") if path is None else _embedded(path)
 
 
-def _candidates(details: Mapping[str, JSON], paths: Sequence[Path], pictures: bool) -> list[Candidate]:
+def _candidates(details: Mapping[str, JSON], paths: Sequence[Path], images: bool) -> list[Candidate]:
     """Candidates, the chosen one first, where there was a choice. `paths` are in the order of ``details["kept"]``."""
     scores: list[float] = details.get("clip_scores") or []
     if len(scores) < 2:
         return []
     chosen = details["chosen"]
-    kept = dict(zip(details["kept"], paths, strict=False)) if len(paths) > 1 and pictures else {}
+    kept = dict(zip(details["kept"], paths, strict=False)) if len(paths) > 1 and images else {}
     order = sorted(range(len(scores)), key=lambda j: (j != chosen, -scores[j]))
     return [Candidate(scores[j], j == chosen, _embedded(kept[j], CANDIDATE_SIDE) if j in kept else None) for j in order]
 
 
-def _embedded(path: Path, side: int = SIDE) -> Picture:
-    """A thumbnail of a file in the run. One that was taken away since leaves a gap that says so: the figures do not need it."""
+def _embedded(path: Path, side: int = SIDE) -> EmbeddedImage:
+    """A thumbnail of a file in the run. One that was taken away since leaves a gap that says so: the scores do not need it."""
     try:
         data = thumbnail(path, side)
     except DataError:
-        return Picture(None, f"{path.name} is missing or damaged")
-    return Picture(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}")
+        return EmbeddedImage(None, f"{path.name} is missing or damaged")
+    return EmbeddedImage(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}")

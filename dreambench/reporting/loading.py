@@ -38,7 +38,7 @@ class Loaded:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What must be seen beside the figures, each sentence once."""
+        """What must be seen beside the scores, each sentence once."""
         return list(dict.fromkeys([*self.metrics["notes"], *(note for score in self.scores for note in score.notes)]))
 
     @cached_property
@@ -65,9 +65,9 @@ class Loaded:
         return {sample.id: document_text(sample.prompt) for sample in self.run.samples()}
 
     @property
-    def paints(self) -> bool:
-        """Whether its rows are pictures."""
-        return any(row.get("picture") for row in self.rows)
+    def generates(self) -> bool:
+        """Whether its rows are images."""
+        return any(row.get("image") for row in self.rows)
 
 
 def load(folder: Path) -> Loaded:

@@ -1,7 +1,7 @@
 """The page: runs as one HTML file that needs nothing else, runs no script and asks no server.
 
 The template escapes every text (autoescape), control characters are written out, and the page's own policy
-(Content-Security-Policy) allows nothing but its style and the pictures inside it: answers and data are other people's text.
+(Content-Security-Policy) allows nothing but its style and the images inside it: answers and data are other people's text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHORT = 400
 
 
 def page(runs: Sequence[Loaded]) -> str:
-    """The HTML of one or several runs, pictures as ``data:`` addresses. The same runs give the same bytes."""
+    """The HTML of one or several runs, images as ``data:`` addresses. The same runs give the same bytes."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -41,10 +41,10 @@ def page(runs: Sequence[Loaded]) -> str:
     filters: dict[str, Any] = {"number": number, "interval": interval_text, "method": method_text}
     filters |= {"unscored": unscored_text, "bar": _bar}
     environment.filters.update(filters)
-    painting = sum(run.paints for run in runs)
+    text_to_image = sum(run.generates for run in runs)
     found = lines(runs)
     return environment.get_template("page.html.j2").render(
-        sections=[_section(run, max(2, COUNT // max(painting, 1))) for run in runs],
+        sections=[_section(run, max(2, COUNT // max(text_to_image, 1))) for run in runs],
         overview=_overview(found),
         incomparable=incomparable(found),
     )
@@ -64,7 +64,7 @@ class _Section:
     examples: list[tuple[str, list[dict[str, JSON]]]]
     protocols: list[tuple[str, list[JSON]]]
     errors: list[tuple[str, int, str, str]]
-    subject: list[tuple[str, JSON]]
+    system: list[tuple[str, JSON]]
     environment: list[tuple[str, JSON]]
 
 
@@ -72,17 +72,17 @@ def _section(run: Loaded, count: int) -> _Section:
     environment = run.run.plan_file()["environment"]
     return _Section(
         run=run,
-        strips=strips(run, count) if run.paints else [],
-        examples=[] if run.paints else _answers(run),
+        strips=strips(run, count) if run.generates else [],
+        examples=[] if run.generates else _answers(run),
         protocols=_side_by_side(run.metrics["protocols"]),
         errors=_errors(run),
-        subject=_flat(run.metrics["subject"]),
+        system=_flat(run.metrics["system"]),
         environment=_flat({**environment["device"], **environment["machine"], **environment["versions"]}),
     )
 
 
 def _overview(found: Sequence[Line]) -> dict[str, list[Line]]:
-    """The figures over all samples, by protocol."""
+    """The scores over all samples, by protocol."""
     whole = [line for line in found if line.score.group is None]
     return {
         protocol: [line for line in whole if line.score.protocol == protocol]
@@ -91,7 +91,7 @@ def _overview(found: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def _answers(run: Loaded) -> list[tuple[str, list[dict[str, JSON]]]]:
-    """The worst and the best answers of a reading run, with their questions, where its rows hold answers and figures."""
+    """The worst and the best answers of a reading run, with their questions, where its rows hold answers and scores."""
     rows = [row for row in run.rows if row.get("answer") is not None]
     examples = choose(rows, run.scores[0].metric if run.scores else "", ANSWERS)
     return [
@@ -149,7 +149,7 @@ def _flat(value: JSON, name: str = "") -> list[tuple[str, JSON]]:
 
 
 def _bar(score: Score) -> tuple[float, float, float] | None:
-    """Where value and interval lie between 0 and 100 %, for figures that do."""
+    """Where value and interval lie between 0 and 100 %, for scores that do."""
     if score.unit != "%" or score.value is None or not 0 <= score.value <= 100:
         return None
     low, high = score.interval or (score.value, score.value)

@@ -1,4 +1,4 @@
-"""The contact sheet: a run's painted pictures in a grid, each over its caption, as one PNG."""
+"""The contact sheet: a run's generated images in a grid, each over its caption, as one PNG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["contact_sheet"]
 
-PICTURES = 48
+IMAGES = 48
 CELL = 192
 GAP = 16
 LINE = 17
@@ -27,26 +27,26 @@ LINES = 3
 INK, FAINT, PAPER = "#1c1c1a", "#8a8a84", "#ffffff"
 
 
-def contact_sheet(run: Loaded, count: int = PICTURES) -> bytes:
-    """At most `count` pictures, taken by hash of their ids and shown in the run's order. The same run gives the same bytes.
+def contact_sheet(run: Loaded, count: int = IMAGES) -> bytes:
+    """At most `count` images, taken by hash of their ids and shown in the run's order. The same run gives the same bytes.
 
-    Raises `UsageError` where the run painted nothing.
+    Raises `UsageError` where the run generated nothing.
     """
     from PIL import Image as Pillow
     from PIL import ImageDraw
 
-    painted = [row for row in run.rows if row.get("picture")]
-    if not painted:
-        raise UsageError(f"--sheet: {run.run.path} has no pictures; give a painting run")
-    taken = {row["id"] for row in choose(painted, count=count).unchosen}
-    rows = [row for row in painted if row["id"] in taken]
+    generated = [row for row in run.rows if row.get("image")]
+    if not generated:
+        raise UsageError(f"--sheet: {run.run.path} has no images; give a image generation run")
+    taken = {row["id"] for row in choose(generated, count=count).unchosen}
+    rows = [row for row in generated if row["id"] in taken]
     columns = min(8, len(rows))
     step_y = CELL + LINES * LINE + GAP
     size = (GAP + columns * (CELL + GAP), 3 * GAP + -(-len(rows) // columns) * step_y)
     sheet = Pillow.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     title, small = _font(14), _font(12)
-    heading = f"{run.title} · {len(rows)} of {len(painted)} pictures · {run.metrics['protocol']} · {run.name}"
+    heading = f"{run.title} · {len(rows)} of {len(generated)} images · {run.metrics['protocol']} · {run.name}"
     draw.text((GAP, GAP), _wrap(heading, _width(title), size[0] - 2 * GAP, 1)[0], fill=INK, font=title)
     for place, row in enumerate(rows):
         left, top = GAP + place % columns * (CELL + GAP), 3 * GAP + place // columns * step_y
@@ -60,19 +60,19 @@ def contact_sheet(run: Loaded, count: int = PICTURES) -> bytes:
 
 
 def _paste(sheet: PIL.Image.Image, draw: ImageDraw.ImageDraw, path: Path, left: int, top: int) -> None:
-    """The picture, scaled into its cell; where the file is gone, an empty frame that says so."""
+    """The image, scaled into its cell; where the file is gone, an empty frame that says so."""
     from PIL import Image as Pillow
     from PIL import ImageOps
 
     from dreambench.metrics.images import read_rgb
 
     try:
-        picture = ImageOps.contain(Pillow.fromarray(read_rgb(path)), (CELL, CELL), Pillow.Resampling.BICUBIC)
+        image = ImageOps.contain(Pillow.fromarray(read_rgb(path)), (CELL, CELL), Pillow.Resampling.BICUBIC)
     except DataError:
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline=FAINT)
         draw.text((left + 8, top + 8), "missing or damaged", fill=FAINT, font=_font(12))
         return
-    sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
+    sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -26,14 +26,14 @@ FORMULA = ("=", "+", "-", "@")
 
 @dataclass(frozen=True)
 class Line:
-    """A figure and whose it is."""
+    """A score and whose it is."""
 
     run: Loaded
     score: Score
 
 
 def lines(runs: Sequence[Loaded]) -> list[Line]:
-    """Every figure: by protocol, within it by metric and group, within these by run; each in the order in which it first appears."""
+    """Every score: by protocol, within it by metric and group, within these by run; each in the order in which it first appears."""
     found = [Line(run, score) for run in runs for score in run.scores]
     protocols = {line.score.protocol: place for place, line in reversed(list(enumerate(found)))}
     metrics = {_metric(line): place for place, line in reversed(list(enumerate(found)))}
@@ -49,11 +49,11 @@ def incomparable(lines: Sequence[Line]) -> str | None:
     names = list(dict.fromkeys(line.score.protocol for line in lines))
     if len(names) < 2:
         return None
-    return f"Figures under different protocols are not comparable; here are {len(names)}: {', '.join(names)}."
+    return f"Scores under different protocols are not comparable; here are {len(names)}: {', '.join(names)}."
 
 
 def _notes(runs: Sequence[Loaded]) -> list[str]:
-    """What belongs under a table: what each run says of its figures, then that protocols differ."""
+    """What belongs under a table: what each run says of its scores, then that protocols differ."""
     several = len(runs) > 1
     said = [f"{run.name}: {note}" if several else note for run in runs for note in run.notes]
     different = incomparable(lines(runs))
@@ -61,7 +61,7 @@ def _notes(runs: Sequence[Loaded]) -> list[str]:
 
 
 def to_csv(runs: Sequence[Loaded]) -> str:
-    """Every figure in full precision, empty where there is none.
+    """Every score in full precision, empty where there is none.
 
     Text that a spreadsheet would take for a formula begins with an apostrophe; control characters are written out.
     """
@@ -95,7 +95,7 @@ def method_text(score: Score) -> str:
 
 
 def unscored_text(score: Score) -> str:
-    """How many could not be scored, and between which values the figure would lie with them."""
+    """How many could not be scored, and between which values the score would lie with them."""
     if score.bounds is None or not score.unscored:
         return str(score.unscored)
     return f"{score.unscored} ({number(score.bounds[0])} … {number(score.bounds[1])} with them)"

@@ -93,7 +93,7 @@ def standard_error(scores: ArrayLike, *, ddof: int = 1) -> float:
     values = as_scores(scores)
     if values.size <= ddof:
         return math.nan
-    return _settle(float(values.std(ddof=ddof)) / math.sqrt(values.size), values)
+    return _postprocess_batch(float(values.std(ddof=ddof)) / math.sqrt(values.size), values)
 
 
 def clustered_standard_error(
@@ -113,10 +113,10 @@ def clustered_standard_error(
     variance = float(sums @ sums) / values.size**2
     if correction == "CR1":
         variance *= count / (count - 1)
-    return _settle(math.sqrt(variance), values)
+    return _postprocess_batch(math.sqrt(variance), values)
 
 
-def _settle(error: float, values: NDArray[np.float64]) -> float:
+def _postprocess_batch(error: float, values: NDArray[np.float64]) -> float:
     return 0.0 if error <= _NOTHING * float(np.abs(values).max()) else error
 
 

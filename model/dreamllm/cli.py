@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="dreamllm",
-    help="DreamLLM (arXiv 2309.11499): one causal decoder that reads and paints.",
+    help="DreamLLM (arXiv 2309.11499): one causal decoder that reads and generates images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -60,8 +60,10 @@ def init(
 def generate(
     model: Checkpoint,
     prompt: Annotated[str, typer.Argument(help="Text; <image> stands for the next --image.")],
-    image: Annotated[list[Path] | None, typer.Option(help="A picture to read; repeat for more.")] = None,
-    paint: Annotated[Path | None, typer.Option(help="Paint the prompt into this file instead of answering it.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image to read; repeat for more.")] = None,
+    generate_images: Annotated[
+        Path | None, typer.Option(help="Generate images the prompt into this file instead of answering it.")
+    ] = None,
     max_new_tokens: MaxNewTokens = 256,
     num_beams: Annotated[int, typer.Option(min=1)] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy or beam search; above, sampling.")] = 0.0,
@@ -74,13 +76,13 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
-    """Answer a prompt, or paint it."""
-    if paint is not None:
-        _check_picture(paint)
+    """Answer a prompt, or generate images it."""
+    if generate_images is not None:
+        _check_image(generate_images)
     loaded, processor = _load(model, clip, diffusion, device, dtype)
-    if paint is not None:
+    if generate_images is not None:
         inputs = processor(prompt, image or None)
-        pictures = loaded.paint(
+        images = loaded.generate_images(
             inputs,
             seeds=[seed],
             num_inference_steps=steps,
@@ -88,40 +90,40 @@ def generate(
             scheduler=scheduler,
             progress=sys.stderr.isatty(),
         )
-        pictures[0].save(paint)
-        typer.echo(str(paint))
+        images[0].save(generate_images)
+        typer.echo(str(generate_images))
         return
     typer.echo(_answer(loaded, processor, prompt, image or [], max_new_tokens, num_beams, temperature, seed))
 
 
 @app.command(
-    epilog="Example: dreamllm compose models/tiny 'Tell a story about a cat, with pictures.' story --chat --max-images 2"
+    epilog="Example: dreamllm compose models/tiny 'Tell a story about a cat, with images.' story --chat --max-images 2"
 )
-def compose(
+def generate_interleaved(
     model: Checkpoint,
     prompt: Annotated[str, typer.Argument(help="Text; <image> stands for the next --image.")],
-    folder: Annotated[Path, typer.Argument(help="New folder for document.md and its pictures.")],
-    image: Annotated[list[Path] | None, typer.Option(help="A picture to read; repeat for more.")] = None,
+    folder: Annotated[Path, typer.Argument(help="New folder for document.md and its images.")],
+    image: Annotated[list[Path] | None, typer.Option(help="An image to read; repeat for more.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's conversation template.")] = False,
     max_new_tokens: MaxNewTokens = 512,
-    max_images: Annotated[int, typer.Option(min=0, help="A document that begins another picture ends there.")] = 4,
+    max_images: Annotated[int, typer.Option(min=0, help="A document that begins another image ends there.")] = 4,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above, sampling.")] = 0.0,
     steps: Steps = 50,
     guidance_scale: Guidance = 7.5,
     scheduler: SamplerName = "ddim",
-    seed: Annotated[int, typer.Option(help="Seed of sampling and of the pictures' noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling and of the images' noise.")] = 0,
     clip: Clip = None,
     diffusion: Diffusion = None,
     device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
-    """Go on with a prompt in text and pictures."""
+    """Go on with a prompt in text and images."""
     from dreamllm import checkpoint
 
     checkpoint.check_new(folder)
     loaded, processor = _load(model, clip, diffusion, device, dtype)
     text = processor.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
-    (document,) = loaded.compose(
+    (document,) = loaded.generate_interleaved(
         processor(text, image or None),
         processor,
         max_new_tokens=max_new_tokens,
@@ -135,8 +137,8 @@ def compose(
         progress=sys.stderr.isatty(),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(document.images):
-        picture.save(folder / f"{number}.png")
+    for number, generated in enumerate(document.images):
+        generated.save(folder / f"{number}.png")
     names = iter(range(len(document.images)))
     paragraphs = [part if isinstance(part, str) else f"![]({next(names)}.png)" for part in document.parts]
     (folder / "document.md").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
@@ -149,14 +151,14 @@ def compose(
 @app.command(epilog="Example: dreamllm chat models/tiny --image cat.png")
 def chat(
     model: Checkpoint,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture shown with the first message.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image shown with the first message.")] = None,
     max_new_tokens: MaxNewTokens = 256,
     clip: Clip = None,
     diffusion: Diffusion = None,
     device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
-    """Talk with the model. `/image FILE` shows it a picture, `/quit` or end of input leaves."""
+    """Talk with the model. `/image FILE` shows it an image, `/quit` or end of input leaves."""
     loaded, processor = _load(model, clip, diffusion, device, dtype)
     waiting, shown, messages = list(image or []), [], []
     while True:
@@ -235,31 +237,33 @@ def train(
     typer.echo(f"{made.output}: {record['stage']}, {record['steps']} steps; {losses}")
 
 
-@app.command(epilog="Example: dreamllm merge runs/alignment-reading runs/alignment-painting models/aligned")
+@app.command(epilog="Example: dreamllm merge runs/alignment-comprehension runs/alignment-generation models/aligned")
 def merge(
-    reading: Annotated[Path, typer.Argument(help="Checkpoint whose visual projector is taken.")],
-    painting: Annotated[Path, typer.Argument(help="Checkpoint whose condition projector and dream queries are taken.")],
+    comprehension: Annotated[Path, typer.Argument(help="Checkpoint whose visual projector is taken.")],
+    text_to_image: Annotated[
+        Path, typer.Argument(help="Checkpoint whose condition projector and dream queries are taken.")
+    ],
     target: Annotated[Path, typer.Argument(help="New folder.")],
 ) -> None:
     """Put the halves of stage I, trained apart, into one checkpoint."""
     from dreamllm.training.merge import merge as join
 
-    join(reading, painting, target)
+    join(comprehension, text_to_image, target)
     typer.echo(f"{target}: merged")
 
 
-def _check_picture(file: Path) -> None:
-    """UsageError where no picture can be saved, before one is painted; its folder is made."""
+def _check_image(file: Path) -> None:
+    """UsageError where no image can be saved, before one is generated; its folder is made."""
     from PIL import Image
 
     if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
-        raise UsageError(f"--paint {file}: a picture is saved as .png, .jpg or another kind that Pillow knows")
+        raise UsageError(f"--generate images {file}: an image is saved as .png, .jpg or another kind that Pillow knows")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--paint {file}: its folder cannot be made ({error.strerror})") from None
+        raise UsageError(f"--generate images {file}: its folder cannot be made ({error.strerror})") from None
     if file.is_dir():
-        raise UsageError(f"--paint {file} is a folder: name a file")
+        raise UsageError(f"--generate images {file} is a folder: name a file")
 
 
 def _load(

@@ -151,7 +151,7 @@ class DreamLLMConfig(PreTrainedConfig):
 
     @property
     def dream_span(self) -> tuple[int, int, int]:
-        """Start token, patch token and number of queries of a span that is painted."""
+        """Start token, patch token and number of queries of a span that is generated."""
         ids: dict[str, Any] = self.special_token_ids
         return ids["<dream_start>"], ids["<im_patch>"], self.num_dream_queries
 

@@ -5,12 +5,13 @@ Shapes: B batch, T tokens, H decoder width, V vocabulary, n images, N patch toke
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, Cache, CLIPVisionModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, CLIPVisionModel, LlamaModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -19,6 +20,9 @@ from dreamllm.errors import InputError
 from dreamllm.image_decoder import ImageDecoder
 from dreamllm.projector import Projector
 from dreamllm.spans import find_spans, position_ids_from_mask
+
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+"""What the installed transformers calls the argument that holds keys and values: `cache` from 5.24 on."""
 
 
 class DreamLLMCore(PreTrainedModel):
@@ -30,7 +34,7 @@ class DreamLLMCore(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012  (the library declares a list)
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = [CACHE]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -38,7 +42,7 @@ class DreamLLMCore(PreTrainedModel):
 
     def __init__(self, config: DreamLLMConfig) -> None:
         super().__init__(config)
-        text, vision, painter = config.text_config, config.vision_config, config.image_decoder_config
+        text, vision, image_decoder = config.text_config, config.vision_config, config.image_decoder_config
         self.language_model = AutoModelForCausalLM.from_config(text)
         self.vision_tower = CLIPVisionModel._from_config(vision)
         self.visual_projector = Projector(
@@ -49,9 +53,9 @@ class DreamLLMCore(PreTrainedModel):
         )
         self.dream_queries = nn.Parameter(torch.empty(1, config.num_dream_queries, text.hidden_size))
         self.condition_projector = Projector(
-            text.hidden_size, painter.condition_size, config.condition_projector_depth, bias=False
+            text.hidden_size, image_decoder.condition_size, config.condition_projector_depth, bias=False
         )
-        self.image_decoder = ImageDecoder(painter)
+        self.image_decoder = ImageDecoder(image_decoder)
         self._tied_weights_keys = {
             f"language_model.{target}": f"language_model.{source}"
             for target, source in (self.language_model._tied_weights_keys or {}).items()
@@ -123,7 +127,6 @@ class DreamLLMCore(PreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
@@ -135,8 +138,8 @@ class DreamLLMCore(PreTrainedModel):
         """Logits (B, T, V) and, with `labels`, the language loss.
 
         Give `input_ids` (B, T), with `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) for their image spans, or else
-        `inputs_embeds` (B, T, H). Positions count attended tokens unless `position_ids` says otherwise. Other arguments go to the
-        language model.
+        `inputs_embeds` (B, T, H). Positions count attended tokens unless `position_ids` says otherwise. Other arguments, the
+        key-value cache among them, go to the language model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
@@ -151,7 +154,6 @@ class DreamLLMCore(PreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             **kwargs,
         )
         if labels is not None:

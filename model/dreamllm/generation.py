@@ -14,7 +14,7 @@ from dreamllm.core import DreamLLMCore
 from dreamllm.spans import count_spans
 
 
-class DreamLLMReading(DreamLLMCore, GenerationMixin):
+class DreamLLMTextGeneration(DreamLLMCore, GenerationMixin):
     """`generate` with images: each is encoded once, whatever the number of beams, and follows its own prompt."""
 
     @torch.no_grad()

@@ -1,14 +1,14 @@
-"""DreamLLM (arXiv 2309.11499): a causal decoder that reads images through CLIP and paints them through dream queries."""
+"""DreamLLM (arXiv 2309.11499): a causal decoder that reads images through CLIP and generates images them through dream queries."""
 
 from __future__ import annotations
 
 from transformers import GenerationMixin
 
-from dreamllm.composing import DreamLLMComposing
-from dreamllm.generation import DreamLLMReading
+from dreamllm.generation import DreamLLMTextGeneration
+from dreamllm.interleaved import DreamLLMInterleaved
 
 
 class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride]
-    DreamLLMReading, DreamLLMComposing, GenerationMixin
+    DreamLLMTextGeneration, DreamLLMInterleaved, GenerationMixin
 ):
-    """The whole model: `forward` and `generate` read, `encode_prompts` and `paint` paint, `compose` does both in one document."""
+    """The whole model: `generate` for text, `encode_prompts` and `generate_images` for images, `generate_interleaved` for both."""

@@ -1,9 +1,9 @@
 """Text and images in, tensors out.
 
-`<image>` in a text stands for a picture that is read, `<dream>` for one that was painted there and is read back at once; pictures
-are given in the order of their placeholders. A prompt for painting holds neither, or only what it shows the painter.
+`<image>` in a text stands for an image that is read, `<dream>` for one that was generated there and is read back at once; images
+are given in the order of their placeholders. A prompt for image generation holds neither, or only what it shows the image decoder.
 
-Shapes: B prompts, T tokens, n pictures over the batch, S pixels.
+Shapes: B prompts, T tokens, n images over the batch, S pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dreamllm.errors import CheckpointError, InputError, UsageError
 from dreamllm.released import read_json
 from dreamllm.tokenizer import check_ids, read_tokenizer
 
-Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
+ImageInput = Image.Image | np.ndarray | torch.Tensor | str | Path
 CONFIG_FILE = "processor_config.json"
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -82,28 +82,30 @@ class DreamLLMProcessor:
         self.dream_span = [ids["<dream_start>"], *[patch] * num_dream_queries, ids["<dream_end>"]]
 
     def __call__(
-        self, text: str | Sequence[str], images: Sequence[Picture] | Sequence[Sequence[Picture]] | Picture | None = None
+        self,
+        text: str | Sequence[str],
+        images: Sequence[ImageInput] | Sequence[Sequence[ImageInput]] | ImageInput | None = None,
     ) -> BatchFeature:
-        """What `generate`, `encode_prompts` and `paint` take.
+        """What `generate`, `encode_prompts` and `generate_images` take.
 
         Args:
             text: one prompt or several; the tokenizer puts bos before each and no eos after.
-            images: a flat list in the order of the placeholders over all prompts, or a list for each prompt. Each is an RGB picture, a
+            images: a flat list in the order of the placeholders over all prompts, or a list for each prompt. Each is an RGB image, a
                 uint8 array or a file.
 
         Returns `input_ids` and `attention_mask` (B, T), padded on the left, and with images `pixel_values` (n, 3, S, S) float32.
-        Raises InputError where pictures and placeholders differ in number.
+        Raises InputError where images and placeholders differ in number.
         """
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise InputError("there is no prompt")
         rows = [self.tokenizer(each)["input_ids"] for each in texts]
         wanted = [sum(i in (self.image_id, self.dream_id) for i in row) for row in rows]
-        pictures = self._flatten(images, wanted)
+        flat = self._flatten(images, wanted)
         batch = self.tokenizer.pad({"input_ids": [self.expand(row) for row in rows]}, return_tensors="pt")
         data = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        if pictures:
-            data["pixel_values"] = self.pixel_values(pictures)
+        if flat:
+            data["pixel_values"] = self.pixel_values(flat)
         return BatchFeature(data)
 
     def expand(self, input_ids: Sequence[int]) -> list[int]:
@@ -111,7 +113,7 @@ class DreamLLMProcessor:
         spans = {self.image_id: self.image_span, self.dream_id: self.dream_span + self.image_span}
         return [i for token in input_ids for i in spans.get(token, (token,))]
 
-    def pixel_values(self, images: Sequence[Picture]) -> torch.Tensor:
+    def pixel_values(self, images: Sequence[ImageInput]) -> torch.Tensor:
         """(n, 3, S, S) float32 for CLIP."""
         opened = [_open(image) for image in images]
         return self.image_processor(images=opened, return_tensors="pt")["pixel_values"]
@@ -134,15 +136,15 @@ class DreamLLMProcessor:
         """The texts of (B, T) ids."""
         return self.tokenizer.batch_decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def _flatten(self, images: Any, wanted: list[int]) -> list[Picture]:
+    def _flatten(self, images: Any, wanted: list[int]) -> list[ImageInput]:
         if images is None:
             images = []
-        elif isinstance(images, Picture):
+        elif isinstance(images, ImageInput):
             images = [images]
         nested = [isinstance(item, list | tuple) for item in images]
         if nested and all(nested):
             given = [len(item) for item in images]
-            flat = [picture for item in images for picture in item]
+            flat = [image for item in images for image in item]
             if given != wanted:
                 raise InputError(f"the prompts have {wanted} places for images, and {given} images are given")
         elif any(nested):
@@ -195,7 +197,7 @@ class DreamLLMProcessor:
         self.image_processor.save_pretrained(folder / "clip")
 
 
-def _open(image: Picture) -> Any:
+def _open(image: ImageInput) -> Any:
     if not isinstance(image, str | Path):
         return image
     try:

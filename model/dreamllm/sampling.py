@@ -1,6 +1,6 @@
 """The sampling loop: noise and condition vectors in, latents out.
 
-Shapes: M pictures, Q condition vectors of width E, C x h x w latents, S pixels.
+Shapes: M images, Q condition vectors of width E, C x h x w latents, S pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def denoise(
     Args:
         condition: (M, Q, E), or with guidance (2M, Q, E), the unconditional half first.
         latents: (M, C, h, w) standard normal noise.
-        noise: a generator for each picture, or (steps, M, C, h, w) what ancestral samplers add at each step.
+        noise: a generator for each image, or (steps, M, C, h, w) what ancestral samplers add at each step.
     """
     guided = guidance_scale != 1
     longest = int(scheduler.config.num_train_timesteps)
@@ -49,7 +49,7 @@ def denoise(
     latents = latents * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": noise} if takes_generator and isinstance(noise, list) else {}
-    for i, t in enumerate(tqdm(scheduler.timesteps, disable=not progress, desc="painting", leave=False)):
+    for i, t in enumerate(tqdm(scheduler.timesteps, disable=not progress, desc="text_to_image", leave=False)):
         inputs = torch.cat([latents, latents]) if guided else latents
         prediction = decoder.predict(scheduler.scale_model_input(inputs, t), t, condition)
         if guided:
@@ -72,14 +72,14 @@ def rescale_guidance(guided: torch.Tensor, conditional: torch.Tensor, phi: float
 
 
 def make_generators(seeds: Sequence[int] | None, count: int) -> list[torch.Generator]:
-    """One generator per picture, on the CPU so that a seed means the same noise on every device.
+    """One generator per image, on the CPU so that a seed means the same noise on every device.
 
     Without seeds they are drawn from torch's global generator.
     """
     if seeds is None:
         seeds = torch.randint(2**62, (count,)).tolist()
     if len(seeds) != count:
-        raise InputError(f"{len(seeds)} seeds are given for {count} pictures")
+        raise InputError(f"{len(seeds)} seeds are given for {count} images")
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
@@ -89,9 +89,9 @@ def first_noise(generators: list[torch.Generator], shape: tuple[int, ...]) -> to
 
 
 def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
-    """(M, 3, S, S) in [0, 1] -> M RGB pictures, rounded to the nearest of 256 levels."""
+    """(M, 3, S, S) in [0, 1] -> M RGB images, rounded to the nearest of 256 levels."""
     levels = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(picture) for picture in levels]
+    return [Image.fromarray(image) for image in levels]
 
 
 class _GivenNoise(TorchFunctionMode):

@@ -24,7 +24,7 @@ TINY_TEXT = """
 A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and
 polite answers to the user's questions. USER: What is in the image? ASSISTANT: There is a red circle on the left of a
 blue square. USER: What color is the triangle? ASSISTANT: green
-How many circles are there in the picture? one two three four five six seven eight nine ten yes no
+How many circles are there in the image? one two three four five six seven eight nine ten yes no
 A photo of a small yellow star above a large purple cross on a white background. Draw the same scene at night, please.
 Please describe the image in detail. Is the orange ring below the black heart? Which option is correct: A, B, C or D?
 gray pink brown cyan shapes stand next to each other, some big and some small, with, near, under, behind, between,

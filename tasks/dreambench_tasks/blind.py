@@ -24,7 +24,7 @@ class Blind(BlindGuesser):
     """What is right without looking: the most frequent training answer to questions that begin alike
 
     ``blind`` learns from the training part of the embedded data, ``blind:DIR`` from VQAv2's training annotations in a folder,
-    ``blind:FILE`` from that file. It never opens a picture. Of lettered options (MMBench) it names the one that reads as its guess, or
+    ``blind:FILE`` from that file. It never opens an image. Of lettered options (MMBench) it names the one that reads as its guess, or
     else A; asked openly (MM-Vet) it gives its guess. A question that begins like no type has the most frequent answer to such.
     """
 

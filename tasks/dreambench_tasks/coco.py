@@ -1,4 +1,4 @@
-"""COCO's captions and photographs, as their users have them on disk."""
+"""COCO's captions and images, as their users have them on disk."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from dreambench.errors import DataError
 from dreambench.files import sha256_file
 
-__all__ = ["Caption", "Captions", "find_photographs", "photograph_index", "read_captions"]
+__all__ = ["Caption", "Captions", "find_images", "image_index", "read_captions"]
 
-PHOTOGRAPH = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.(?:jpg|jpeg|png|webp)", re.IGNORECASE)
+COCO_FILE_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.(?:jpg|jpeg|png|webp)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,29 +77,29 @@ def _id(value: object) -> int:
     return int(value)
 
 
-def photograph_index(folder: Path) -> dict[int, Path]:
-    """Photographs below a folder by COCO id; names of 2014 and 2017 are both recognised. The first in order of path wins."""
+def image_index(folder: Path) -> dict[int, Path]:
+    """Images below a folder by COCO id; names of 2014 and 2017 are both recognised. The first in order of path wins."""
     found: dict[int, Path] = {}
     for root, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
-            match = PHOTOGRAPH.fullmatch(name)
+            match = COCO_FILE_NAME.fullmatch(name)
             if match:
                 found.setdefault(int(match[1]), Path(root) / name)
     return found
 
 
-def find_photographs(image_ids: list[int], data: Path, images: Path | None, split: str) -> list[Path]:
-    """The photograph of each image id, below `images`, or else below ``data/split``, ``data/images`` or `data`."""
+def find_images(image_ids: list[int], data: Path, images: Path | None, split: str) -> list[Path]:
+    """The image of each image id, below `images`, or else below ``data/split``, ``data/images`` or `data`."""
     if images is not None and not images.is_dir():
         raise DataError(f"--images {images}: no such folder")
     places = [images] if images is not None else [data / split, data / "images" / split, data / "images", data]
     place = next(folder for folder in places if folder.is_dir())
-    index = photograph_index(place)
+    index = image_index(place)
     missing = [image_id for image_id in image_ids if image_id not in index]
     if missing:
         raise DataError(
-            f"{place}: {len(missing)} of {len(image_ids)} photographs are missing, the first {missing[0]:012d}.jpg: "
+            f"{place}: {len(missing)} of {len(image_ids)} images are missing, the first {missing[0]:012d}.jpg: "
             "say where they are with --images DIR, or give the real side with --real DIR or --real STATS.npz"
         )
     return [index[image_id] for image_id in image_ids]

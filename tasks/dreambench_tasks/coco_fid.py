@@ -1,4 +1,4 @@
-"""MS-COCO FID: a picture for one caption of each image, against the photographs."""
+"""MS-COCO FID: an image for one caption of each image, against the images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from dreambench.documents import JSON, Text
 from dreambench.errors import UsageError
 from dreambench.requests import Sample, sample_seed
-from dreambench_tasks.coco import Captions, find_photographs, read_captions
-from dreambench_tasks.painting import PaintingTask, thirty_thousand
+from dreambench_tasks.coco import Captions, find_images, read_captions
+from dreambench_tasks.text_to_image import TextToImageTask, thirty_thousand
 
 __all__ = ["CocoFid"]
 
 
-class CocoFid(PaintingTask):
+class CocoFid(TextToImageTask):
     """MS-COCO FID: val2014-30k (30,000 images, one caption each), val2014 or val2017 (every image, one caption each)
 
-    The reference is every photograph of the annotation file (40,504 of val2014, 5,000 of val2017), whatever the number of samples.
+    The reference is every image of the annotation file (40,504 of val2014, 5,000 of val2017), whatever the number of samples.
     """
 
     name = "coco_fid"
@@ -70,5 +70,5 @@ class CocoFid(PaintingTask):
             "images_taken": self.split[1] or "all",
         }
 
-    def reference_photographs(self) -> list[Path]:
-        return find_photographs(list(self.captions.by_image), self.data, self.options.images, self.split[0])
+    def reference_images(self) -> list[Path]:
+        return find_images(list(self.captions.by_image), self.data, self.options.images, self.split[0])

@@ -221,10 +221,10 @@ def entries(rows: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def bytes_of(image: Any, row: str) -> bytes:
-    """The encoded picture of an undecoded `datasets` image. Paths that a copy holds are not followed."""
+    """The encoded image of an undecoded `datasets` image. Paths that a copy holds are not followed."""
     data = image.get("bytes") if isinstance(image, dict) else None
     if not isinstance(data, bytes) or not data:
-        raise DataError(f"{row} holds no picture, only a path or nothing: use a copy with the pictures inside")
+        raise DataError(f"{row} holds no image, only a path or nothing: use a copy with the images inside")
     return data
 
 
@@ -233,7 +233,7 @@ def suffix_of(data: bytes, row: str) -> str:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return _SUFFIXES[picture.format or ""]
+        with Image.open(io.BytesIO(data)) as image:
+            return _SUFFIXES[image.format or ""]
     except (UnidentifiedImageError, OSError, KeyError) as error:
-        raise DataError(f"{row} holds a picture that is neither JPEG, PNG nor WebP") from error
+        raise DataError(f"{row} holds an image that is neither JPEG, PNG nor WebP") from error

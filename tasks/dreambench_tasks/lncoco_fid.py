@@ -1,4 +1,4 @@
-"""LN-COCO FID: pictures for Localized Narratives, paragraphs of some forty words, against the photographs of COCO val2017."""
+"""LN-COCO FID: images for Localized Narratives, paragraphs of some forty words, against the images of COCO val2017."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import ClassVar
 from dreambench.documents import JSON, Text
 from dreambench.errors import UsageError
 from dreambench.requests import Sample, sample_seed
-from dreambench_tasks.coco import find_photographs
+from dreambench_tasks.coco import find_images
 from dreambench_tasks.narratives import Narratives, read_narratives
-from dreambench_tasks.painting import PaintingTask
+from dreambench_tasks.text_to_image import TextToImageTask
 
 __all__ = ["LnCocoFid"]
 
 
-class LnCocoFid(PaintingTask):
+class LnCocoFid(TextToImageTask):
     """LN-COCO FID: val2017 (every narrative once: 8,573), val2017-images (one per image: 5,000) or val2017-30k (oversampled)
 
-    The reference is each photograph once, however many narratives it has. Splits differ in the number of samples on which a Fréchet
+    The reference is each image once, however many narratives it has. Splits differ in the number of samples on which a Fréchet
     distance depends, so they are different protocols.
     """
 
@@ -80,6 +80,6 @@ class LnCocoFid(PaintingTask):
             "caption_choice": {"rule": self.rules[self.split], "seed": self.options.seed},
         }
 
-    def reference_photographs(self) -> list[Path]:
+    def reference_images(self) -> list[Path]:
         folder = self.data.parent if self.data.is_file() else self.data
-        return find_photographs(list(self.narratives.by_image), folder, self.options.images, "val2017")
+        return find_images(list(self.narratives.by_image), folder, self.options.images, "val2017")

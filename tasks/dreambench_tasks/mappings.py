@@ -27,7 +27,7 @@ _VQAV2_FIELDS = ("question_id", "image_id", "question", *_VQAV2_KINDS)
 
 
 def _write_vqav2(rows: Dataset, split: str, folder: Path) -> None:
-    """Questions, annotations where the split has any, and each photograph once, under its COCO number."""
+    """Questions, annotations where the split has any, and each image once, under its COCO number."""
     from dreambench_tasks.vqav2.data import load
 
     questions: list[dict[str, Any]] = []
@@ -48,8 +48,8 @@ def _write_vqav2(rows: Dataset, split: str, folder: Path) -> None:
         _write_json(folder / f"v2_mscoco_{_VQAV2[split]}_annotations.json", {**subset, "annotations": annotations})
     load(folder, split)
     (folder / "images").mkdir()
-    pictures = rows.select(list(first.values())).select_columns("image")
-    for image_id, row in zip(first, entries(pictures), strict=True):
+    images = rows.select(list(first.values())).select_columns("image")
+    for image_id, row in zip(first, entries(images), strict=True):
         data = bytes_of(row["image"], f"image_id {image_id}")
         (folder / "images" / f"{image_id:012d}{suffix_of(data, f'image_id {image_id}')}").write_bytes(data)
 
@@ -63,7 +63,7 @@ _MMBENCH = ("index", "question", "hint", *_OPTIONS, "answer", "category", "image
 
 
 def _write_mmbench(rows: Dataset, split: str, folder: Path) -> None:
-    """The TSV. Rows with the picture of an earlier one refer to it by its index, as the newer official files do."""
+    """The TSV. Rows with the image of an earlier one refer to it by its index, as the newer official files do."""
     from dreambench_tasks.mmbench.data import load
 
     columns = [name for name in _MMBENCH if name in rows.column_names]
@@ -98,7 +98,7 @@ def _require_no_gap(cells: dict[str, str]) -> None:
 
 
 def _write_mmvet(rows: Dataset, split: str, folder: Path) -> None:
-    """``mm-vet.json``, and pictures named by their content, as the copy does not have the official names."""
+    """``mm-vet.json``, and images named by their content, as the copy does not have the official names."""
     from dreambench_tasks.mmvet.data import load
 
     (folder / "images").mkdir()

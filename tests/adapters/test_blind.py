@@ -1,4 +1,4 @@
-"""The blind guesser learns from training answers only and never looks at a picture."""
+"""The blind guesser learns from training answers only and never looks at an image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from adapters.pictures_for_tests import picture
+from adapters.images_for_tests import image
 
 from dreambench.adapters.blind import BlindGuesser, most_frequent, question_type
 from dreambench.documents import Document, Text, document_text
@@ -32,15 +32,15 @@ def annotations(path: Path, split: str = "train2014") -> Path:
 
 
 def guess(model: BlindGuesser, *document: str) -> str:
-    parts: Document = (picture(1), *map(Text, document))
-    (response,) = model.answer([Request("1", "read", parts)])
+    parts: Document = (image(1), *map(Text, document))
+    (response,) = model.answer([Request("1", "generate_text", parts)])
     return document_text(response.document)
 
 
 def test_the_answer_is_the_most_frequent_of_the_question_s_type(tmp_path: Path) -> None:
     model = load(annotations(tmp_path / "annotations.json.gz"))
     assert guess(model, "How many cups are there?\nAnswer the question using a single word.") == "2"
-    assert guess(model, "Look at the picture. Question: how many  people are here? Short answer:") == "4"
+    assert guess(model, "Look at the image. Question: how many  people are here? Short answer:") == "4"
     assert guess(model, "Is the door open?") == "no"
     assert guess(model, "Which way?") == "left"
     assert guess(model, "Describe it.") == "left"

@@ -1,11 +1,11 @@
-"""folder: pictures matched by name, their bytes untouched."""
+"""folder: images matched by name, their bytes untouched."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from adapters.pictures_for_tests import picture_bytes
+from adapters.images_for_tests import image_bytes
 
 from dreambench.adapters.folder import Folder
 from dreambench.documents import Image, Text
@@ -18,7 +18,7 @@ def put(folder: Path, *names: str) -> Path:
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture_bytes(number, form="JPEG" if name.endswith("jpg") else "PNG"))
+        path.write_bytes(image_bytes(number, form="JPEG" if name.endswith("jpg") else "PNG"))
     return folder
 
 
@@ -27,7 +27,7 @@ def load(folder: Path, **arguments: str) -> Folder:
 
 
 def ask(model: Folder, id_: str, group: str | None = None, candidates: int | None = None) -> Response:
-    request = Request(id_, "paint", (Text("a cat"),), {"candidates": candidates}, group=group)
+    request = Request(id_, "generate_image", (Text("a cat"),), {"candidates": candidates}, group=group)
     (response,) = model.answer([request])
     return response
 
@@ -46,7 +46,7 @@ def ask(model: Folder, id_: str, group: str | None = None, candidates: int | Non
         ("only_0.png", "only", None, "id"),
     ],
 )
-def test_a_picture_is_found_by_its_sample_s_or_image_s_id(
+def test_a_image_is_found_by_its_sample_s_or_image_s_id(
     tmp_path: Path, name: str, id_: str, group: str | None, matched_by: str
 ) -> None:
     put(tmp_path, "other.png", name)
@@ -91,10 +91,10 @@ def test_the_way_of_matching_can_be_narrowed(tmp_path: Path) -> None:
 
 def test_identity_is_names_and_bytes(tmp_path: Path) -> None:
     one, two = put(tmp_path / "one", "1.png", "2.png"), put(tmp_path / "two", "1.png", "2.png")
-    (one / "notes.txt").write_text("not a picture", encoding="utf-8")
+    (one / "notes.txt").write_text("not an image", encoding="utf-8")
     before = load(one).identity()
     assert before == load(two).identity()
-    (two / "2.png").write_bytes(picture_bytes(9))
+    (two / "2.png").write_bytes(image_bytes(9))
     assert load(two).identity() != before
     (one / "2.png").rename(one / "3.png")
     assert load(one).identity() != before
@@ -103,7 +103,7 @@ def test_identity_is_names_and_bytes(tmp_path: Path) -> None:
 def test_a_folder_that_does_not_serve_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no picture in it"):
+    with pytest.raises(DataError, match="no image in it"):
         load(tmp_path)
     with pytest.raises(DataError, match="one name"):
         load(put(tmp_path, "1.png", "sub/1.jpg"))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from dreambench.adapters.torch_tools import (
-    alike,
+    group_by_settings,
     known_settings,
     resolve_device,
     resolve_dtype,
@@ -84,8 +84,8 @@ def test_a_seed_alone_decides_the_numbers() -> None:
 
 
 def test_requests_with_other_settings_are_not_answered_together() -> None:
-    asked = [Request(str(i), "read", (), {"max_new_tokens": i % 2}) for i in range(5)]
-    assert [[one.id for one in group] for group in alike(asked)] == [["0", "2", "4"], ["1", "3"]]
-    assert known_settings(Request("x", "read", (), {"a": 1, "b": None, "preset": "p"}), {"a"}, "m") == {"a": 1}
+    asked = [Request(str(i), "generate_text", (), {"max_new_tokens": i % 2}) for i in range(5)]
+    assert [[one.id for one in group] for group in group_by_settings(asked)] == [["0", "2", "4"], ["1", "3"]]
+    assert known_settings(Request("x", "generate_text", (), {"a": 1, "b": None, "preset": "p"}), {"a"}, "m") == {"a": 1}
     with pytest.raises(ModelError, match="the task sets b"):
-        known_settings(Request("x", "read", (), {"b": 1}), {"a"}, "m")
+        known_settings(Request("x", "generate_text", (), {"b": 1}), {"a"}, "m")

@@ -120,7 +120,7 @@ def save_qwen(folder: Path) -> Path:
 
 
 def save_stable_diffusion(folder: Path) -> Path:
-    """Stable Diffusion: a CLIP text tower, a UNet and an autoencoder of a few thousand weights; pictures of 16 x 16."""
+    """Stable Diffusion: a CLIP text tower, a UNet and an autoencoder of a few thousand weights; images of 16 x 16."""
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

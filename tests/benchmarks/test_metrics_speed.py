@@ -92,7 +92,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("whose", ["ours", "torch-fidelity"])
 def test_inception(benchmark, weights: Path, real_sizes: bool, whose: str) -> None:
-    """Resize and network on 256-pixel pictures, in batches of 32."""
+    """Resize and network on 256-pixel images, in batches of 32."""
     benchmark.group = "Inception, TF1 resize and network, per batch"
     images = torch.randint(0, 256, (32 if real_sizes else 1, 3, 256, 256), dtype=torch.uint8)
     ours = load_extractor(f"inception:{weights}")
@@ -134,6 +134,6 @@ def torch_fidelity(images: torch.Tensor) -> torch.Tensor:
     ids=["clean-ours", "clean-fid", "tf1-ours", "torch-fidelity"],
 )
 def test_resize(benchmark, real_sizes: bool, name: str, resize: Callable) -> None:
-    benchmark.group = f"resize {name}, 512 to 299 pixels, 16 pictures"
+    benchmark.group = f"resize {name}, 512 to 299 pixels, 16 images"
     images = torch.randint(0, 256, (16 if real_sizes else 2, 3, 512, 512), dtype=torch.uint8)
     assert len(benchmark(resize, images)) == len(images)

@@ -1,4 +1,4 @@
-"""End to end: pictures a second of a whole painting run, and what the harness adds to the model's own time."""
+"""End to end: images a second of a whole image generation run, and what the harness adds to the model's own time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 import dreambench
 from dreambench_tasks import playground
 
-PICTURES = 64
+IMAGES = 64
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return playground.write(tmp_path_factory.mktemp("world") / "data", split="val", n=PICTURES, formats=["coco"])
+    return playground.write(tmp_path_factory.mktemp("world") / "data", split="val", n=IMAGES, formats=["coco"])
 
 
-def test_pictures_a_second_of_a_whole_run(benchmark, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Painting, storing, features of three protocols, figures; tiny model of random weights."""
+def test_images_a_second_of_a_whole_run(benchmark, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Image generation, storing, features of three protocols, scores; tiny model of random weights."""
     number = iter(range(100))
 
     def whole() -> dreambench.Result:
@@ -35,8 +35,8 @@ def test_pictures_a_second_of_a_whole_run(benchmark, world: Path, tmp_path: Path
         )
 
     result = benchmark.pedantic(whole, rounds=2, warmup_rounds=1)
-    benchmark.extra_info["pictures_per_second"] = PICTURES / benchmark.stats.stats.min if benchmark.stats else None
-    assert result.scores[0].n == PICTURES
+    benchmark.extra_info["images_per_second"] = IMAGES / benchmark.stats.stats.min if benchmark.stats else None
+    assert result.scores[0].n == IMAGES
 
 
 def test_the_harness_itself_costs_little_beside_its_batches(benchmark, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

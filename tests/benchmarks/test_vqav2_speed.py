@@ -107,9 +107,9 @@ def test_scoring_with_the_index(benchmark: Any, annotations: list[dict[str, Any]
 
 def test_many_times_faster_than_the_plain_rule_and_equal_to_it(annotations: list[dict[str, Any]]) -> None:
     """At full size the ratios are about 30 cold and 200 warm; the smaller set and a busy machine leave room here."""
-    figures = measure(annotations[:6_000])
-    assert figures["cold"] > 8
-    assert figures["warm"] > 30
+    scores = measure(annotations[:6_000])
+    assert scores["cold"] > 8
+    assert scores["warm"] > 30
 
 
 def measure(annotations: list[dict[str, Any]]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import dreambench
-from dreambench.api import Asked, carry_out, score_run
+from dreambench.api import RunSpec, execute, score_run
 from dreambench.errors import DataError, ModelError, RunError, UsageError
 
 TOY, PARROT = "toybench:Toy", "toybench:Parrot"
@@ -55,8 +55,8 @@ def test_scoring_again_needs_only_the_folder(tmp_path: Path) -> None:
 
 
 def test_memory_that_runs_out_halves_batches_and_the_plan_remembers(tmp_path: Path) -> None:
-    asked = Asked(TOY, PARROT, {"memory": "3"}, batch_size=8)
-    result = carry_out(asked, tmp_path)
+    asked = RunSpec(TOY, PARROT, {"memory": "3"}, batch_size=8)
+    result = execute(asked, tmp_path)
     assert result.scores[0].n == 60
     lines = [json.loads(line) for line in (result.folder / "responses" / "rank-00000.jsonl").read_text().splitlines()]
     assert max(line["of"] for line in lines) <= 3
@@ -68,7 +68,7 @@ def test_memory_that_runs_out_halves_batches_and_the_plan_remembers(tmp_path: Pa
 
 def test_one_request_too_large_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="toy-"):
-        carry_out(Asked(TOY, PARROT, {"memory": "0"}, batch_size=2), tmp_path)
+        execute(RunSpec(TOY, PARROT, {"memory": "0"}, batch_size=2), tmp_path)
 
 
 def test_another_batch_size_on_a_begun_run_is_refused(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_answers_from_a_file(tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
     ids = [f"toy-{i:02d}" for i in range(59) if i % 10 != 7]
     answers.write_text("".join(json.dumps({"id": id_, "text": "tree"}) + "\n" for id_ in ids))
-    reading = [id_ for id_ in (f"toy-{i:02d}" for i in range(60)) if not id_.endswith("7")]
-    result = dreambench.run(TOY, f"responses:{answers}", out=tmp_path / "runs", ids=reading)
+    comprehension = [id_ for id_ in (f"toy-{i:02d}" for i in range(60)) if not id_.endswith("7")]
+    result = dreambench.run(TOY, f"responses:{answers}", out=tmp_path / "runs", ids=comprehension)
     assert result.errors == 1, "toy-59 has no answer: counted and named"
     assert result.metrics is not None
     assert result.metrics["errors"]["types"]["no-answer"]["ids"] == ["toy-59"]

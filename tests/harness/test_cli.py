@@ -67,7 +67,7 @@ def test_the_result_names_metric_n_and_protocol(tmp_path: Path, outside_environm
     shown = dreambench("report", str(run), env=outside_environment)
     assert "accuracy" in shown.stdout
     metrics = json.loads((run / "metrics.json").read_text())
-    assert {"task", "model", "subject", "protocols", "protocol", "scores"} <= metrics.keys()
+    assert {"task", "model", "system", "protocols", "protocol", "scores"} <= metrics.keys()
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_damaged_run_is_refused_by_name_and_fresh_helps(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"scores": ['])
-def test_damaged_figures_are_not_printed_and_scoring_writes_them_anew(tmp_path: Path, content: str) -> None:
+def test_damaged_scores_are_not_printed_and_scoring_writes_them_anew(tmp_path: Path, content: str) -> None:
     folder = run(tmp_path).folder
     whole = (folder / "metrics.json").read_bytes()
     (folder / "metrics.json").write_text(content)
@@ -116,13 +116,13 @@ def test_a_dtype_means_nothing_to_a_model_without_weights(tmp_path: Path) -> Non
 
 
 def test_scored_is_said_only_of_what_was_scored(tmp_path: Path) -> None:
-    from dreambench.api import Asked, carry_out
+    from dreambench.api import RunSpec, execute
 
     folder = run(tmp_path).folder
     (folder / "metrics.json").unlink()
     os.truncate(folder / "samples.parquet", 10)
     said: list[str] = []
     with pytest.raises(RunError):
-        carry_out(Asked(TOY, "echo", batch_size=8), tmp_path, say=said.append)
+        execute(RunSpec(TOY, "echo", batch_size=8), tmp_path, say=said.append)
     assert "scored" not in said
     assert json.loads((folder / "run.json").read_text())["format"] == 1

@@ -59,7 +59,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_killed_at_random_points_it_ends_in_the_same_bytes(
     tmp_path: Path, outside_environment: dict[str, str], undisturbed: dict[str, bytes], seed: int
 ) -> None:
-    log, chance = tmp_path / "asked.log", random.Random(seed)
+    log, chance = tmp_path / "requests.log", random.Random(seed)
     out = tmp_path / "runs"
     slow = command(out, "--model-arg", "delay=0.05", "--model-arg", f"log={log}")
     landed = 0
@@ -84,7 +84,7 @@ def test_killed_at_random_points_it_ends_in_the_same_bytes(
 def test_a_torn_line_is_cut_off_and_its_batch_asked_again(
     tmp_path: Path, outside_environment: dict[str, str], undisturbed: dict[str, bytes]
 ) -> None:
-    out, log = tmp_path / "runs", tmp_path / "asked.log"
+    out, log = tmp_path / "runs", tmp_path / "requests.log"
     subprocess.run(command(out), env=outside_environment, check=True, capture_output=True)
     for name in RESULTS:
         (folder(out) / name).unlink()

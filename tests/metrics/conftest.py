@@ -1,11 +1,11 @@
-"""A random Inception of the true shape, and pictures, shared by the tests of this folder."""
+"""A random Inception of the true shape, and images, shared by the tests of this folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from metrics.pictures import paint
+from metrics.images import generate_images
 
 
 @pytest.fixture(scope="session")
@@ -31,14 +31,14 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two folders of PNG files, ten pictures each, 96 x 80."""
+def image_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two folders of PNG files, ten images each, 96 x 80."""
     from PIL import Image
 
-    root = tmp_path_factory.mktemp("pictures")
-    folders = (root / "real", root / "painted")
+    root = tmp_path_factory.mktemp("images")
+    folders = (root / "real", root / "generated")
     for number, folder in enumerate(folders):
         folder.mkdir()
         for index in range(10):
-            Image.fromarray(paint(100 * number + index, 80, 96)).save(folder / f"{index:03}.png")
+            Image.fromarray(generate_images(100 * number + index, 80, 96)).save(folder / f"{index:03}.png")
     return folders

@@ -1,4 +1,4 @@
-"""Which figures come of two sets of features, and that what is left out is said."""
+"""Which scores come of two sets of features, and that what is left out is said."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dreambench.metrics.reference import Reference
 from dreambench.scores import Score
 
 
-def figures(painted: int, real: int) -> list[Score]:
+def compare(generated: int, real: int) -> list[Score]:
     random = np.random.default_rng(0)
-    made, photographs = (random.normal(size=(n, 3)).astype(np.float32) for n in (painted, real))
-    reference = Reference(GaussianStatistics.from_features(photographs), photographs)
+    made, reference_images = (random.normal(size=(n, 3)).astype(np.float32) for n in (generated, real))
+    reference = Reference(GaussianStatistics.from_features(reference_images), reference_images)
     return module.compare({"features": made}, reference, "x", "p")
 
 
@@ -23,17 +23,17 @@ def left_out(scores: list[Score]) -> list[str]:
 
 
 def test_precision_and_its_kin_are_there_and_nothing_is_said() -> None:
-    scores = figures(20, 30)
+    scores = compare(20, 30)
     assert [score.metric for score in scores][2:] == ["precision[x]", "recall[x]", "density[x]", "coverage[x]"]
     assert not left_out(scores)
 
 
-@pytest.mark.parametrize(("painted", "real", "limit"), [(20, 31, 30), (31, 20, 30), (5, 20, 30), (20, 5, 30)])
+@pytest.mark.parametrize(("generated", "real", "limit"), [(20, 31, 30), (31, 20, 30), (5, 20, 30), (20, 5, 30)])
 def test_where_they_are_left_out_a_note_says_so(
-    monkeypatch: pytest.MonkeyPatch, painted: int, real: int, limit: int
+    monkeypatch: pytest.MonkeyPatch, generated: int, real: int, limit: int
 ) -> None:
     monkeypatch.setattr(module, "MANIFOLD_LIMIT", limit)
-    scores = figures(painted, real)
+    scores = compare(generated, real)
     assert [score.metric for score in scores] == ["fd[x]", "kd[x]"]
     (note,) = left_out(scores)
-    assert f"{painted} painted and {real} real pictures" in note
+    assert f"{generated} generated and {real} real images" in note

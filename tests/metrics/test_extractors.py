@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metrics.pictures import paint
+from metrics.images import generate_images
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from dreambench.errors import DataError, MissingExtraError, MissingWeightsError, UsageError
@@ -18,8 +18,8 @@ from dreambench.metrics.features import extract, load_extractor, metric_name
 from dreambench.metrics.resize import RESIZERS
 
 
-def pictures(n: int, height: int = 80, width: int = 96) -> torch.Tensor:
-    return torch.stack([torch.from_numpy(paint(seed, height, width)).permute(2, 0, 1) for seed in range(n)])
+def images(n: int, height: int = 80, width: int = 96) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(generate_images(seed, height, width)).permute(2, 0, 1) for seed in range(n)])
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -29,13 +29,13 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_inception_equals_torch_fidelity(inception_weights: Path) -> None:
     """Folding batch norm, moving pools and changing the memory layout cost less than 1e-6; so do the logits."""
     shipped = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(inception_weights))
-    features, logits = shipped(pictures(3))
+    features, logits = shipped(images(3))
     ours = load_extractor(f"inception:{inception_weights}")
-    computed = ours(RESIZERS["tf1"](pictures(3), 299), "tf1")
+    computed = ours(RESIZERS["tf1"](images(3), 299), "tf1")
     assert relative(computed, features) < 1e-6
     assert isinstance(ours, inception.InceptionExtractor)
     assert relative(ours.logits(computed), logits) < 1e-6
-    pytorch = ours(RESIZERS["tf1"](pictures(3), 299), "pytorch")
+    pytorch = ours(RESIZERS["tf1"](images(3), 299), "pytorch")
     assert relative(pytorch, features) > 1e-4, "the two input scalings are different measurements"
 
 
@@ -79,7 +79,7 @@ def test_weights_of_another_network_are_refused_by_tensor(
 def test_old_files_without_step_counters_load(inception_weights: Path, tmp_path: Path) -> None:
     state = torch.load(inception_weights, weights_only=True)
     torch.save({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pth")
-    pixels = RESIZERS["clean"](pictures(1), 299)
+    pixels = RESIZERS["clean"](images(1), 299)
     old, new = (load_extractor(f"inception:{path}") for path in (tmp_path / "old.pth", inception_weights))
     assert torch.equal(old(pixels, "tf1"), new(pixels, "tf1"))
 
@@ -127,7 +127,7 @@ def test_efficientnet_equals_the_package() -> None:
     networks = pytest.importorskip("efficientnet_lite_pytorch")
     network = networks.EfficientNet.from_name("efficientnet-lite0").eval()
     network.load_state_dict(torch.load(models.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    pixels = RESIZERS["clean"](pictures(2), 224)
+    pixels = RESIZERS["clean"](images(2), 224)
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.inference_mode():
         theirs = network.extract_features((pixels / 255 - mean) / std).mean(dim=(2, 3))
@@ -169,7 +169,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clip_features_are_the_models_own(clip_folder: Path) -> None:
     from transformers import CLIPModel
 
-    pixels = RESIZERS["clean"](pictures(2), 32)
+    pixels = RESIZERS["clean"](images(2), 32)
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
     model = CLIPModel.from_pretrained(clip_folder).eval()
     with torch.inference_mode():
@@ -195,7 +195,7 @@ def test_dinov2_features_are_the_class_token(tmp_path: Path) -> None:
     model.eval().save_pretrained(tmp_path)
     preprocessing = {"crop_size": {"height": 28, "width": 28}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing))
-    pixels = RESIZERS["clean"](pictures(2), 28)
+    pixels = RESIZERS["clean"](images(2), 28)
     with torch.inference_mode():
         theirs = model((pixels / 255 - 0.5) / 0.25).last_hidden_state[:, 0]
     torch.testing.assert_close(load_extractor(f"dinov2:{tmp_path}")(pixels, "tf1"), theirs, atol=1e-6, rtol=1e-5)
@@ -229,15 +229,15 @@ def test_a_wrong_name_or_place_says_what_is_accepted(spec: str, error: type[Exce
         load_extractor(spec)
 
 
-def test_pictures_of_mixed_sizes_keep_their_order_under_every_resize(clip_folder: Path) -> None:
+def test_images_of_mixed_sizes_keep_their_order_under_every_resize(clip_folder: Path) -> None:
     extractor = load_extractor(f"clip:{clip_folder}")
     shapes = [(40, 50), (33, 60), (40, 50), (90, 20), (33, 60), (40, 50), (8, 8)]
-    images = [pictures(i + 1, *shape)[i] for i, shape in enumerate(shapes)]
+    mixed = [images(i + 1, *shape)[i] for i, shape in enumerate(shapes)]
     resizers = [RESIZERS[name] for name in ("clean", "tf1", "pytorch")]
-    features = extract(iter(images), extractor, resizers, batch_size=4)
+    features = extract(iter(mixed), extractor, resizers, batch_size=4)
     assert [part.shape for part in features] == [(7, 10)] * 3
     for part, resizer in zip(features, resizers, strict=True):
-        alone = np.concatenate([extractor(resizer(image[None], 32), resizer.scaling).numpy() for image in images])
+        alone = np.concatenate([extractor(resizer(image[None], 32), resizer.scaling).numpy() for image in mixed])
         np.testing.assert_allclose(part, alone, atol=1e-5)
     assert not np.allclose(features[0], features[1], atol=1e-4)
     assert extract([], extractor, resizers[0])[0].shape == (0, 10)
@@ -245,7 +245,7 @@ def test_pictures_of_mixed_sizes_keep_their_order_under_every_resize(clip_folder
 
 def test_features_are_float32_whatever_the_caller_has_switched_on(clip_folder: Path) -> None:
     extractor = load_extractor(f"clip:{clip_folder}")
-    pixels = RESIZERS["clean"](pictures(2), 32)
+    pixels = RESIZERS["clean"](images(2), 32)
     plain = extractor(pixels, "tf1")
     torch.set_float32_matmul_precision("medium")
     try:
@@ -259,6 +259,6 @@ def test_features_are_float32_whatever_the_caller_has_switched_on(clip_folder: P
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_features_equal_the_cpus(inception_weights: Path) -> None:
-    pixels = RESIZERS["clean"](pictures(2), 299)
+    pixels = RESIZERS["clean"](images(2), 299)
     cpu, cuda = (load_extractor(f"inception:{inception_weights}", device) for device in ("cpu", "cuda"))
     assert relative(cuda(pixels.cuda(), "tf1").cpu(), cpu(pixels, "tf1")) < 1e-5

@@ -1,6 +1,6 @@
-"""The same pictures through torchmetrics, torch-fidelity and clean-fid, and through ours: the numbers agree.
+"""The same images through torchmetrics, torch-fidelity and clean-fid, and through ours: the numbers agree.
 
-The network is an Inception of the true shape with random weights. Ten pictures against 2,048 features: the hard case.
+The network is an Inception of the true shape with random weights. Ten images against 2,048 features: the hard case.
 """
 
 from __future__ import annotations
@@ -38,54 +38,54 @@ def network(inception_weights: Path) -> Extractor:
 
 
 @pytest.fixture(scope="module")
-def ours(network: Extractor, picture_folders: tuple[Path, Path]) -> Sides:
-    """Features of (real, painted) under each resize, one pass over the pictures."""
-    real, painted = (extract(load(folder), network, [RESIZERS[name] for name in NAMES]) for folder in picture_folders)
-    return {name: (real[index], painted[index]) for index, name in enumerate(NAMES)}
+def ours(network: Extractor, image_folders: tuple[Path, Path]) -> Sides:
+    """Features of (real, generated) under each resize, one pass over the images."""
+    real, generated = (extract(load(folder), network, [RESIZERS[name] for name in NAMES]) for folder in image_folders)
+    return {name: (real[index], generated[index]) for index, name in enumerate(NAMES)}
 
 
 def distance(sides: tuple[np.ndarray, np.ndarray]) -> float:
-    real, painted = (GaussianStatistics.from_features(features) for features in sides)
-    return frechet_distance(painted, real)
+    real, generated = (GaussianStatistics.from_features(features) for features in sides)
+    return frechet_distance(generated, real)
 
 
-def test_fid_equals_torchmetrics(ours: Sides, inception_weights: Path, picture_folders: tuple[Path, Path]) -> None:
+def test_fid_equals_torchmetrics(ours: Sides, inception_weights: Path, image_folders: tuple[Path, Path]) -> None:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     theirs = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(inception_weights)).set_dtype(
         torch.float64
     )
-    for folder, real in zip(picture_folders, (True, False), strict=True):
+    for folder, real in zip(image_folders, (True, False), strict=True):
         theirs.update(torch.stack(load(folder)), real=real)
     assert distance(ours["torchmetrics"]) == pytest.approx(float(theirs.compute()), rel=1e-5)
 
 
 def test_fid_kid_is_and_precision_equal_torch_fidelity(
-    ours: Sides, network: Extractor, inception_weights: Path, picture_folders: tuple[Path, Path]
+    ours: Sides, network: Extractor, inception_weights: Path, image_folders: tuple[Path, Path]
 ) -> None:
     from torch_fidelity import calculate_metrics
 
-    real, painted = picture_folders
+    real, generated = image_folders
     theirs = calculate_metrics(
-        input1=str(painted), input2=str(real), cuda=False, verbose=False, cache=False, save_cpu_ram=True, batch_size=10,
+        input1=str(generated), input2=str(real), cuda=False, verbose=False, cache=False, save_cpu_ram=True, batch_size=10,
         feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(inception_weights),
         fid=True, kid=True, isc=True, prc=True, kid_subsets=20, kid_subset_size=6, isc_splits=2, prc_neighborhood=3,
     )  # fmt: skip
-    features_real, features_painted = ours["tf1"]
+    features_real, features_generated = ours["tf1"]
     assert distance(ours["tf1"]) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
-    mean, deviation = subset_kernel_distance(features_painted, features_real, subsets=20, size=6)
+    mean, deviation = subset_kernel_distance(features_generated, features_real, subsets=20, size=6)
     assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
     assert deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-4)
     assert isinstance(network, InceptionExtractor)
-    mean, deviation = inception_score(network.logits(torch.from_numpy(features_painted)).numpy(), splits=2)
+    mean, deviation = inception_score(network.logits(torch.from_numpy(features_generated)).numpy(), splits=2)
     assert mean == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
     assert deviation == pytest.approx(theirs["inception_score_std"], rel=1e-2, abs=1e-4)
-    neighbours = precision_recall_density_coverage(features_painted, features_real, k=3, closed=True)
+    neighbours = precision_recall_density_coverage(features_generated, features_real, k=3, closed=True)
     assert neighbours.precision == pytest.approx(theirs["precision"], abs=1e-6)
     assert neighbours.recall == pytest.approx(theirs["recall"], abs=1e-6)
 
 
-def test_fid_and_kid_equal_clean_fid(ours: Sides, network: Extractor, picture_folders: tuple[Path, Path]) -> None:
+def test_fid_and_kid_equal_clean_fid(ours: Sides, network: Extractor, image_folders: tuple[Path, Path]) -> None:
     """Its file reader, resizer and distances. Its network is a TorchScript file of its own; ours stands in for that."""
     if "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters:
         pytest.skip("clean-fid calls scipy.linalg.sqrtm(disp=False), which this scipy no longer has")
@@ -98,7 +98,7 @@ def test_fid_and_kid_equal_clean_fid(ours: Sides, network: Extractor, picture_fo
                 [str(path) for path in sorted(folder.glob("*.png"))], model=lambda batch: network(batch, "tf1"),
                 num_workers=0, batch_size=10, device=torch.device("cpu"), mode="clean", verbose=False,
             )
-            for folder in picture_folders
+            for folder in image_folders
         ]  # fmt: skip
         moments = [(features.mean(axis=0), np.cov(features, rowvar=False)) for features in theirs]
         np.random.seed(0)

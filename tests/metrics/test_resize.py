@@ -1,4 +1,4 @@
-"""Reading and resizing pictures: each protocol against the library that it is named after, on sizes up and down."""
+"""Reading and resizing images: each protocol against the library that it is named after, on sizes up and down."""
 
 from __future__ import annotations
 
@@ -63,14 +63,16 @@ def test_short_side_and_crop_equal_pillow_bit_for_bit(size: tuple[int, int], sid
 
 @pytest.mark.parametrize("size", [(480, 640), (427, 640), (640, 427), (512, 512), (256, 256), (100, 180)])
 def test_short_side_and_crop_equal_torchvision_on_sizes_that_occur(size: tuple[int, int]) -> None:
-    theirs = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(256)])(as_pillow(noise(*size)))
+    theirs = transforms.GenerateInterleaved([transforms.Resize(256), transforms.CenterCrop(256)])(
+        as_pillow(noise(*size))
+    )
     assert np.array_equal(short_side_crop(noise(*size), 256)[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
 
 
 def test_dreamllm_is_the_crop_and_then_pytorch_fid() -> None:
     """As its fork of pytorch-fid does it: Pillow, ToTensor, bilinear, 2x - 1."""
     image = noise(512, 384)
-    crop = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(256), transforms.ToTensor()])(
+    crop = transforms.GenerateInterleaved([transforms.Resize(256), transforms.CenterCrop(256), transforms.ToTensor()])(
         as_pillow(image)
     )
     theirs = torch.nn.functional.interpolate(crop[None], size=(299, 299), mode="bilinear", align_corners=False) * 2 - 1
@@ -78,7 +80,7 @@ def test_dreamllm_is_the_crop_and_then_pytorch_fid() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RESIZERS))
-def test_a_picture_is_resized_the_same_alone_and_in_a_batch(name: str) -> None:
+def test_a_image_is_resized_the_same_alone_and_in_a_batch(name: str) -> None:
     batch = torch.cat([noise(90, 120), noise(90, 120).flip(2), noise(90, 120).flip(3)])
     together = RESIZERS[name](batch, 224)
     assert together.shape == (3, 3, 224, 224)
@@ -105,7 +107,7 @@ def test_quantising_equals_diffusers() -> None:
     assert to_uint8(torch.tensor([-1.0, 2.0])).tolist() == [0, 255]
 
 
-def test_reading_ignores_orientation_and_transparency(tmp_path: Path) -> None:
+def test_text_generation_ignores_orientation_and_transparency(tmp_path: Path) -> None:
     pixels = np.random.RandomState(0).randint(0, 256, (6, 4, 4), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -114,15 +116,15 @@ def test_reading_ignores_orientation_and_transparency(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png").shape == (3, 6, 4)
 
 
-def test_damaged_pictures_are_refused_by_name(tmp_path: Path) -> None:
+def test_damaged_images_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
-    damaged = {"torn.png": whole[:4000], "flipped.png": bytes(flipped), "text.jpg": b"not a picture", "empty.png": b""}
+    damaged = {"torn.png": whole[:4000], "flipped.png": bytes(flipped), "text.jpg": b"not an image", "empty.png": b""}
     for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=name):
             read_rgb(tmp_path / name)
-    with pytest.raises(DataError, match=r"absent\.png: no such picture"):
+    with pytest.raises(DataError, match=r"absent\.png: no such image"):
         read_rgb(tmp_path / "absent.png")

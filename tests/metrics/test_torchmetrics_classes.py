@@ -20,7 +20,7 @@ from dreambench.metrics.torchmetrics_classes import (
     PrecisionRecallDensityCoverage,
 )
 
-REAL, PAINTED = (torch.randn(n, 12, generator=torch.Generator().manual_seed(n)) + n / 100 for n in (40, 33))
+REAL, GENERATED = (torch.randn(n, 12, generator=torch.Generator().manual_seed(n)) + n / 100 for n in (40, 33))
 
 
 def feed(metric, **sides: torch.Tensor):
@@ -31,11 +31,11 @@ def feed(metric, **sides: torch.Tensor):
 
 
 def plain() -> float:
-    return frechet_distance(*(GaussianStatistics.from_features(x.numpy()) for x in (PAINTED, REAL)))
+    return frechet_distance(*(GaussianStatistics.from_features(x.numpy()) for x in (GENERATED, REAL)))
 
 
 def test_frechet_distance_equals_the_function_and_resets() -> None:
-    metric = feed(FrechetDistance(12), real=REAL, generated=PAINTED)
+    metric = feed(FrechetDistance(12), real=REAL, generated=GENERATED)
     assert metric.compute().item() == pytest.approx(plain(), rel=1e-9)
     metric.reset()
     metric.update(REAL, real=True)
@@ -45,31 +45,31 @@ def test_frechet_distance_equals_the_function_and_resets() -> None:
 
 def test_two_processes_states_add_up() -> None:
     """What torchmetrics does between processes: every state has a reduction, applied to the stacked states of all."""
-    first = feed(FrechetDistance(12), real=REAL[:10], generated=PAINTED[:30])
-    second = feed(FrechetDistance(12), real=REAL[10:], generated=PAINTED[30:])
+    first = feed(FrechetDistance(12), real=REAL[:10], generated=GENERATED[:30])
+    second = feed(FrechetDistance(12), real=REAL[10:], generated=GENERATED[30:])
     for name, reduce in first._reductions.items():
         setattr(first, name, reduce(torch.stack([getattr(first, name), getattr(second, name)])))
     first.update(torch.zeros(0, 12), real=True)
     assert first.compute().item() == pytest.approx(plain(), rel=1e-9)
 
 
-def test_an_extractor_makes_it_take_pictures() -> None:
-    pictures = torch.rand(20, 3, 2, 2)
+def test_an_extractor_makes_it_take_images() -> None:
+    images = torch.rand(20, 3, 2, 2)
     metric = FrechetDistance(12, extractor=lambda images: images.flatten(1))
-    metric.update(pictures, real=True)
-    metric.update(pictures.flip(3), real=False)
-    other = feed(FrechetDistance(12), real=pictures.flatten(1), generated=pictures.flip(3).flatten(1))
+    metric.update(images, real=True)
+    metric.update(images.flip(3), real=False)
+    other = feed(FrechetDistance(12), real=images.flatten(1), generated=images.flip(3).flatten(1))
     assert metric.compute().item() == pytest.approx(other.compute().item(), rel=1e-9)
     with pytest.raises(ValueError, match="expected features"):
-        FrechetDistance(12).update(pictures, real=True)
+        FrechetDistance(12).update(images, real=True)
 
 
 def test_measures_of_two_sets_equal_the_functions() -> None:
-    value, error = feed(KernelDistance(), real=REAL, generated=PAINTED).compute()
-    expected = kernel_distance(PAINTED.numpy(), REAL.numpy())
+    value, error = feed(KernelDistance(), real=REAL, generated=GENERATED).compute()
+    expected = kernel_distance(GENERATED.numpy(), REAL.numpy())
     assert (value.item(), error.item()) == pytest.approx((expected.value, expected.standard_error), rel=1e-9)
-    manifold = feed(PrecisionRecallDensityCoverage(k=3), real=REAL, generated=PAINTED).compute()
-    expected = precision_recall_density_coverage(PAINTED.numpy(), REAL.numpy(), k=3)
+    manifold = feed(PrecisionRecallDensityCoverage(k=3), real=REAL, generated=GENERATED).compute()
+    expected = precision_recall_density_coverage(GENERATED.numpy(), REAL.numpy(), k=3)
     assert {name: tensor.item() for name, tensor in manifold.items()} == vars(expected)
 
 

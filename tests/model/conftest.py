@@ -42,6 +42,6 @@ def own_model(model: DreamLLMForConditionalGeneration) -> DreamLLMForConditional
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[[int], Image.Image]:
-    """A picture of noise, another for each number."""
+def image() -> Callable[[int], Image.Image]:
+    """An image of noise, another for each number."""
     return lambda seed: Image.fromarray(np.random.default_rng(seed).integers(0, 256, (70, 90, 3), dtype=np.uint8))

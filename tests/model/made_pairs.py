@@ -1,4 +1,4 @@
-"""A handful of pictures with captions and questions, and recipes of each stage over them, for tests of training."""
+"""A handful of images with captions and questions, and recipes of each stage over them, for tests of training."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ def write_pairs(folder: Path, count: int = 12) -> None:
 
 PROJECTORS = ["visual_projector", "condition_projector", "dream_queries"]
 STAGES: dict[str, tuple[list[str], dict[str, Any], list[tuple[str, dict[str, Any]]]]] = {
-    "reading": (["visual_projector"], {"weight_vm": 0.0}, [("pairs", {"mode": "read"})]),
-    "painting": (["condition_projector", "dream_queries"], {"weight_lm": 0.0}, [("pairs", {"mode": "paint"})]),
+    "comprehension": (["visual_projector"], {"weight_vm": 0.0}, [("pairs", {"mode": "comprehension"})]),
+    "text_to_image": (
+        ["condition_projector", "dream_queries"],
+        {"weight_lm": 0.0},
+        [("pairs", {"mode": "generation"})],
+    ),
     "igpt": ([*PROJECTORS, "language_model"], {"drop_probability": 0.3}, [("pairs", {"mode": "either"})]),
     "sft": (
         [*PROJECTORS, "language_model"],

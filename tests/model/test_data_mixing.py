@@ -27,7 +27,7 @@ SIZES = {"a": 7, "b": 12}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sources of pairs; a picture's left half is dark, so that a mirrored one shows."""
+    """Two sources of pairs; an image's left half is dark, so that a mirrored one shows."""
     folder = tmp_path_factory.mktemp("data")
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:, 8:] = 255
@@ -93,12 +93,12 @@ def test_a_sample_depends_on_seed_and_place_alone(processor, folder) -> None:
     assert everything(mixed(processor, folder, seed=1), range(30)) != forward
 
 
-def test_pairs_are_read_or_painted_and_mirrored_half_of_the_time(processor, folder) -> None:
+def test_pairs_are_read_or_generated_and_mirrored_half_of_the_time(processor, folder) -> None:
     data = mixed(processor, folder)
     samples = [data[place] for place in range(400)]
-    painted = [sample for sample in samples if sample.targets]
-    assert 160 <= len(painted) <= 240  # 4 standard deviations
-    assert len(painted) // 4 <= sum(sample.mirrored == [True] for sample in painted) <= 3 * len(painted) // 4
+    generated = [sample for sample in samples if sample.targets]
+    assert 160 <= len(generated) <= 240  # 4 standard deviations
+    assert len(generated) // 4 <= sum(sample.mirrored == [True] for sample in generated) <= 3 * len(generated) // 4
     assert not any(sample.mirrored for sample in samples if not sample.targets)
 
 

@@ -1,4 +1,4 @@
-"""What one training sample holds: which positions are learnt, which pictures stand where, and what is left out when it is too long."""
+"""What one training sample holds: which positions are learnt, which images stand where, and what is left out when it is too long."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from dreamllm.data import IGNORED, Collator, Sample
 from dreamllm.data.collator import target_pixels
-from dreamllm.data.samples import conversation, document, matched_parts, paint_pair, read_pair
+from dreamllm.data.samples import comprehension_pair, conversation, document, generation_pair, matched_parts
 from dreamllm.errors import InputError, UsageError
 from dreamllm.processing import CHAT_TEMPLATES
 from dreamllm.spans import count_spans
@@ -29,75 +29,75 @@ def spans(config, sample: Sample) -> tuple[int, int]:
     return int(count_spans(ids, *config.image_span)), int(count_spans(ids, *config.dream_span))
 
 
-def test_a_pair_is_read_or_painted(model, processor, picture) -> None:
-    image = picture(0)
+def test_a_pair_is_read_or_generated(model, processor, image) -> None:
+    pixels = image(0)
     words = processor.tokenizer("a red ring")["input_ids"][1:]
     bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
-    read = read_pair(processor, "a red ring", image, LONG)
-    assert read.input_ids == [bos, *processor.image_span, *words, eos]
-    assert [i for i in read.labels if i != IGNORED] == [bos, *words, eos]
-    assert (read.images, read.targets) == ([image], [])
-    paint = paint_pair(processor, "a red ring", image, LONG)
-    assert paint.input_ids == [bos, *words, *processor.dream_span, eos]
-    assert set(paint.labels) == {IGNORED}
-    assert (paint.images, paint.targets) == ([], [image])
-    assert paint.teaches
-    assert read.teaches
+    comprehension = comprehension_pair(processor, "a red ring", pixels, LONG)
+    assert comprehension.input_ids == [bos, *processor.image_span, *words, eos]
+    assert [i for i in comprehension.labels if i != IGNORED] == [bos, *words, eos]
+    assert (comprehension.images, comprehension.targets) == ([pixels], [])
+    generation = generation_pair(processor, "a red ring", pixels, LONG)
+    assert generation.input_ids == [bos, *words, *processor.dream_span, eos]
+    assert set(generation.labels) == {IGNORED}
+    assert (generation.images, generation.targets) == ([], [pixels])
+    assert generation.teaches
+    assert comprehension.teaches
 
 
-@pytest.mark.parametrize("build", [read_pair, paint_pair])
-def test_a_long_caption_is_cut_and_the_picture_stays(model, processor, picture, build) -> None:
-    span = len(processor.image_span if build is read_pair else processor.dream_span)
+@pytest.mark.parametrize("build", [comprehension_pair, generation_pair])
+def test_a_long_caption_is_cut_and_the_image_stays(model, processor, image, build) -> None:
+    span = len(processor.image_span if build is comprehension_pair else processor.dream_span)
     for max_length in range(span + 2, span + 9):
-        sample = build(processor, "a red ring above a green star", picture(0), max_length)
+        sample = build(processor, "a red ring above a green star", image(0), max_length)
         assert len(sample.input_ids) == max_length
         assert sample.input_ids[-1] == processor.tokenizer.eos_token_id
         assert spans(model.config, sample) == (len(sample.images), len(sample.targets))
-    with pytest.raises(UsageError, match="does not hold one picture"):
-        build(processor, "a", picture(0), span + 1)
+    with pytest.raises(UsageError, match="does not hold one image"):
+        build(processor, "a", image(0), span + 1)
 
 
-def test_a_document_is_painted_and_read_back(model, processor, picture) -> None:
-    images = [picture(i) for i in range(3)]
+def test_a_document_is_generated_and_read_back(model, processor, image) -> None:
+    images = [image(i) for i in range(3)]
     parts = matched_parts(["One. ", " Two.", "", "Four."], [images[2], images[0], images[1]], [3, 1, 1])
     assert parts == ["One. Two.", images[0], "", images[1], "Four.", images[2], ""]
     sample = document(processor, parts, LONG)
     assert sample.images == sample.targets == images
     assert learnt(processor, sample).split("<dream_start>") == ["One. Two.", "", " Four.", "</s>"]
-    read = document(processor, parts, LONG, painting=False)
+    read = document(processor, parts, LONG, text_to_image=False)
     assert (read.images, read.targets, learnt(processor, read)) == (images, [], "One. Two. Four.</s>")
-    paint = document(processor, parts, LONG, reading=False)
-    assert (paint.images, paint.targets) == ([], images)
+    generate_images = document(processor, parts, LONG, comprehension=False)
+    assert (generate_images.images, generate_images.targets) == ([], images)
     with pytest.raises(UsageError, match="cannot both be off"):
-        document(processor, parts, LONG, reading=False, painting=False)
+        document(processor, parts, LONG, comprehension=False, text_to_image=False)
 
 
 @pytest.mark.parametrize("index", [[0, 4], [0], [-1, 0]])
-def test_an_image_needs_its_sentence(picture, index) -> None:
+def test_an_image_needs_its_sentence(image, index) -> None:
     with pytest.raises(InputError, match="each image needs a sentence"):
-        matched_parts(["a", "b", "c", "d"], [picture(0), picture(1)], index)
+        matched_parts(["a", "b", "c", "d"], [image(0), image(1)], index)
 
 
-def test_an_instruction_is_given_and_its_document_learnt(processor, picture) -> None:
-    sample = document(processor, ["Here.", picture(0)], LONG, instruction="Paint a boat.")
-    prompt = processor.apply_chat_template([{"role": "user", "content": "Paint a boat."}])
+def test_an_instruction_is_given_and_its_document_learnt(processor, image) -> None:
+    sample = document(processor, ["Here.", image(0)], LONG, instruction="Generate images a boat.")
+    prompt = processor.apply_chat_template([{"role": "user", "content": "Generate images a boat."}])
     head = processor.tokenizer(prompt)["input_ids"]
     assert sample.input_ids[: len(head)] == head
     assert set(sample.labels[: len(head)]) == {IGNORED}
     assert learnt(processor, sample).replace(" ", "") == "Here.<dream_start></s>"
     with pytest.raises(InputError, match="no room"):
-        document(processor, ["Here."], len(head) + 1, instruction="Paint a boat.")
+        document(processor, ["Here."], len(head) + 1, instruction="Generate images a boat.")
 
 
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)
 @pytest.mark.parametrize("learn", [True, False])
-def test_only_the_assistants_words_are_learnt(processor, picture, monkeypatch, template, learn) -> None:
+def test_only_the_assistants_words_are_learnt(processor, image, monkeypatch, template, learn) -> None:
     monkeypatch.setattr(processor.tokenizer, "chat_template", CHAT_TEMPLATES[template])
-    images = [picture(i) for i in range(2)]
+    images = [image(i) for i in range(2)]
     messages = [
         {"role": "user", "content": "<image>\nWhat is it?"},
         {"role": "assistant", "content": "A ring. ASSISTANT: is a word too."},
-        {"role": "user", "content": "Paint it."},
+        {"role": "user", "content": "Generate images it."},
         {"role": "assistant", "content": "Here: <dream> Done."},
     ]
     sample = conversation(processor, messages, images, LONG, learn_dream_start=learn)
@@ -114,10 +114,10 @@ def test_a_conversation_without_an_answer_teaches_nothing(processor) -> None:
     assert not conversation(processor, [{"role": "user", "content": "Hello"}], [], LONG).teaches
 
 
-def test_placeholders_and_images_of_a_conversation_must_agree(processor, picture) -> None:
+def test_placeholders_and_images_of_a_conversation_must_agree(processor, image) -> None:
     messages = [{"role": "user", "content": "<image> and <image>"}, {"role": "assistant", "content": "yes"}]
     with pytest.raises(InputError, match="has 2 places for images, and 1 images are given"):
-        conversation(processor, messages, [picture(0)], LONG)
+        conversation(processor, messages, [image(0)], LONG)
 
 
 def test_a_conversation_that_begins_with_an_answer_is_refused(processor) -> None:
@@ -139,11 +139,11 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(processor, monkeypatc
 
 
 @pytest.mark.parametrize("text", ["a <im_patch> b", "<im_start><im_patch><im_end>"])
-def test_text_cannot_pass_for_a_picture(processor, picture, text) -> None:
+def test_text_cannot_pass_for_a_image(processor, image, text) -> None:
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}]
     for build in (
-        lambda: read_pair(processor, text, picture(0), LONG),
-        lambda: document(processor, [text, picture(0)], LONG),
+        lambda: comprehension_pair(processor, text, image(0), LONG),
+        lambda: document(processor, [text, image(0)], LONG),
         lambda: document(processor, ["x"], LONG, instruction=text),
         lambda: conversation(processor, messages, [], LONG),
     ):
@@ -153,7 +153,7 @@ def test_text_cannot_pass_for_a_picture(processor, picture, text) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_cut_anywhere_spans_are_whole_and_have_their_pictures(model, processor, data) -> None:
+def test_cut_anywhere_spans_are_whole_and_have_their_images(model, processor, data) -> None:
     """Quirk 15: the original cuts inside spans. Here every length gives a prefix of the full text with whole spans only."""
     images = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(3)]
     messages = [
@@ -179,16 +179,16 @@ def test_cut_anywhere_spans_are_whole_and_have_their_pictures(model, processor, 
     assert sample.targets == full.targets[: len(sample.targets)]
 
 
-def test_a_first_text_that_is_too_long_is_cut_rather_than_lost(processor, picture) -> None:
-    sample = document(processor, ["a red ring above a green star", picture(0)], 5)
+def test_a_first_text_that_is_too_long_is_cut_rather_than_lost(processor, image) -> None:
+    sample = document(processor, ["a red ring above a green star", image(0)], 5)
     assert len(sample.input_ids) == 5
     assert sample.teaches
 
 
-def test_a_batch_is_padded_on_the_right_and_keeps_the_order_of_pictures(model, processor) -> None:
+def test_a_batch_is_padded_on_the_right_and_keeps_the_order_of_images(model, processor) -> None:
     red, green, blue = (Image.new("RGB", (40, 50), color) for color in ("#f00", "#0f0", "#00f"))
     long = document(processor, ["x", red, "y", green], LONG)
-    short = paint_pair(processor, "z", blue, LONG)
+    short = generation_pair(processor, "z", blue, LONG)
     batch = Collator(processor, 64)([short, long])
     length = len(long.input_ids)
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
@@ -208,8 +208,8 @@ def test_a_batch_is_padded_on_the_right_and_keeps_the_order_of_pictures(model, p
     assert set(text) == {"input_ids", "attention_mask", "labels"}
 
 
-def test_targets_are_mirrored_where_the_sample_says_and_the_recipe_allows(processor, picture) -> None:
-    sample = paint_pair(processor, "x", picture(1), LONG)
+def test_targets_are_mirrored_where_the_sample_says_and_the_recipe_allows(processor, image) -> None:
+    sample = generation_pair(processor, "x", image(1), LONG)
     straight = Collator(processor, 32)([sample])["target_pixels"]
     sample.mirrored = [True]
     mirrored = Collator(processor, 32)([sample])["target_pixels"]
@@ -218,7 +218,7 @@ def test_targets_are_mirrored_where_the_sample_says_and_the_recipe_allows(proces
     assert torch.equal(Collator(processor, 32, flip=False)([sample])["target_pixels"], straight)
 
 
-def test_a_target_is_its_pictures_centre_in_minus_one_to_one() -> None:
+def test_a_target_is_its_images_centre_in_minus_one_to_one() -> None:
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:, 16:48] = 255
     assert (target_pixels(Image.fromarray(pixels), 32) == 1).all()

@@ -1,4 +1,4 @@
-"""Every format on disk gives its samples; what is broken is counted and named, and no picture takes another's place."""
+"""Every format on disk gives its samples; what is broken is counted and named, and no image takes another's place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dreamllm.data import training_dataset
-from dreamllm.data.pictures import open_picture
+from dreamllm.data.images import open_image
 from dreamllm.errors import InputError, UsageError
 
 COLORS = ["#ff0000", "#00ff00", "#0000ff", "#ffff00"]
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     for i, color in enumerate(COLORS):
         (tmp_path / "images" / f"{i}.png").write_bytes(png(color))
-    (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "images" / "bad.png").write_bytes(b"no image")
     return tmp_path
 
 
@@ -51,9 +51,9 @@ def opened(processor, folder: Path, source: dict, **data):
     return training_dataset(recipe, processor, folder=folder)
 
 
-def numbers(pictures: list[Image.Image]) -> list[int]:
-    """Which of the coloured pictures these are."""
-    colors = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (picture.getpixel((0, 0)) for picture in pictures)]
+def numbers(images: list[Image.Image]) -> list[int]:
+    """Which of the coloured images these are."""
+    colors = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (image.getpixel((0, 0)) for image in images)]
     return [COLORS.index(color) for color in colors]
 
 
@@ -63,7 +63,7 @@ def words(processor, sample) -> str:
 
 
 def in_order(data, count: int) -> list:
-    """The first samples of a source's stream, by picture."""
+    """The first samples of a source's stream, by image."""
     source = data.sources[0]
     samples = [source.sample(i, random.Random(0), lambda reason: None) for i in range(count)]
     return sorted(samples, key=lambda sample: numbers(sample.images))
@@ -75,7 +75,7 @@ def by_record(data, count: int | None = None) -> list:
     return [source.sample(i, random.Random(0), lambda reason: None) for i in range(count or len(source.table))]
 
 
-CAPTIONS = [f"picture {i}" for i in range(4)]
+CAPTIONS = [f"image {i}" for i in range(4)]
 PAIRS = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(CAPTIONS)]
 
 
@@ -148,11 +148,11 @@ def write_tar_json(folder: Path) -> str:
 )
 def test_pairs_come_from_every_format(processor, folder, write) -> None:
     path = write(folder)
-    for mode in ("read", "paint"):
+    for mode in ("comprehension", "generation"):
         samples = by_record(opened(processor, folder, {"kind": "pairs", "path": path, "mode": mode}))
         assert [words(processor, sample) for sample in samples] == CAPTIONS
-        pictures = [sample.images if mode == "read" else sample.targets for sample in samples]
-        assert [numbers(each) for each in pictures] == [[0], [1], [2], [3]]
+        images = [sample.images if mode == "comprehension" else sample.targets for sample in samples]
+        assert [numbers(each) for each in images] == [[0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_pairs_come_from_every_format(processor, folder, write) -> None:
 )
 def test_every_format_can_be_streamed(processor, folder, monkeypatch, write) -> None:
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s at the end of Parquet files
-    source = {"kind": "pairs", "path": write(folder), "mode": "read", "streaming": True, "weight": 1}
+    source = {"kind": "pairs", "path": write(folder), "mode": "comprehension", "streaming": True, "weight": 1}
     samples = in_order(opened(processor, folder, source, samples=4), 4)
     assert [words(processor, sample) for sample in samples] == CAPTIONS
     assert [numbers(sample.images) for sample in samples] == [[0], [1], [2], [3]]
@@ -171,7 +171,7 @@ def test_columns_may_have_other_names(processor, folder) -> None:
     (folder / "x.jsonl").write_text(lines([{"file": "2.png", "words": "hello", "caption": "not this"}]))
     columns = {"image": "file", "caption": "words"}
     (sample,) = by_record(
-        opened(processor, folder, {"kind": "pairs", "path": "x.jsonl", "columns": columns, "mode": "read"})
+        opened(processor, folder, {"kind": "pairs", "path": "x.jsonl", "columns": columns, "mode": "comprehension"})
     )
     assert (words(processor, sample), numbers(sample.images)) == ("hello", [2])
 
@@ -188,16 +188,18 @@ def test_mmc4_keeps_what_is_similar_enough(processor, folder) -> None:
     (sample,) = by_record(opened(processor, folder, {"kind": "mmc4", "path": "docs.jsonl"}))
     assert numbers(sample.images) == numbers(sample.targets) == [0, 3]
     (sample,) = by_record(
-        opened(processor, folder, {"kind": "mmc4", "path": "docs.jsonl", "min_similarity": 0.1, "mode": "read"})
+        opened(
+            processor, folder, {"kind": "mmc4", "path": "docs.jsonl", "min_similarity": 0.1, "mode": "comprehension"}
+        )
     )
     assert (numbers(sample.images), sample.targets) == ([0, 3, 1], [])
 
 
-def test_obelics_has_pictures_where_texts_are_missing(processor, folder) -> None:
+def test_obelics_has_images_where_texts_are_missing(processor, folder) -> None:
     url = "https://example.org/a.png"
     record = {"texts": ["One.", None, "Two.", None], "images": [None, "1.png", None, url]}
     datasets.Dataset.from_list([record]).to_parquet(folder / "obelics.parquet")
-    data = opened(processor, folder, {"kind": "obelics", "path": "obelics.parquet", "mode": "paint"})
+    data = opened(processor, folder, {"kind": "obelics", "path": "obelics.parquet", "mode": "generation"})
     lost: list[str] = []
     sample = data.sources[0].sample(0, random.Random(0), lost.append)
     assert numbers(sample.targets) == [1]
@@ -209,11 +211,11 @@ def test_obelics_has_pictures_where_texts_are_missing(processor, folder) -> None
 
 def test_conversations_of_any_mixture(processor, folder) -> None:
     """Ids of two types and images that are missing, one or several: as LLaVA's own file has them."""
-    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A picture."}]
-    painted = [{"from": "human", "value": "<image>\nMirror it."}, {"from": "gpt", "value": "Here: <dream>"}]
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "An image."}]
+    generated = [{"from": "human", "value": "<image>\nMirror it."}, {"from": "gpt", "value": "Here: <dream>"}]
     records = [
         {"id": 1, "image": "0.png", "conversations": turns},
-        {"id": "two", "image": ["1.png", "2.png"], "conversations": painted},
+        {"id": "two", "image": ["1.png", "2.png"], "conversations": generated},
         {"id": "3", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
     ]
     (folder / "talk.json").write_text(json.dumps(records))
@@ -235,8 +237,8 @@ def test_instructions_are_followed_by_their_document(processor, folder) -> None:
 
 
 def test_what_is_broken_is_named_and_nothing_moves(processor, folder) -> None:
-    """Every picture of every sample is the one that its own words name."""
-    good = [{"image": f"{i % 4}.png", "caption": f"picture {i % 4}"} for i in range(40)]
+    """Every image of every sample is the one that its own words name."""
+    good = [{"image": f"{i % 4}.png", "caption": f"image {i % 4}"} for i in range(40)]
     broken = {
         5: ("{broken", "not JSON"),
         9: (json.dumps({"image": "bad.png", "caption": "x"}), "cannot be read"),
@@ -251,7 +253,7 @@ def test_what_is_broken_is_named_and_nothing_moves(processor, folder) -> None:
     data = opened(processor, folder, {"kind": "pairs", "path": "pairs.jsonl", "name": "mine"})
     for place in range(len(data)):
         sample = data[place]
-        assert words(processor, sample) == f"picture {numbers(sample.images + sample.targets)[0]}"
+        assert words(processor, sample) == f"image {numbers(sample.images + sample.targets)[0]}"
     found = {entry["key"]: entry for entry in data.broken.entries()}
     assert set(found) == {f"record {i}" for i in broken}
     for i, (_, reason) in broken.items():
@@ -305,7 +307,7 @@ def test_no_record_is_odd_enough_to_end_the_training(processor, folder, kind) ->
     any_of_them()
 
 
-def test_a_document_loses_a_broken_picture_with_its_place(processor, folder) -> None:
+def test_a_document_loses_a_broken_image_with_its_place(processor, folder) -> None:
     names = ["0.png", "bad.png", "2.png"]
     record = {
         "text_list": ["One.", "Two.", "Three."],
@@ -324,19 +326,19 @@ def test_a_document_loses_a_broken_picture_with_its_place(processor, folder) -> 
 
 
 @pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/passwd", "C:\\x.png", "..\\x.png", "", None, 3])
-def test_pictures_do_not_leave_their_folder(folder, name) -> None:
+def test_images_do_not_leave_their_folder(folder, name) -> None:
     (folder / "x.png").write_bytes(png(COLORS[0]))
     with pytest.raises(InputError, match=r"leads out of its folder|must be a file name"):
-        open_picture(name, folder / "images")
+        open_image(name, folder / "images")
 
 
-def test_a_truncated_picture_is_an_error(folder) -> None:
+def test_a_truncated_image_is_an_error(folder) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
     for length in (10, 60, 2000):
         with pytest.raises(InputError, match="cannot be read"):
-            open_picture(buffer.getvalue()[:length], folder)
+            open_image(buffer.getvalue()[:length], folder)
 
 
 def test_too_many_broken_records_are_an_error(processor, folder) -> None:
@@ -380,7 +382,7 @@ def test_a_changed_file_is_read_anew(processor, folder) -> None:
         ({"kind": "pairs", "path": "pairs.jsonl", "images": "none"}, "image folder .* is missing"),
         ({"kind": "films", "path": "x"}, r"data\.sources\.0\.kind"),
         ({"kind": "pairs", "path": "pairs.jsonl", "wieght": 1}, r"data\.sources\.0\.wieght"),
-        ({"kind": "pairs", "path": "pairs.jsonl", "mode": "both"}, "there are either, read, paint"),
+        ({"kind": "pairs", "path": "pairs.jsonl", "mode": "both"}, "there are either, read, generate images"),
         ({"kind": "pairs", "path": "pairs.jsonl", "weight": 0}, "greater than 0"),
         ({"kind": "pairs", "path": ["pairs.jsonl", "pairs.json"]}, "must have one format"),
         ({"kind": "pairs", "path": "number.json"}, "neither a list nor COCO's"),

@@ -84,10 +84,10 @@ def test_an_image_decoder_of_another_kind_is_an_error() -> None:
         ImageDecoderConfig(kind="sdxl")
 
 
-def test_init_generate_paint_and_convert(monkeypatch, capsys, tmp_path, picture) -> None:
+def test_init_generate_generate_and_convert(monkeypatch, capsys, tmp_path, image) -> None:
     assert run(monkeypatch, "init", tmp_path / "m", "--preset", "tiny", "--seed", 4) == 0
     assert "untrained" in capsys.readouterr().out
-    picture(0).save(tmp_path / "x.png")
+    image(0).save(tmp_path / "x.png")
     command = [
         "generate",
         tmp_path / "m",
@@ -99,23 +99,45 @@ def test_init_generate_paint_and_convert(monkeypatch, capsys, tmp_path, picture)
     ]
     assert run(monkeypatch, *command, "--max-new-tokens", 4) == 0
     assert "the model is untrained" in capsys.readouterr().err
-    painted = []
+    generated = []
     for name in ("a.png", "b.png"):
-        command = ["generate", tmp_path / "m", "a ring", "--paint", tmp_path / name, "--steps", 2, "--device", "cpu"]
+        command = [
+            "generate",
+            tmp_path / "m",
+            "a ring",
+            "--generate-image",
+            tmp_path / name,
+            "--steps",
+            2,
+            "--device",
+            "cpu",
+        ]
         assert run(monkeypatch, *command) == 0
-        painted.append((tmp_path / name).read_bytes())
-    assert painted[0] == painted[1]
+        generated.append((tmp_path / name).read_bytes())
+    assert generated[0] == generated[1]
     assert run(monkeypatch, "convert", tmp_path / "m", tmp_path / "r", "--to", "released") == 0
     assert (tmp_path / "r" / "stable_diffusion_head.bin").is_file()
 
 
-def test_compose_writes_the_document_with_its_pictures(monkeypatch, capsys, tmp_path, own_model, processor) -> None:
-    with torch.no_grad():  # a model that begins a picture at once
+def test_generate_interleaved_writes_the_document_with_its_images(
+    monkeypatch, capsys, tmp_path, own_model, processor
+) -> None:
+    with torch.no_grad():  # a model that begins an image at once
         prompt = processor(processor.apply_chat_template([{"role": "user", "content": "a ring"}]))
         last = own_model.get_decoder()(input_ids=prompt["input_ids"]).last_hidden_state[0, -1]
         own_model.get_output_embeddings().weight[own_model.config.dream_start_token_id] = 50 * last
     checkpoint.save(tmp_path / "m", own_model, processor)
-    command = ["compose", tmp_path / "m", "a ring", tmp_path / "story", "--chat", "--steps", 2, "--device", "cpu"]
+    command = [
+        "generate_interleaved",
+        tmp_path / "m",
+        "a ring",
+        tmp_path / "story",
+        "--chat",
+        "--steps",
+        2,
+        "--device",
+        "cpu",
+    ]
     assert run(monkeypatch, *command, "--max-new-tokens", 6, "--max-images", 1) == 0
     said = capsys.readouterr()
     written = (tmp_path / "story" / "document.md").read_text(encoding="utf-8")
@@ -127,9 +149,9 @@ def test_compose_writes_the_document_with_its_pictures(monkeypatch, capsys, tmp_
     assert "not an empty folder" in capsys.readouterr().err
 
 
-def test_chat_answers_until_the_input_ends(monkeypatch, capsys, tmp_path, picture) -> None:
+def test_chat_answers_until_the_input_ends(monkeypatch, capsys, tmp_path, image) -> None:
     assert run(monkeypatch, "init", tmp_path / "m") == 0
-    picture(0).save(tmp_path / "x.png")
+    image(0).save(tmp_path / "x.png")
     lines = iter(["/image nowhere.png", f"/image {tmp_path / 'x.png'}", "what is this?", "", "and now?", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     assert run(monkeypatch, "chat", tmp_path / "m", "--device", "cpu", "--max-new-tokens", 3) == 0
@@ -148,9 +170,9 @@ def test_chat_answers_until_the_input_ends(monkeypatch, capsys, tmp_path, pictur
         (["convert", "{}/nowhere", "{}/m", "--to", "theirs"], "ours, released"),
         (["init", "{}"], "not an empty folder"),
         (["init", "{}/file/m"], "file is a file"),
-        (["compose", "{}/nowhere", "hello", "{}/file/story"], "file is a file"),
-        (["generate", "{}/nowhere", "hello", "--paint", "{}/x.xyz"], "x.xyz: a picture is saved as"),
-        (["generate", "{}/nowhere", "hello", "--paint", "{}/file/x.png"], "folder cannot be made"),
+        (["generate_interleaved", "{}/nowhere", "hello", "{}/file/story"], "file is a file"),
+        (["generate", "{}/nowhere", "hello", "--generate-image", "{}/x.xyz"], "x.xyz: an image is saved as"),
+        (["generate", "{}/nowhere", "hello", "--generate-image", "{}/file/x.png"], "folder cannot be made"),
         (["generate", "{}/nowhere", "hello", "--device", "gpu"], "'gpu' is not known; there are auto, cpu"),
         (["train", "{}/nowhere.yaml"], "nowhere.yaml cannot be read"),
     ],
@@ -174,17 +196,17 @@ def test_help_and_import_load_nothing_heavy() -> None:
 
 
 def test_every_verb_shows_an_example(monkeypatch, capsys) -> None:
-    for verb in ("init", "generate", "compose", "chat", "convert"):
+    for verb in ("init", "generate", "generate_interleaved", "chat", "convert"):
         assert run(monkeypatch, verb, "--help") == 0
         assert f"Example: dreamllm {verb}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", [DOCS, DOCS.parents[1] / "README.md"], ids=lambda page: page.name)
-def test_the_five_lines_of_the_documentation_run(monkeypatch, capsys, tmp_path, picture, page) -> None:
+def test_the_five_lines_of_the_documentation_run(monkeypatch, capsys, tmp_path, image, page) -> None:
     monkeypatch.chdir(tmp_path)
     presets_folder = tmp_path / "models" / "tiny"
     assert run(monkeypatch, "init", presets_folder) == 0
-    picture(0).save(tmp_path / "cat.png")
+    image(0).save(tmp_path / "cat.png")
     code = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None
     assert len([line for line in code[1].splitlines() if line]) == 5

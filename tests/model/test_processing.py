@@ -1,4 +1,4 @@
-"""What the processor promises: placeholders and pictures correspond, and prompts are padded on the left."""
+"""What the processor promises: placeholders and images correspond, and prompts are padded on the left."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dreamllm.errors import InputError, UsageError
 from dreamllm.tokenizer import ADDED_TOKENS, tiny_tokenizer, tokenizer_from_file
 
 
-def test_placeholders_become_spans(model, processor, picture) -> None:
+def test_placeholders_become_spans(model, processor, image) -> None:
     config = model.config
-    ids = processor("a <image> b <dream> c", [picture(0), picture(1)])["input_ids"][0].tolist()
-    image = [config.im_start_token_id, *[config.im_patch_token_id] * config.num_image_tokens, config.im_end_token_id]
+    ids = processor("a <image> b <dream> c", [image(0), image(1)])["input_ids"][0].tolist()
+    span = [config.im_start_token_id, *[config.im_patch_token_id] * config.num_image_tokens, config.im_end_token_id]
     dream = [
         config.dream_start_token_id,
         *[config.im_patch_token_id] * config.num_dream_queries,
@@ -22,9 +22,9 @@ def test_placeholders_become_spans(model, processor, picture) -> None:
     plain = processor.tokenizer(text)["input_ids"]
     assert ids[: len(plain)] == plain
     at = len(plain)
-    assert ids[at : at + len(image)] == image
+    assert ids[at : at + len(span)] == span
     begin = ids.index(config.dream_start_token_id)
-    assert ids[begin : begin + len(dream) + len(image)] == dream + image
+    assert ids[begin : begin + len(dream) + len(span)] == dream + span
     assert config.image_token_id not in ids
     assert config.dream_token_id not in ids
 
@@ -39,17 +39,17 @@ def test_batches_are_padded_on_the_left(model, processor) -> None:
     assert alone[0] == model.config.bos_token_id
 
 
-def test_images_are_accepted_flat_nested_and_alone(processor, picture, tmp_path) -> None:
+def test_images_are_accepted_flat_nested_and_alone(processor, image, tmp_path) -> None:
     texts = ["<image> x", "none", "<image> y <image>"]
-    pictures = [picture(i) for i in range(3)]
-    flat = processor(texts, pictures)["pixel_values"]
-    nested = processor(texts, [[pictures[0]], [], pictures[1:]])["pixel_values"]
-    pictures[0].save(tmp_path / "x.png")
-    files = processor(texts, [tmp_path / "x.png", np.asarray(pictures[1]), pictures[2]])["pixel_values"]
+    images = [image(i) for i in range(3)]
+    flat = processor(texts, images)["pixel_values"]
+    nested = processor(texts, [[images[0]], [], images[1:]])["pixel_values"]
+    images[0].save(tmp_path / "x.png")
+    files = processor(texts, [tmp_path / "x.png", np.asarray(images[1]), images[2]])["pixel_values"]
     assert flat.shape == (3, 3, 64, 64)
     assert (flat == nested).all()
     assert (flat == files).all()
-    assert (processor("<image>", pictures[0])["pixel_values"] == flat[:1]).all()
+    assert (processor("<image>", images[0])["pixel_values"] == flat[:1]).all()
     assert "pixel_values" not in processor("none")
 
 
@@ -63,16 +63,16 @@ def test_images_are_accepted_flat_nested_and_alone(processor, picture, tmp_path)
         ([], None, "no prompt"),
     ],
 )
-def test_pictures_must_fit_their_places(processor, picture, texts, images, words) -> None:
+def test_images_must_fit_their_places(processor, image, texts, images, words) -> None:
     def fill(item):
-        return [fill(each) for each in item] if isinstance(item, list) else picture(item)
+        return [fill(each) for each in item] if isinstance(item, list) else image(item)
 
     with pytest.raises(InputError, match=words):
         processor(texts, None if images is None else fill(images))
 
 
-def test_an_unreadable_picture_is_an_error(processor, tmp_path) -> None:
-    (tmp_path / "x.png").write_bytes(b"no picture")
+def test_an_unreadable_image_is_an_error(processor, tmp_path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"x\.png cannot be read"):
         processor("<image>", [tmp_path / "x.png"])
 
@@ -81,13 +81,13 @@ def test_conversations_follow_vicunas_template(processor) -> None:
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\nWhat is it?"}]},
         {"role": "assistant", "content": "A ring."},
-        {"role": "user", "content": "Paint it."},
+        {"role": "user", "content": "Generate images it."},
     ]
     prompt = processor.apply_chat_template(messages)
     assert prompt.startswith("A chat between a curious user")
-    assert prompt.endswith("USER: <image>\nWhat is it? ASSISTANT: A ring.</s>USER: Paint it. ASSISTANT:")
+    assert prompt.endswith("USER: <image>\nWhat is it? ASSISTANT: A ring.</s>USER: Generate images it. ASSISTANT:")
     own = processor.apply_chat_template([{"role": "system", "content": "Be brief."}, *messages[2:]])
-    assert own == "Be brief. USER: Paint it. ASSISTANT:"
+    assert own == "Be brief. USER: Generate images it. ASSISTANT:"
     with pytest.raises(UsageError, match="text, image and dream"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}])
 

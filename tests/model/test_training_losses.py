@@ -16,11 +16,11 @@ from dreamllm.training.losses import (
     Draws,
     check_decoder,
     compute_losses,
+    conditioning_states,
     draw,
     final_states,
     image_terms,
     min_snr_weights,
-    painted_states,
     signal_to_noise,
     unconditional_states,
 )
@@ -35,7 +35,7 @@ def scheduler(model: Model, **changes: Any) -> Any:
 
 @pytest.fixture
 def batch(model: Model, processor: DreamLLMProcessor) -> dict[str, torch.Tensor]:
-    """One row reads a picture and paints one, the other, padded, paints one."""
+    """One row reads an image and generates images one, the other, padded, generates images one."""
     ids = processor.tokenizer
     words = [ids(text, add_special_tokens=False)["input_ids"] for text in ("a red circle", "a blue square")]
     rows = [
@@ -83,7 +83,7 @@ def test_the_total_is_the_weighted_sum_over_its_scale(
     assert float(losses.total.detach()) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_without_labels_or_pictures_a_loss_is_0_and_every_part_still_has_a_gradient(own_model: Model) -> None:
+def test_without_labels_or_images_a_loss_is_0_and_every_part_still_has_a_gradient(own_model: Model) -> None:
     own_model.requires_grad_(False)
     for part in (own_model.visual_projector, own_model.condition_projector, own_model.language_model):
         part.requires_grad_(True)
@@ -171,14 +171,16 @@ def test_draws_follow_their_laws(model: Model) -> None:
     assert float(many.noise.std()) == pytest.approx(1, abs=0.01)
 
 
-def test_what_is_dropped_has_the_unconditional_states_of_painting(model: Model, batch: dict[str, torch.Tensor]) -> None:
+def test_what_is_dropped_has_the_unconditional_states_of_image_generation(
+    model: Model, batch: dict[str, torch.Tensor]
+) -> None:
     settings = LossSettings(drop_probability=0.5)
     given = draws(model, settings)
     chosen = Draws(given.posterior, given.noise, given.timesteps, dropped=torch.tensor([False, True]))
     with torch.no_grad():
         hidden = final_states(model, batch["input_ids"], batch["attention_mask"], batch["pixel_values"])
-        states = painted_states(model, hidden, batch["input_ids"], chosen, settings)
-        plain = painted_states(model, hidden, batch["input_ids"], draws(model, LossSettings()), settings)
+        states = conditioning_states(model, hidden, batch["input_ids"], chosen, settings)
+        plain = conditioning_states(model, hidden, batch["input_ids"], draws(model, LossSettings()), settings)
         torch.testing.assert_close(states[1:], model.encode_unconditional(), rtol=1e-4, atol=1e-5)
         assert torch.equal(states[0], plain[0])
         original = unconditional_states(model, "patches")
@@ -212,10 +214,10 @@ def test_rows_of_like_length_together_are_the_rows_alone(
     assert whole[3, 3:].any()
 
 
-def test_pictures_and_spans_that_differ_in_number_are_refused(model: Model, batch: dict[str, torch.Tensor]) -> None:
+def test_images_and_spans_that_differ_in_number_are_refused(model: Model, batch: dict[str, torch.Tensor]) -> None:
     settings = LossSettings()
     short = batch | {"target_pixels": batch["target_pixels"][:1]}
-    with pytest.raises(InputError, match="1 pictures to paint are given for 2 dream spans"):
+    with pytest.raises(InputError, match="1 images to generate images are given for 2 dream spans"):
         compute_losses(model, scheduler(model), settings, short, draws(model, settings, ((0, 0),)))
 
 

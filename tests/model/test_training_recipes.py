@@ -15,8 +15,13 @@ from dreamllm.errors import UsageError
 from dreamllm.training.recipe import load_recipe, make_recipe
 
 PUBLISHED = sorted((Path(str(dreamllm.__file__)).parent / "recipes").glob("*.yaml"))
-WEIGHTS = {"alignment-reading-7b": (1, 0), "alignment-painting-7b": (0, 1), "igpt-7b": (1, 10), "sft-7b": (1, 10)}
-RATES = {"alignment-reading-7b": 2e-3, "alignment-painting-7b": 2e-3, "igpt-7b": 2e-5, "sft-7b": 4e-5}
+WEIGHTS = {
+    "alignment-comprehension-7b": (1, 0),
+    "alignment-generation-7b": (0, 1),
+    "igpt-7b": (1, 10),
+    "sft-7b": (1, 10),
+}
+RATES = {"alignment-comprehension-7b": 2e-3, "alignment-generation-7b": 2e-3, "igpt-7b": 2e-5, "sft-7b": 4e-5}
 
 
 def test_all_published_recipes_are_there() -> None:

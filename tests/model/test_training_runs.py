@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_with_the_same_losses_and_ends_with_the_same_weight
 
 
 def test_a_batch_in_micro_batches_is_the_same_batch(data: Path, tiny: Path, tmp_path: Path) -> None:
-    """Losses are means over the labels and pictures of all micro-batches, however these fall, and noise is the sample's own."""
+    """Losses are means over the labels and images of all micro-batches, however these fall, and noise is the sample's own."""
     settings = {"max_steps": 3, "save_steps": 100}
     sizes = {"whole": (4, 1), "halves": (2, 2), "quarters": (1, 4)}
     found = {}
@@ -120,7 +120,7 @@ def test_rows_grouped_by_length_are_the_same_batch(data: Path, tiny: Path, tmp_p
 
 
 def test_the_attention_of_the_recipe_is_the_models(data: Path, tiny: Path, tmp_path: Path) -> None:
-    raw = recipe_dict("reading", data, tiny, tmp_path / "out")
+    raw = recipe_dict("comprehension", data, tiny, tmp_path / "out")
     for wanted in ("eager", "sdpa"):
         raw["start"]["attention"] = wanted
         model, _ = run.start(make_recipe(raw))
@@ -131,7 +131,7 @@ def test_the_attention_of_the_recipe_is_the_models(data: Path, tiny: Path, tmp_p
 def test_attention_that_is_not_installed_is_one_line(data: Path, tiny: Path, tmp_path: Path) -> None:
     if is_flash_attn_2_available():
         pytest.skip("FlashAttention 2 is installed")
-    raw = recipe_dict("reading", data, tiny, tmp_path / "out")
+    raw = recipe_dict("comprehension", data, tiny, tmp_path / "out")
     raw["start"]["attention"] = "flash_attention_2"
     with pytest.raises(UsageError, match=r"start\.attention flash_attention_2: ") as caught:
         run.start(make_recipe(raw))
@@ -141,25 +141,27 @@ def test_attention_that_is_not_installed_is_one_line(data: Path, tiny: Path, tmp
 def test_an_output_that_cannot_be_a_folder_is_one_line(data: Path, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
-        recipe = make_recipe(recipe_dict("reading", data, tiny, output))
+        recipe = make_recipe(recipe_dict("comprehension", data, tiny, output))
         for verb in (run.train, dry_run):
             with pytest.raises(UsageError, match="cannot be made a folder"):
                 verb(recipe)
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "recipe.json").write_text("{")
     with pytest.raises(UsageError, match=r"recipe\.json cannot be read"):
-        run.train(make_recipe(recipe_dict("reading", data, tiny, tmp_path / "torn")))
+        run.train(make_recipe(recipe_dict("comprehension", data, tiny, tmp_path / "torn")))
 
 
 def test_what_the_library_refuses_in_company_is_one_line(data: Path, tiny: Path, tmp_path: Path) -> None:
-    raw = recipe_dict("reading", data, tiny, tmp_path / "out", eval_strategy="steps")  # and nothing to evaluate on
+    raw = recipe_dict(
+        "comprehension", data, tiny, tmp_path / "out", eval_strategy="steps"
+    )  # and nothing to evaluate on
     with pytest.raises(UsageError, match=r"^trainer: .*eval_strategy") as caught:
         run.train(make_recipe(raw))
     assert "\n" not in str(caught.value)
 
 
 def test_an_error_in_a_worker_process_is_one_line(data: Path, tiny: Path, tmp_path: Path) -> None:
-    raw = recipe_dict("reading", data, tiny, tmp_path / "out", dataloader_num_workers=1)
+    raw = recipe_dict("comprehension", data, tiny, tmp_path / "out", dataloader_num_workers=1)
     raw["data"]["sources"][0]["images"] = str(tiny)
     with pytest.raises(UsageError, match=r"^50 records of .*pairs\.jsonl in a row are broken") as caught:
         run.train(make_recipe(raw))
@@ -212,7 +214,7 @@ def test_one_of_two_processes_on_the_cpu_is_the_main_one(tmp_path: Path) -> None
 def test_the_same_command_again_does_nothing_and_another_recipe_is_refused(
     data: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    raw = recipe_dict("reading", data, tiny, tmp_path / "out", max_steps=2)
+    raw = recipe_dict("comprehension", data, tiny, tmp_path / "out", max_steps=2)
     first = run.train(make_recipe(raw))
     assert run.train(make_recipe(raw)) == first
     raw["trainer"]["logging_steps"] = 2  # how a run is watched may change
@@ -255,21 +257,23 @@ def test_evaluation_says_the_same_whatever_the_batch_size(data: Path, tiny: Path
 
 
 def test_halves_are_merged_and_strangers_are_not(data: Path, tiny: Path, tmp_path: Path) -> None:
-    for stage in ("reading", "painting", "igpt"):
+    for stage in ("comprehension", "text_to_image", "igpt"):
         short = {"max_steps": 1, "warmup_steps": 0, "save_steps": 100}
         run.train(make_recipe(recipe_dict(stage, data, tiny, tmp_path / stage, **short)))
-    merge(tmp_path / "reading", tmp_path / "painting", tmp_path / "merged")
-    merged, reading, painting = (weights(tmp_path / name) for name in ("merged", "reading", "painting"))
+    merge(tmp_path / "comprehension", tmp_path / "text_to_image", tmp_path / "merged")
+    merged, comprehension, text_to_image = (
+        weights(tmp_path / name) for name in ("merged", "comprehension", "text_to_image")
+    )
     before = load_file(tiny / "model.safetensors")
     for name, tensor in merged.items():
-        half = painting if name.startswith(("condition_projector", "dream_queries")) else reading
+        half = text_to_image if name.startswith(("condition_projector", "dream_queries")) else comprehension
         assert torch.equal(tensor, half[name]), name
     assert sum(not torch.equal(tensor, before[name]) for name, tensor in merged.items()) >= 3
     model, _ = checkpoint.load(tmp_path / "merged")
-    assert "reading" in str(model.config.training)
-    assert "painting" in str(model.config.training)
+    assert "comprehension" in str(model.config.training)
+    assert "text_to_image" in str(model.config.training)
     with pytest.raises(CheckpointError, match=r"differ in \d+ tensors .* for instance language_model"):
-        merge(tmp_path / "reading", tmp_path / "igpt", tmp_path / "other")
+        merge(tmp_path / "comprehension", tmp_path / "igpt", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -295,14 +299,14 @@ def test_a_loss_that_is_no_number_ends_the_run(data: Path, tiny: Path, tmp_path:
 
 
 def test_data_that_teach_nothing_of_what_is_weighed_end_the_run(data: Path, tiny: Path, tmp_path: Path) -> None:
-    raw = recipe_dict("reading", data, tiny, tmp_path / "out")
-    raw["loss"] = {"weight_lm": 0.0, "weight_vm": 1.0}  # pairs that are read have nothing to paint
+    raw = recipe_dict("comprehension", data, tiny, tmp_path / "out")
+    raw["loss"] = {"weight_lm": 0.0, "weight_vm": 1.0}  # pairs that are read have nothing to generate images
     with pytest.raises(UsageError, match="nothing was learnt up to step"):
         run.train(make_recipe(raw))
 
 
 def test_a_damaged_checkpoint_says_which_folder_to_remove(data: Path, tiny: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(recipe_dict("reading", data, tiny, tmp_path / "out"))
+    recipe = make_recipe(recipe_dict("comprehension", data, tiny, tmp_path / "out"))
     train_until_killed(recipe, 3)
     newest = last_checkpoint(recipe.output / "checkpoints")
     assert newest is not None

@@ -12,7 +12,7 @@ import yaml
 
 from dreambench_tasks.playground import embedded
 
-STAGES = ("alignment-reading", "alignment-painting", "igpt", "sft")
+STAGES = ("alignment-comprehension", "alignment-generation", "igpt", "sft")
 KILLED_IN = ("encoder:3", "autoencoder:3", "diffusion:3", "language:3", *(f"{stage}:3" for stage in STAGES))
 
 # A few steps of every loop, a few scenes; and a kill within the named step, once the checkpoint of the second has been written.

@@ -17,7 +17,7 @@ from dreambench.errors import DataError, MissingWeightsError
 from dreambench_tasks.playground import clip, clip_directory, shipped
 from dreambench_tasks.playground.language import captions, narrative
 from dreambench_tasks.playground.render import render_many
-from dreambench_tasks.playground.scene import WORLD, Dice, draw_scene
+from dreambench_tasks.playground.scene import WORLD, Rng, draw_scene
 
 STEPS = 5
 KILLED_AFTER = 3
@@ -74,8 +74,8 @@ def test_the_tokenizer_knows_every_word_and_its_end() -> None:
     assert tokenizer.eos_token_id == 3  # an eos_token_id of 2 makes CLIP pool at the largest id
     for part in ("train", "val", "test"):
         for index in range(300):
-            scene, dice = draw_scene(part, index, seed=5), Dice("words", index)
-            for text in (*captions(scene, dice), *narrative(scene, dice)):
+            scene, rng = draw_scene(part, index, seed=5), Rng("words", index)
+            for text in (*captions(scene, rng), *narrative(scene, rng)):
                 ids = tokenizer(text)["input_ids"]
                 assert tokenizer.unk_token_id not in ids
                 assert (ids[0], ids[-1]) == (1, 3)
@@ -88,20 +88,20 @@ def test_a_missing_extractor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tm
         clip_directory()
 
 
-def test_the_shipped_clip_finds_captions_of_held_out_pictures() -> None:
+def test_the_shipped_clip_finds_captions_of_held_out_images() -> None:
     folder = clip_directory()
     assert (folder / "model.safetensors").stat().st_size < 3_000_000
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     assert model.config.text_config.eos_token_id == 3
     scenes = {}
     for index in range(5000, 5200):
-        scene, dice = draw_scene("val", index), Dice("held out", WORLD, index)
-        scenes.setdefault(dice.pick(captions(scene, dice)), scene)
+        scene, rng = draw_scene("val", index), Rng("held out", WORLD, index)
+        scenes.setdefault(rng.pick(captions(scene, rng)), scene)
         if len(scenes) == 64:
             break
     image = clip.image_features(model, render_many(scenes.values()))
     text = clip.text_features(model, AutoTokenizer.from_pretrained(folder), list(scenes))
     assert image.shape == text.shape == (64, 64)
     scores = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-    # The card has 0.9 or more for 1,024 pictures; 64 of them scatter by 0.04.
+    # The card has 0.9 or more for 1,024 images; 64 of them scatter by 0.04.
     assert float((scores.argmax(dim=1) == torch.arange(64)).float().mean()) >= 0.8

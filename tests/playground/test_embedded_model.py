@@ -11,7 +11,7 @@ import dreamllm
 from dreambench.adapters.dreamllm import DreamLLM, embedded_checkpoint
 from dreambench.errors import MissingWeightsError
 from dreambench.interfaces import ModelOptions
-from dreambench_tasks.playground.evaluation import _describes, _sentences_with_pictures, reading
+from dreambench_tasks.playground.evaluation import _describes, _sentences_with_images, comprehension
 from dreambench_tasks.playground.stories import instruction
 
 
@@ -29,7 +29,7 @@ def test_where_it_is_missing_nothing_takes_its_place(monkeypatch: pytest.MonkeyP
 def test_it_is_small_trained_and_described(folder: Path) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 25e6
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    stages = ("alignment-reading", "alignment-painting", "igpt", "sft")
+    stages = ("alignment-comprehension", "alignment-generation", "igpt", "sft")
     assert all(f"{stage} (recipe " in config["training"] for stage in stages)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert all(f"| {stage} |" in card for stage in stages)
@@ -37,13 +37,13 @@ def test_it_is_small_trained_and_described(folder: Path) -> None:
 
 def test_it_reads_and_tells_illustrated_stories(folder: Path) -> None:
     model, processor = dreamllm.load(folder, dtype="float32")
-    shares = reading(model, processor, 48)
+    shares = comprehension(model, processor, 48)
     assert shares["colour and shape"].right >= 39  # 0.93 in the card; four standard errors below
     asked = [processor.apply_chat_template([{"role": "user", "content": instruction("val", i)[0]}]) for i in range(4)]
-    documents = model.compose(
+    documents = model.generate_interleaved(
         processor(asked), processor, max_new_tokens=160, seeds=[0, 1, 2, 3], num_inference_steps=4, guidance_scale=1
     )
     for document in documents:
-        told = _sentences_with_pictures(document.parts)
+        told = _sentences_with_images(document.parts)
         assert document.images
         assert all(_describes(text) == (image is not None) for text, image in told)

@@ -1,4 +1,4 @@
-"""The embedded model's judges: a painter and a reader that are right get everything, ones that are wrong in one respect lose that."""
+"""The embedded model's judges: a image decoder and a reader that are right get everything, ones that are wrong in one respect lose that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dreambench_tasks.playground import evaluation
-from dreambench_tasks.playground.evaluation import told_scenes
+from dreambench_tasks.playground.evaluation import described_scenes
 from dreambench_tasks.playground.probe import _PARTS, Seen, look
 from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene
 
@@ -24,30 +24,30 @@ def seen_of(scene: Scene) -> Seen:
 
 
 @pytest.fixture
-def painted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`painting` for a painter that shows each caption's scene after a change to it."""
+def generated(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`image_generation` for a image decoder that shows each caption's scene after a change to it."""
 
     def judged(change: Any) -> dict[str, float]:
-        scenes = [one.scene for things in (1, 2) for one in told_scenes("test", things, N)]
+        scenes = [one.scene for things in (1, 2) for one in described_scenes("test", things, N)]
         left = [seen_of(change(scene)) for scene in scenes]
 
-        def shown(_: Any, pictures: NDArray[np.uint8]) -> list[Seen]:
-            taken, left[:] = left[: len(pictures)], left[len(pictures) :]
+        def shown(_: Any, images: NDArray[np.uint8]) -> list[Seen]:
+            taken, left[:] = left[: len(images)], left[len(images) :]
             return taken
 
-        def paint(texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        def generate_images(texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
             assert len(set(seeds)) == len(texts)
             return np.zeros((len(texts), 64, 64, 3), np.uint8)
 
         monkeypatch.setattr(evaluation, "look", shown)
-        shares = evaluation.painting(paint, torch.nn.Identity(), N)
+        shares = evaluation.text_to_image(generate_images, torch.nn.Identity(), N)
         return {name: share.right / share.n for name, share in shares.items()}
 
     return judged
 
 
-def test_a_painter_that_is_right_gets_everything(painted: Any) -> None:
-    assert set(painted(lambda scene: scene).values()) == {1.0}
+def test_a_painter_that_is_right_gets_everything(generated: Any) -> None:
+    assert set(generated(lambda scene: scene).values()) == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -64,21 +64,21 @@ def test_a_painter_that_is_right_gets_everything(painted: Any) -> None:
         (lambda s: replace(s, things=tuple(replace(t, row=(t.row + 1) % 3) for t in s.things)), {"single object in"}),
     ],
 )
-def test_a_painter_that_is_wrong_in_one_respect_loses_that(painted: Any, change: Any, lost: set[str]) -> None:
-    shares = painted(change)
+def test_a_painter_that_is_wrong_in_one_respect_loses_that(generated: Any, change: Any, lost: set[str]) -> None:
+    shares = generated(change)
     for name, share in shares.items():
         right = not any(name.startswith(start) for start in lost)
         assert share == 1.0 if right else share < 0.6, name
 
 
-def test_a_second_object_is_not_one_exactly_right(painted: Any) -> None:
+def test_a_second_object_is_not_one_exactly_right(generated: Any) -> None:
     def doubled(scene: Scene) -> Scene:
         first = scene.things[0]
         return replace(
             scene, things=(*scene.things, replace(first, row=(first.row + 1) % 3, column=(first.column + 1) % 3))
         )
 
-    shares = painted(doubled)
+    shares = generated(doubled)
     assert shares["single object exactly right (colour, shape, nothing else)"] == 0.0
 
 
@@ -95,12 +95,12 @@ def test_a_second_object_is_not_one_exactly_right(painted: Any) -> None:
         (("Here is a red star in the center on a mint background.", 1), True),
     ],
 )
-def test_pictures_stand_after_the_sentence_that_describes_them(parts: tuple[Any, ...], right: bool) -> None:
-    told = evaluation._sentences_with_pictures(parts)
+def test_images_stand_after_the_sentence_that_describes_them(parts: tuple[Any, ...], right: bool) -> None:
+    told = evaluation._sentences_with_images(parts)
     assert all(evaluation._describes(text) == (image is not None) for text, image in told) is right
 
 
-def test_a_picture_shows_its_sentence_if_that_names_all_that_is_seen() -> None:
+def test_a_image_shows_its_sentence_if_that_names_all_that_is_seen() -> None:
     seen = Seen("mint", {(0, 0): ("star", "blue", "small")})
     assert evaluation._names_all("The star turns blue in the top left on a mint background.", seen)
     assert not evaluation._names_all("The star turns red in the top left on a mint background.", seen)

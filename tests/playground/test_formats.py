@@ -51,10 +51,10 @@ def test_coco_captions(data: Path, part: str) -> None:
     assert coco.getImgIds() == list(range(1, N + 1))
     for image_id in coco.getImgIds():
         record = coco.loadImgs(image_id)[0]
-        picture = pixels(data / f"{part}2017" / record["file_name"])
-        assert picture.shape == (record["height"], record["width"], 3) == (SIDE, SIDE, 3)
+        image = pixels(data / f"{part}2017" / record["file_name"])
+        assert image.shape == (record["height"], record["width"], 3) == (SIDE, SIDE, 3)
         scene = draw_scene(part, image_id - 1, 3)
-        assert np.array_equal(picture, render(scene))
+        assert np.array_equal(image, render(scene))
         told = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
         assert len(told) == 5
         assert all(t.name in a["caption"] for a in told for t in scene.things)
@@ -110,8 +110,8 @@ def test_mmbench(data: Path, part: str) -> None:
     by_index = {int(row["index"]): row for row in table.to_dict("records")}
     for row in base.to_dict("records"):
         options = [row[letter] for letter in "ABCDE" if row[letter]]
-        picture = pixels(io.BytesIO(base64.b64decode(row["image"], validate=True)))
-        assert any(np.array_equal(picture, render(draw_scene(part, i, 3))) for i in range(N))
+        image = pixels(io.BytesIO(base64.b64decode(row["image"], validate=True)))
+        assert any(np.array_equal(image, render(draw_scene(part, i, 3))) for i in range(N))
         copies = [i for i in by_index if i % 1_000_000 == row["index"]]
         assert len(copies) == len(options)
         for index in copies:

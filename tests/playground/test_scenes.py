@@ -18,7 +18,7 @@ from dreambench_tasks.playground.scene import (
     COLOURS,
     PARTS,
     SHAPES,
-    Dice,
+    Rng,
     Scene,
     Thing,
     draw_scene,
@@ -57,7 +57,7 @@ def test_the_look_does_not_decide_the_part() -> None:
 
 
 @given(**anywhere)
-def test_things_differ_and_are_in_reading_order(part: str, index: int, seed: int) -> None:
+def test_things_differ_and_are_in_text_generation_order(part: str, index: int, seed: int) -> None:
     things = draw_scene(part, index, seed).things
     assert 1 <= len(things) <= 3
     assert len({t.name for t in things}) == len(things)
@@ -90,31 +90,31 @@ def test_a_thing_shows_its_colour_at_its_place(shape: str, colour: str) -> None:
     for cell in range(9):
         row, column = divmod(cell, 3)
         for background in BACKGROUNDS:
-            picture = render(Scene(background, (Thing(shape, colour, "small", row, column),)))
+            image = render(Scene(background, (Thing(shape, colour, "small", row, column),)))
             y, x = CENTRES[row], CENTRES[column]
-            found = picture[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).mean(axis=0)
+            found = image[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).mean(axis=0)
             nearest = min(_PALETTE, key=lambda name: float(np.abs(found - _PALETTE[name]).sum()))
             assert nearest == colour
 
 
-def test_pictures_are_antialiased_and_shapes_differ() -> None:
+def test_images_are_antialiased_and_shapes_differ() -> None:
     empty = render(Scene("cream", ()))
-    pictures = {s: render(Scene("cream", (Thing(s, "blue", "small", 1, 1),))) for s in SHAPES}
-    for picture in pictures.values():
-        assert picture.shape == (SIDE, SIDE, 3)
-        assert picture.dtype == np.uint8
+    images = {s: render(Scene("cream", (Thing(s, "blue", "small", 1, 1),))) for s in SHAPES}
+    for image in images.values():
+        assert image.shape == (SIDE, SIDE, 3)
+        assert image.dtype == np.uint8
         # A hard edge would have the thing's few shades of blue and nothing between them and the ground.
-        assert len(np.unique(picture[np.any(picture != empty, axis=-1)], axis=0)) > 60
+        assert len(np.unique(image[np.any(image != empty, axis=-1)], axis=0)) > 60
     for one, other in combinations(SHAPES, 2):
-        assert np.any(np.abs(pictures[one].astype(int) - pictures[other]) > 60, axis=-1).sum() >= 25
+        assert np.any(np.abs(images[one].astype(int) - images[other]) > 60, axis=-1).sum() >= 25
 
 
-def test_dice_are_fair_and_their_own() -> None:
-    dice = Dice("a", 1)
-    rolls = [dice.below(6) for _ in range(6000)]
+def test_rng_are_fair_and_their_own() -> None:
+    rng = Rng("a", 1)
+    rolls = [rng.below(6) for _ in range(6000)]
     assert all(abs(rolls.count(i) - 1000) < 120 for i in range(6))
-    assert rolls[:50] != [Dice("a", 2).below(6) for _ in range(50)]
-    assert sorted(Dice("b").sample(range(9), 9)) == list(range(9))
+    assert rolls[:50] != [Rng("a", 2).below(6) for _ in range(50)]
+    assert sorted(Rng("b").sample(range(9), 9)) == list(range(9))
 
 
 def test_an_unknown_part_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Stories: every picture is of its part, stands after a sentence that names all that it shows, and follows from the one before."""
+"""Stories: every image is of its part, stands after a sentence that names all that it shows, and follows from the one before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STORIES = [story("train", i) for i in range(600)]
 
 
 def aspects(before: Scene, after: Scene) -> set[str]:
-    """In what two pictures differ, read off the things that are in one of them only."""
+    """In what two images differ, read off the things that are in one of them only."""
     gone, come = set(before.things) - set(after.things), set(after.things) - set(before.things)
     found = {"background"} if before.background != after.background else set()
     if len(before.things) != len(after.things):
@@ -33,7 +33,7 @@ def aspects(before: Scene, after: Scene) -> set[str]:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_picture_is_of_the_part_and_well_drawn(part: str) -> None:
+def test_every_image_is_of_the_part_and_well_drawn(part: str) -> None:
     for i in range(60):
         told = story(part, i, seed=5)
         assert told == story(part, i, seed=5)
@@ -47,11 +47,11 @@ def test_every_picture_is_of_the_part_and_well_drawn(part: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(index=st.integers(0, 10**9), seed=st.integers(0, 2**40))
-def test_sentences_are_short_and_pictures_described(index: int, seed: int) -> None:
+def test_sentences_are_short_and_images_described(index: int, seed: int) -> None:
     told = story("train", index, seed)
     assert 2 <= len(told.scenes) == len(told.matched) <= 3
     assert list(told.matched) == sorted(set(told.matched))
-    assert 0 not in told.matched  # the title has no picture
+    assert 0 not in told.matched  # the title has no image
     assert told.about in told.sentences[0]
     for text in told.sentences:
         assert len(text.split()) <= MOST_WORDS
@@ -68,7 +68,7 @@ def test_sentences_are_short_and_pictures_described(index: int, seed: int) -> No
             assert f"in the {place(thing)}" in text or f"to the {place(thing)}" in text
 
 
-def test_pictures_differ_in_what_the_topic_says() -> None:
+def test_images_differ_in_what_the_topic_says() -> None:
     expected = {
         "that moves": {"place"},
         "that changes color": {"colour"},
@@ -120,7 +120,7 @@ def test_an_instruction_is_fulfilled_by_its_document() -> None:
             assert similarity(told.scenes[0], told.sentences[0]) == similarity(told.scenes[0], asked) == 1.0
             continue
         assert told == whole
-        for word, count in (("two pictures", 2), ("three pictures", 3)):
+        for word, count in (("two images", 2), ("three images", 3)):
             assert word not in asked or len(told.scenes) == count
     assert 60 < drawings < 140
 
@@ -139,13 +139,13 @@ def test_stories_are_pinned() -> None:
     assert digest(STORIES[:90]) == "b05e316d401be9c4"
 
 
-def test_a_sheet_shows_every_picture_once() -> None:
+def test_a_sheet_shows_every_image_once() -> None:
     told = STORIES[:6]
     sheet = np.asarray(story_sheet(told))
-    pictures = [np.asarray(render(scene).repeat(3, axis=0).repeat(3, axis=1)) for s in told for scene in s.scenes]
-    corners = {picture[:3].tobytes() for picture in pictures}
+    images = [np.asarray(render(scene).repeat(3, axis=0).repeat(3, axis=1)) for s in told for scene in s.scenes]
+    corners = {image[:3].tobytes() for image in images}
     assert sheet.ndim == 3
-    width = pictures[0].shape[1]
+    width = images[0].shape[1]
     found = {
         sheet[y : y + 3, x : x + width].tobytes()
         for y in range(sheet.shape[0] - 3)

@@ -13,7 +13,7 @@ from dreambench_tasks.playground.choices import CATEGORIES, choice, circular
 from dreambench_tasks.playground.language import PLACES, captions, narrative, place, relation
 from dreambench_tasks.playground.open_questions import AND, KINDS, OR, open_question
 from dreambench_tasks.playground.questions import Question, annotators, questions
-from dreambench_tasks.playground.scene import Dice, Scene, Thing, draw_scene
+from dreambench_tasks.playground.scene import Rng, Scene, Thing, draw_scene
 
 SCENES = [draw_scene("val", i) for i in range(600)]
 SIDES = {"circle": "none", "square": "four", "triangle": "three", "star": "ten", "heart": "none"}
@@ -21,7 +21,7 @@ SIDES = {"circle": "none", "square": "four", "triangle": "three", "star": "ten",
 
 def test_five_different_captions_name_everything() -> None:
     for i, scene in enumerate(SCENES):
-        told = captions(scene, Dice("test", i))
+        told = captions(scene, Rng("test", i))
         assert len(set(told)) == 5
         for caption in told:
             assert scene.background in caption
@@ -31,9 +31,9 @@ def test_five_different_captions_name_everything() -> None:
             assert not re.search(r"\ba (?=[aeiou])", caption, re.IGNORECASE)
 
 
-def test_narratives_have_forty_words_and_name_things_in_reading_order() -> None:
+def test_narratives_have_forty_words_and_name_things_in_text_generation_order() -> None:
     for i, scene in enumerate(SCENES):
-        sentences = narrative(scene, Dice("test", i))
+        sentences = narrative(scene, Rng("test", i))
         assert len(" ".join(sentences).split()) >= 40
         for thing, sentence in zip(scene.things, sentences[1:], strict=False):
             assert sentence.endswith(f"{thing.size} {thing.name}.")
@@ -100,7 +100,7 @@ def test_answers_of_short_questions_are_true() -> None:
     types: Counter[str] = Counter()
     yes: Counter[str] = Counter()
     for i, scene in enumerate(SCENES):
-        asked = questions(scene, Dice("test", i), 4)
+        asked = questions(scene, Rng("test", i), 4)
         assert len({q.text for q in asked}) == 4
         for q in asked:
             assert q.answer == true_answer(scene, q.text), (scene, q)
@@ -119,7 +119,7 @@ def test_ten_annotators_disagree_now_and_then() -> None:
     question = Question("Where is the red circle?", "where is the", "other", "top left")
     unanimous = 0
     for i in range(1000):
-        answers = annotators(question, Dice("ten", i))
+        answers = annotators(question, Rng("ten", i))
         assert [a["answer_id"] for a in answers] == list(range(1, 11))
         assert {a["answer_confidence"] for a in answers} <= {"yes", "maybe", "no"}
         true = sum(a["answer"] == question.answer for a in answers)
@@ -131,7 +131,7 @@ def test_ten_annotators_disagree_now_and_then() -> None:
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_options_differ_and_one_is_right(category: str) -> None:
     letters: Counter[int] = Counter()
-    made = [(scene, choice(scene, Dice("test", i), category)) for i, scene in enumerate(SCENES)]
+    made = [(scene, choice(scene, Rng("test", i), category)) for i, scene in enumerate(SCENES)]
     for scene, item in made:
         if item is None:
             continue
@@ -150,7 +150,7 @@ def is_right(scene: Scene, question: str, option: str) -> bool:
     by_name = {t.name: t for t in scene.things}
     if question.startswith("Which color"):
         return option == scene.background
-    if question.startswith("What does the picture show"):
+    if question.startswith("What does the image show"):
         return all(name in option for name in by_name)
     if question.startswith("What color"):
         return [t.colour for t in scene.things if t.shape in question] == [option]
@@ -185,7 +185,7 @@ def re_named(question: str, by_name: dict[str, Thing]) -> list[Thing]:
 
 def test_circular_copies_turn_the_options_right_and_keep_the_answer() -> None:
     for i, scene in enumerate(SCENES):
-        item = choice(scene, Dice("test", i), "object_localization")
+        item = choice(scene, Rng("test", i), "object_localization")
         assert item is not None
         copies = circular(item)
         assert len(copies) == len(item.options)
@@ -200,7 +200,7 @@ def test_circular_copies_turn_the_options_right_and_keep_the_answer() -> None:
 def test_references_of_open_questions_can_be_graded(kind: int) -> None:
     graded = 0
     for i, scene in enumerate(SCENES):
-        question = open_question(scene, Dice("test", i), kind)
+        question = open_question(scene, Rng("test", i), kind)
         if question is None:
             continue
         graded += 1

@@ -24,7 +24,7 @@ from dreambench_tasks.playground.formats import BENCHMARK_FORMATS
 from dreambench_tasks.playground.language import PLACES, place
 from dreambench_tasks.playground.open_questions import KINDS, open_question, reply
 from dreambench_tasks.playground.render import render
-from dreambench_tasks.playground.scene import Dice, Scene, draw_scene
+from dreambench_tasks.playground.scene import Rng, Scene, draw_scene
 from dreambench_tasks.playground.stories import story
 from dreambench_tasks.vqav2.task import VQAv2Task
 
@@ -78,7 +78,7 @@ def test_conversations_are_llavas(data: Path, part: str) -> None:
         assert said[0]["value"].startswith("<image>")
 
 
-def test_documents_are_mmc4s_and_their_pictures_are_the_stories(data: Path, part: str) -> None:
+def test_documents_are_mmc4s_and_their_images_are_the_stories(data: Path, part: str) -> None:
     for name in ("stories", "instructions"):
         records = lines(data / f"{name}_{part}.jsonl")
         assert len({record["url"] for record in records}) == len(records) == N
@@ -91,8 +91,8 @@ def test_documents_are_mmc4s_and_their_pictures_are_the_stories(data: Path, part
                 assert shows(data / "stories" / info["image_name"], scene)
                 assert len(row) == len(record["text_list"])
                 assert row[info["matched_text_index"]] == info["matched_sim"] == 1.0
-    pictures = list((data / "stories").iterdir())
-    assert len(pictures) == sum(len(story(part, i, 3).scenes) for i in range(N))
+    images = list((data / "stories").iterdir())
+    assert len(images) == sum(len(story(part, i, 3).scenes) for i in range(N))
 
 
 def test_training_formats_are_written_only_when_asked_for(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def turns(count: int = 1) -> list[tuple[Scene, str, str]]:
         (scene, turn.asked, turn.answered)
         for k in range(count)
         for i, scene in enumerate(SCENES)
-        for turn in conversation(scene, Dice("test", k, i))
+        for turn in conversation(scene, Rng("test", k, i))
     ]
 
 
@@ -121,7 +121,7 @@ def test_conversations_have_every_kind_of_turn() -> None:
     )
     assert kinds["short"] > 0.4 * len(asked)
     assert min(kinds["choice"], kinds["free"]) > 0.15 * len(asked)
-    lengths = Counter(len(conversation(scene, Dice("test", 0, i))) for i, scene in enumerate(SCENES))
+    lengths = Counter(len(conversation(scene, Rng("test", 0, i))) for i, scene in enumerate(SCENES))
     assert set(lengths) == {1, 2, 3}
 
 
@@ -177,10 +177,10 @@ def test_choices_are_asked_in_the_words_of_the_task(tmp_path: Path) -> None:
 def test_replies_to_open_questions_get_full_marks(kind: int) -> None:
     asked = 0
     for i, scene in enumerate(SCENES):
-        question = open_question(scene, Dice("test", i), kind)
+        question = open_question(scene, Rng("test", i), kind)
         if question is not None:
             asked += 1
-            said = reply(scene, question, Dice("reply", i))
+            said = reply(scene, question, Rng("reply", i))
             assert contained_fraction(question.answer, said) == 1.0
             assert "<" not in said
     assert asked > 50
@@ -202,9 +202,9 @@ def test_training_reads_every_format_and_prompts_as_the_tasks_do(tmp_path: Path)
         return read
 
     assert len(samples("pairs", "pairs_train.jsonl")) == 6 * N
-    pictures = sum(len(story("train", i, 3).scenes) for i in range(N))
+    images = sum(len(story("train", i, 3).scenes) for i in range(N))
     told = samples("mmc4", "stories_train.jsonl", "stories")
-    assert sum(len(sample.targets) for sample in told) == sum(len(sample.images) for sample in told) == pictures
+    assert sum(len(sample.targets) for sample in told) == sum(len(sample.images) for sample in told) == images
     assert len(samples("instructions", "instructions_train.jsonl", "stories")) == N
     asked = samples("conversations", "conversations_train.json")
     assert [len(sample.images) for sample in asked] == [1] * N

@@ -29,7 +29,7 @@ HOSTILE = [
 
 
 def png(number: int, size: int = 32) -> bytes:
-    """A picture of its own colour."""
+    """An image of its own colour."""
     buffer = io.BytesIO()
     Pillow.new("RGB", (size, size), (40 * number % 256, 90, 255 - 7 * number % 256)).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -53,20 +53,20 @@ def make_run(
     notes: Sequence[str] = (),
     fields: Mapping[str, object] | None = None,
 ) -> Path:
-    """A complete run. Rows of painted samples get their picture's name."""
+    """A complete run. Rows of generated samples get their image's name."""
     run = RunFolder(folder)
     protocols = {one.protocol: Protocol("p", 1, fields or {}).to_json() for one in scores}
     environment = {"device": {"device": "cpu"}, "versions": {"dreambench": "0"}, "machine": {"system": "none"}}
     asked = {"task": task, "model": model, "protocols": protocols, "environment": environment}
-    whole = {"format": FORMAT, "asked": {}, **asked, "subject": {}, "notes": [], "plan": {"batches": []}}
+    whole = {"format": FORMAT, "spec": {}, **asked, "system": {}, "notes": [], "plan": {"batches": []}}
     run.begin(whole, samples)
     run.append(0, "0", responses)
     kept = run.responses()
     complete: list[dict[str, object]] = []
     for row in rows:
-        pictures = [part for part in kept[str(row["id"])].document if isinstance(part, Image)]
-        picture = Path(pictures[0].path or "").relative_to(folder.resolve()).as_posix() if pictures else None
-        complete.append({**row, "picture": picture} if "caption" in row else dict(row))
+        images = [part for part in kept[str(row["id"])].document if isinstance(part, Image)]
+        image = Path(images[0].path or "").relative_to(folder.resolve()).as_posix() if images else None
+        complete.append({**row, "image": image} if "caption" in row else dict(row))
     run.write_scores(complete)
     errors = [response for response in responses if response.error is not None]
     types = {error.error.type: {"n": len(errors), "ids": [error.id]} for error in errors if error.error}
@@ -74,7 +74,7 @@ def make_run(
         {
             "task": task,
             "model": model,
-            "subject": {"model": {"name": model}},
+            "system": {"model": {"name": model}},
             "protocols": protocols,
             "protocol": next(iter(protocols)),
             "scores": [one.to_json() for one in scores],
@@ -85,10 +85,8 @@ def make_run(
     return folder
 
 
-def painting_run(
-    folder: Path, captions: Sequence[str], candidates: int = 1, kept: bool = True, failed: int = 0
-) -> Path:
-    """One painted picture for each caption, the n-th with the n-th tenth as its score; `failed` further samples have none."""
+def image_run(folder: Path, captions: Sequence[str], candidates: int = 1, kept: bool = True, failed: int = 0) -> Path:
+    """One generated image for each caption, the n-th with the n-th tenth as its score; `failed` further samples have none."""
     samples = [Sample(f"s{i}", (Text(text),), {"image_id": i}) for i, text in enumerate(captions)]
     responses: list[Response] = []
     rows: list[dict[str, object]] = []
@@ -97,20 +95,18 @@ def painting_run(
         order = [chosen, *(j for j in range(candidates) if j != chosen)] if kept else [chosen]
         scores = [i / 10 - abs(j - chosen) for j in range(candidates)]
         details = {"clip_scores": scores, "chosen": chosen, "kept": order} if candidates > 1 else {}
-        pictures = tuple(Image(data=png(10 * i + j)) for j in order)
-        responses.append(Response(sample.id, pictures, details=details))
+        images = tuple(Image(data=png(10 * i + j)) for j in order)
+        responses.append(Response(sample.id, images, details=details))
         rows.append({"id": sample.id, "image_id": i, "caption": captions[i], "clip_score": i / 10})
     for i in range(failed):
         samples.append(Sample(f"f{i}", (Text("none"),), {"image_id": 1000 + i}))
-        responses.append(Response(f"f{i}", error=Failure("no-picture", HOSTILE[i % len(HOSTILE)])))
+        responses.append(Response(f"f{i}", error=Failure("no-image", HOSTILE[i % len(HOSTILE)])))
         rows.append({"id": f"f{i}", "image_id": 1000 + i, "caption": "none", "clip_score": None})
-    figure = score(metric="fd[x]", value=12.5, unit="", interval=(11.0, 14.0), unscored=failed)
-    return make_run(folder, samples, responses, rows, [figure], notes=["made by hand"])
+    mean_score = score(metric="fd[x]", value=12.5, unit="", interval=(11.0, 14.0), unscored=failed)
+    return make_run(folder, samples, responses, rows, [mean_score], notes=["made by hand"])
 
 
-def reading_run(
-    folder: Path, answers: Sequence[str], scores: Sequence[Score] | None = None, model: str = "hand"
-) -> Path:
+def text_run(folder: Path, answers: Sequence[str], scores: Sequence[Score] | None = None, model: str = "hand") -> Path:
     """One answer each to a question of the same words, the n-th with the n-th tenth as its accuracy."""
     samples = [Sample(f"q{i}", (Text(f"question {text}"),)) for i, text in enumerate(answers)]
     responses = [Response(sample.id, (Text(text),)) for sample, text in zip(samples, answers, strict=True)]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image as Pillow
-from reporting.made_runs import HOSTILE, make_run, painting_run, reading_run, score
+from reporting.made_runs import HOSTILE, image_run, make_run, score, text_run
 
 import dreambench
 from dreambench.api import score_run
 from dreambench.documents import Text
 from dreambench.errors import RunError
-from dreambench.reporting.examples import COUNT, shown_pictures
+from dreambench.reporting.examples import COUNT, shown_images
 from dreambench.reporting.loading import load, load_all
 from dreambench.reporting.page import page
 from dreambench.reporting.text import printable
@@ -65,7 +65,7 @@ def shown(text: str) -> str:
 
 
 def assert_inert(parsed: Parsed) -> None:
-    """No script, no handler, no style of its own, no address but pictures in the page and places in it."""
+    """No script, no handler, no style of its own, no address but images in the page and places in it."""
     assert not parsed.open, "every tag is closed"
     assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & {tag for tag, _ in parsed.tags}
     for _, attributes in parsed.tags:
@@ -77,18 +77,18 @@ def assert_inert(parsed: Parsed) -> None:
 
 
 def test_hostile_captions_are_text(tmp_path: Path) -> None:
-    html = page([load(painting_run(tmp_path / "run", HOSTILE, candidates=2, failed=1))])
+    html = page([load(image_run(tmp_path / "run", HOSTILE, candidates=2, failed=1))])
     parsed = Parsed(html)
     assert_inert(parsed)
     for caption in HOSTILE:
         assert shown(caption) in parsed.text
-        assert "painted: " + shown(caption) in [attributes.get("alt") for _, attributes in parsed.tags]
+        assert "generated: " + shown(caption) in [attributes.get("alt") for _, attributes in parsed.tags]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028]", html)
 
 
 def test_hostile_text_everywhere_else_is_text(tmp_path: Path) -> None:
     for number, text in enumerate(HOSTILE):
-        figures = [
+        scores = [
             score(metric=text, group=text, interval_method=text, notes=(text,), protocol=text),
             score(interval=None),
         ]
@@ -97,7 +97,7 @@ def test_hostile_text_everywhere_else_is_text(tmp_path: Path) -> None:
             [Sample(text, (Text(text),)), Sample("b", (Text(text),))],
             [Response(text, (Text(text),)), Response("b", (Text(text),))],
             [{"id": text, "answer": text, text: 0.1}, {"id": "b", "answer": text, text: 0.9}],
-            figures,
+            scores,
             task=text,
             model=text,
             notes=[text],
@@ -110,16 +110,16 @@ def test_hostile_text_everywhere_else_is_text(tmp_path: Path) -> None:
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
-    run = painting_run(tmp_path / "run", HOSTILE)
+    run = image_run(tmp_path / "run", HOSTILE)
     assert page([load(run)]) == page([load(run)])
 
 
-def test_figures_stand_with_interval_n_unscored_and_protocol(tmp_path: Path) -> None:
-    figures = [
+def test_scores_stand_with_interval_n_unscored_and_protocol(tmp_path: Path) -> None:
+    scores = [
         score(value=72.78, interval=(70.6, 74.9), n=1500, unscored=3, bounds=(72.6, 72.8)),
         score(metric="recall", interval=None, interval_method="none: it has none"),
     ]
-    parsed = Parsed(page([load(reading_run(tmp_path / "run", ["yes", "no"], figures))]))
+    parsed = Parsed(page([load(text_run(tmp_path / "run", ["yes", "no"], scores))]))
     for text in (
         "72.78 %",
         "70.60 … 74.90",
@@ -129,12 +129,12 @@ def test_figures_stand_with_interval_n_unscored_and_protocol(tmp_path: Path) -> 
         "none: it has none",
     ):
         assert text in parsed.text
-    assert parsed.text.count("p@1-00000000") == 3, "at the headline and at each figure"
+    assert parsed.text.count("p@1-00000000") == 3, "at the headline and at each score"
 
 
 def test_worst_and_best_answers_stand_with_their_questions(tmp_path: Path) -> None:
     answers = [f"answer {i}" for i in range(40)]
-    parsed = Parsed(page([load(reading_run(tmp_path / "run", answers))]))
+    parsed = Parsed(page([load(text_run(tmp_path / "run", answers))]))
     listed = [text for text in parsed.text if text.startswith("answer ")]
     assert listed == [f"answer {i}" for i in (*range(8), *range(39, 31, -1))]
     assert "question answer 39" in parsed.text
@@ -142,7 +142,7 @@ def test_worst_and_best_answers_stand_with_their_questions(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_candidates_stand_with_their_scores_and_the_chosen_one_is_marked(tmp_path: Path, kept: bool) -> None:
-    run = painting_run(tmp_path / "run", ["first", "second"], candidates=3, kept=kept)
+    run = image_run(tmp_path / "run", ["first", "second"], candidates=3, kept=kept)
     html = page([load(run)])
     best = html[html.index("Best 1 by") : html.index("2 of 2, by")]
     items = re.findall(r"<li( class=\"chosen\")?>(.*?)</li>", best, re.DOTALL)
@@ -151,23 +151,23 @@ def test_candidates_stand_with_their_scores_and_the_chosen_one_is_marked(tmp_pat
     assert [content.count("data:image") for _, content in items] == [int(kept)] * 3
     if kept:
         _, candidate, *_ = re.findall(r"base64,([^\"]*)", best)
-        painted = load(run).responses["s1"].document[0]
-        with Pillow.open(io.BytesIO(base64.b64decode(candidate))) as first, Pillow.open(painted.path) as chosen:  # type: ignore[union-attr,arg-type]
+        generated = load(run).responses["s1"].document[0]
+        with Pillow.open(io.BytesIO(base64.b64decode(candidate))) as first, Pillow.open(generated.path) as chosen:  # type: ignore[union-attr,arg-type]
             pairs = zip(first.convert("RGB").getpixel((9, 9)), chosen.getpixel((9, 9)), strict=True)  # type: ignore[arg-type]
-            assert all(abs(a - b) < 8 for a, b in pairs), "the marked candidate is the painted picture"
+            assert all(abs(a - b) < 8 for a, b in pairs), "the marked candidate is the generated image"
 
 
-def test_a_picture_that_was_taken_away_leaves_a_gap_that_says_so(tmp_path: Path) -> None:
-    run = painting_run(tmp_path / "run", ["one", "two"])
+def test_a_image_that_was_taken_away_leaves_a_gap_that_says_so(tmp_path: Path) -> None:
+    run = image_run(tmp_path / "run", ["one", "two"])
     gone = next((run / "images").rglob("*.png"))
     gone.unlink()
     parsed = Parsed(page([load(run)]))
     assert f"{gone.name} is missing or damaged" in parsed.text
-    assert "the run keeps no photograph" in parsed.text
+    assert "the run keeps no image" in parsed.text
 
 
-def test_samples_without_a_picture_are_counted_and_not_shown(tmp_path: Path) -> None:
-    parsed = Parsed(page([load(painting_run(tmp_path / "run", ["one", "two"], failed=1))]))
+def test_samples_without_a_image_are_counted_and_not_shown(tmp_path: Path) -> None:
+    parsed = Parsed(page([load(image_run(tmp_path / "run", ["one", "two"], failed=1))]))
     assert "Samples that ended in an error: 1" in parsed.text
     assert shown(HOSTILE[0]) in parsed.text
     assert "2 of 2, by a hash of their ids" in parsed.text
@@ -175,19 +175,19 @@ def test_samples_without_a_picture_are_counted_and_not_shown(tmp_path: Path) -> 
 
 def test_several_runs_stand_by_protocol_and_are_said_not_to_compare(tmp_path: Path) -> None:
     runs = [
-        reading_run(tmp_path / name, ["a", "b"], [score(protocol=f"{name}@1-0")], model=name) for name in ("one", "two")
+        text_run(tmp_path / name, ["a", "b"], [score(protocol=f"{name}@1-0")], model=name) for name in ("one", "two")
     ]
     text = " ".join(Parsed(page(load_all(runs))).text)
-    assert "Figures under different protocols are not comparable; here are 2: one@1-0, two@1-0." in text
-    same = [reading_run(tmp_path / f"{name}-same", ["a", "b"], model=name) for name in ("one", "two")]
+    assert "Scores under different protocols are not comparable; here are 2: one@1-0, two@1-0." in text
+    same = [text_run(tmp_path / f"{name}-same", ["a", "b"], model=name) for name in ("one", "two")]
     assert "not comparable" not in " ".join(Parsed(page(load_all(same))).text)
 
 
-def test_a_page_of_photographs_stays_small(tmp_path: Path) -> None:
-    """36 pictures and 24 times 8 candidates of smooth noise, which compresses like the busiest photographs (28 kB)."""
+def test_a_page_of_images_stays_small(tmp_path: Path) -> None:
+    """36 images and 24 times 8 candidates of smooth noise, which compresses like the busiest images (28 kB)."""
     import numpy as np
 
-    run = painting_run(tmp_path / "run", [f"caption {i}" for i in range(24)], candidates=8)
+    run = image_run(tmp_path / "run", [f"caption {i}" for i in range(24)], candidates=8)
     rough = Pillow.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     noise = io.BytesIO()
     rough.resize((512, 512), Pillow.Resampling.BICUBIC).save(noise, format="PNG")
@@ -196,45 +196,45 @@ def test_a_page_of_photographs_stays_small(tmp_path: Path) -> None:
     assert len(thumbnail(next((run / "images").rglob("*.png")))) > 25_000
     html = page([load(run)])
     assert html.count("data:image/jpeg") == 3 * COUNT + 2 * COUNT * 8
-    photographs = 3 * COUNT * 28_000 * 4 / 3
-    assert len(html) + photographs < 5e6
+    reference_images = 3 * COUNT * 28_000 * 4 / 3
+    assert len(html) + reference_images < 5e6
 
 
 @pytest.fixture(scope="module")
-def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the painting task over 80 scenes whose data are gone."""
-    folder = tmp_path_factory.mktemp("painted")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the image generation task over 80 scenes whose data are gone."""
+    folder = tmp_path_factory.mktemp("generated")
     data = playground.write(folder / "data", split="val", n=80, formats=["coco"])
     result = dreambench.run("coco_fid", "echo", data=data, features="playground-clip", out=folder / "runs")
     shutil.move(data, folder / "gone")
     return result.folder
 
 
-def test_nothing_outside_the_run_is_needed_to_show_the_photographs(painted: Path) -> None:
-    run = load(painted)
-    shown_rows = shown_pictures(run.rows)
+def test_nothing_outside_the_run_is_needed_to_show_the_images(generated: Path) -> None:
+    run = load(generated)
+    shown_rows = shown_images(run.rows)
     assert len(shown_rows) > 2 * COUNT
-    names = json.loads((painted / "thumbnails" / "photographs.json").read_text())
+    names = json.loads((generated / "thumbnails" / "reference_images.json").read_text())
     assert set(names) == {str(row["image_id"]) for row in shown_rows}
     parsed = Parsed(page([run]))
     assert_inert(parsed)
-    assert len(parsed.sources()) == 2 * 3 * COUNT, "a painted and a real picture on each card"
-    photographs = painted.parents[1] / "gone" / "val2017"
+    assert len(parsed.sources()) == 2 * 3 * COUNT, "a generated and a real image on each card"
+    reference_images = generated.parents[1] / "gone" / "val2017"
     for image_id, name in names.items():
         with (
-            Pillow.open(photographs / f"{int(image_id):012d}.png") as real,
-            Pillow.open(painted / "thumbnails" / name) as small,
+            Pillow.open(reference_images / f"{int(image_id):012d}.png") as real,
+            Pillow.open(generated / "thumbnails" / name) as small,
         ):
             pairs = zip(
                 real.convert("RGB").resize((1, 1)).getpixel((0, 0)), small.resize((1, 1)).getpixel((0, 0)), strict=True
             )  # type: ignore[arg-type]
-            assert all(abs(a - b) < 8 for a, b in pairs), f"photograph {image_id}"
+            assert all(abs(a - b) < 8 for a, b in pairs), f"image {image_id}"
 
 
-def test_scored_again_without_data_the_run_keeps_its_photographs(painted: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(painted, tmp_path / painted.name))
+def test_scored_again_without_data_the_run_keeps_its_images(generated: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(generated, tmp_path / generated.name))
     score_run(copy)
-    assert page([load(copy)]) == page([load(painted)])
+    assert page([load(copy)]) == page([load(generated)])
     shutil.rmtree(copy / "thumbnails")
 
 
@@ -242,31 +242,31 @@ def test_thumbnails_cut_short_are_made_again_with_the_same_bytes(tmp_path: Path)
     data = playground.write(tmp_path / "data", split="val", n=30, formats=["coco"])
     folder = dreambench.run("coco_fid", "echo", data=data, features="playground-clip", out=tmp_path / "runs").folder
     before = {path.name: path.read_bytes() for path in (folder / "thumbnails").iterdir()}
-    (folder / "thumbnails" / "photographs.json").unlink()
+    (folder / "thumbnails" / "reference_images.json").unlink()
     next((folder / "thumbnails").glob("*.jpg")).unlink()
     score_run(folder)
     assert {path.name: path.read_bytes() for path in (folder / "thumbnails").iterdir()} == before
 
 
-def test_without_data_and_thumbnails_it_is_said_and_figures_stay(
-    painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_without_data_and_thumbnails_it_is_said_and_scores_stay(
+    generated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = Path(shutil.copytree(painted, tmp_path / painted.name))
+    copy = Path(shutil.copytree(generated, tmp_path / generated.name))
     shutil.rmtree(copy / "thumbnails")
     score_run(copy)
-    assert "will show no photographs" in capsys.readouterr().err
-    assert (copy / "metrics.json").read_bytes() == (painted / "metrics.json").read_bytes()
-    assert "the run keeps no photograph" in Parsed(page([load(copy)])).text
+    assert "will show no images" in capsys.readouterr().err
+    assert (copy / "metrics.json").read_bytes() == (generated / "metrics.json").read_bytes()
+    assert "the run keeps no image" in Parsed(page([load(copy)])).text
 
 
-def test_a_list_of_photographs_cannot_lead_out_of_the_run(painted: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(painted, tmp_path / painted.name))
+def test_a_list_of_images_cannot_lead_out_of_the_run(generated: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(generated, tmp_path / generated.name))
     outside = tmp_path / "secret.png"
     Pillow.new("RGB", (8, 8)).save(outside)
-    index = copy / "thumbnails" / "photographs.json"
+    index = copy / "thumbnails" / "reference_images.json"
     index.write_text(json.dumps(dict.fromkeys(json.loads(index.read_text()), "../../secret.png")))
     parsed = Parsed(page([load(copy)]))
     assert len(parsed.sources()) == 3 * COUNT
     index.write_text("[]")
-    with pytest.raises(RunError, match=r"photographs\.json is damaged"):
+    with pytest.raises(RunError, match=r"images\.json is damaged"):
         page([load(copy)])

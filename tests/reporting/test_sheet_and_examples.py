@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from reporting.made_runs import HOSTILE, painting_run, png, reading_run
+from reporting.made_runs import HOSTILE, image_run, png, text_run
 
 from dreambench.errors import UsageError
 from dreambench.reporting.examples import choose
@@ -54,20 +54,20 @@ def test_the_headlines_own_column_is_preferred_and_none_is_no_error() -> None:
     assert choose([]).unchosen == []
 
 
-def test_the_sheet_shows_each_picture_in_its_cell_and_repeats(tmp_path: Path) -> None:
-    run = load(painting_run(tmp_path / "run", HOSTILE))
+def test_the_sheet_shows_each_image_in_its_cell_and_repeats(tmp_path: Path) -> None:
+    run = load(image_run(tmp_path / "run", HOSTILE))
     data = contact_sheet(run)
     assert contact_sheet(run) == data
     with Pillow.open(io.BytesIO(data)) as sheet:
         assert sheet.width == GAP + 8 * (CELL + GAP)
         for place in range(8):
-            with Pillow.open(io.BytesIO(png(10 * place))) as painted:
+            with Pillow.open(io.BytesIO(png(10 * place))) as generated:
                 middle = sheet.getpixel((GAP + place * (CELL + GAP) + CELL // 2, 3 * GAP + CELL // 2))
-                assert middle == painted.getpixel((16, 16))
+                assert middle == generated.getpixel((16, 16))
 
 
 def test_the_sheet_takes_at_most_so_many_and_shows_gaps(tmp_path: Path) -> None:
-    folder = painting_run(tmp_path / "run", [f"caption {i}" for i in range(20)])
+    folder = image_run(tmp_path / "run", [f"caption {i}" for i in range(20)])
     for path in (folder / "images").rglob("*.png"):
         path.write_bytes(b"damaged")
     with Pillow.open(io.BytesIO(contact_sheet(load(folder), 4))) as sheet:
@@ -86,8 +86,8 @@ def test_wrapped_lines_fit_and_lose_nothing_unmarked(text: str, most: int, room:
 
 
 def test_what_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
-    run = reading_run(tmp_path / "run", ["a", "b"])
-    with pytest.raises(UsageError, match="has no pictures"):
+    run = text_run(tmp_path / "run", ["a", "b"])
+    with pytest.raises(UsageError, match="has no images"):
         contact_sheet(load(run))
     with pytest.raises(UsageError, match="--html"):
         write_page([run], tmp_path)
@@ -101,12 +101,12 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
         (["--latex"], 0, r"\begin{tabular}"),
         (["--csv", "--latex"], 2, "--csv and --latex print the same table"),
         (["--html", "page.html"], 0, "wrote page.html"),
-        (["--sheet", "sheet.png"], 2, "has no pictures"),
+        (["--sheet", "sheet.png"], 2, "has no images"),
         (["absent"], 2, "absent is not a run"),
     ],
 )
 def test_the_verb(tmp_path: Path, options: list[str], status: int, words: str) -> None:
-    reading_run(tmp_path / "run", ["a", "b"])
+    text_run(tmp_path / "run", ["a", "b"])
     command = [sys.executable, "-m", "dreambench", "report", "run", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status, done.stderr

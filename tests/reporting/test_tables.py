@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from reporting.made_runs import HOSTILE, reading_run, score
+from reporting.made_runs import HOSTILE, score, text_run
 
 from dreambench.report import print_runs
 from dreambench.reporting.loading import load_all
@@ -21,11 +21,11 @@ from dreambench.reporting.text import LATEX, latex, markdown, printable
 
 
 def hostile_runs(folder: Path) -> list[Path]:
-    figures = [
+    scores = [
         score(metric=text, group=text, value=i / 3, protocol=f"p{i % 2} {text}", notes=(text,))
         for i, text in enumerate(HOSTILE)
     ]
-    return [reading_run(folder / name, ["a", "b"], figures, model=HOSTILE[0]) for name in ("one", "two")]
+    return [text_run(folder / name, ["a", "b"], scores, model=HOSTILE[0]) for name in ("one", "two")]
 
 
 def cells_of(table: str) -> list[list[str]]:
@@ -43,7 +43,7 @@ def cells_of(table: str) -> list[list[str]]:
     return rows
 
 
-def test_csv_holds_every_figure_in_full_precision(tmp_path: Path) -> None:
+def test_csv_holds_every_score_in_full_precision(tmp_path: Path) -> None:
     runs = load_all(hostile_runs(tmp_path))
     rows = list(csv.DictReader(io.StringIO(to_csv(runs))))
     assert len(rows) == 2 * len(HOSTILE)
@@ -92,7 +92,7 @@ def test_any_text_survives_a_latex_cell(text: str) -> None:
     assert not set(rest) & set("\\{}$&#_%~^")
 
 
-def test_latex_has_one_row_a_figure_and_a_rule_between_protocols(tmp_path: Path) -> None:
+def test_latex_has_one_row_a_score_and_a_rule_between_protocols(tmp_path: Path) -> None:
     table = to_latex(load_all(hostile_runs(tmp_path)))
     rows = re.findall(r"^(?!\\).*\\\\$", table, re.MULTILINE)
     assert len(rows) == 1 + 2 * len(HOSTILE)
@@ -101,9 +101,9 @@ def test_latex_has_one_row_a_figure_and_a_rule_between_protocols(tmp_path: Path)
 
 
 def test_several_runs_stand_side_by_side_within_a_protocol(tmp_path: Path) -> None:
-    """Of two runs with two protocols and two metrics each, the same figure of both is adjacent."""
-    figures = [score(metric=metric, protocol=protocol) for protocol in ("p@1-0", "q@1-0") for metric in ("x", "y")]
-    runs = load_all([reading_run(tmp_path / name, ["a", "b"], figures) for name in ("one", "two")])
+    """Of two runs with two protocols and two metrics each, the same score of both is adjacent."""
+    scores = [score(metric=metric, protocol=protocol) for protocol in ("p@1-0", "q@1-0") for metric in ("x", "y")]
+    runs = load_all([text_run(tmp_path / name, ["a", "b"], scores) for name in ("one", "two")])
     rows = list(csv.DictReader(io.StringIO(to_csv(runs))))
     assert [(row["protocol"], row["metric"], row["run"]) for row in rows] == [
         (protocol, metric, run) for protocol in ("p@1-0", "q@1-0") for metric in ("x", "y") for run in ("one", "two")
@@ -112,7 +112,7 @@ def test_several_runs_stand_side_by_side_within_a_protocol(tmp_path: Path) -> No
         assert "not comparable" in table
         assert "one: note a" in table
         assert "two: note a" in table
-    alone = load_all([reading_run(tmp_path / "alone", ["a", "b"])])
+    alone = load_all([text_run(tmp_path / "alone", ["a", "b"])])
     assert "not comparable" not in to_markdown(alone) + to_latex(alone)
 
 

@@ -1,4 +1,4 @@
-"""The blind guesser by its place: learns from training files only, opens no picture, and answers every reading benchmark."""
+"""The blind guesser by its place: learns from training files only, opens no image, and answers every reading benchmark."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder(path: Path, name: str, split: str) -> Path:
 
 def guess(model: Blind, text: str) -> str:
     nowhere: Document = (Image("/nowhere/at/all.jpg"), Text(text))
-    (response,) = model.answer([Request("1", "read", nowhere)])
+    (response,) = model.answer([Request("1", "generate_text", nowhere)])
     return document_text(response.document)
 
 
@@ -53,10 +53,10 @@ def test_what_it_learnt_is_its_identity_not_where(tmp_path: Path) -> None:
     assert one.identity() != Blind(ModelOptions("blind")).identity()
 
 
-def test_it_is_the_row_below_every_reading_score_without_a_picture_in_reach(tmp_path: Path) -> None:
+def test_it_is_the_row_below_every_text_generation_score_without_a_image_in_reach(tmp_path: Path) -> None:
     data = playground.write(tmp_path / "world", n=60, formats=["vqav2"])
-    for picture in (data / "val2017").iterdir():
-        picture.unlink()
+    for image in (data / "val2017").iterdir():
+        image.unlink()
     result = dreambench.run("vqav2", "blind", data=data, out=tmp_path / "runs")
     assert result.scores[0].n == 120
     assert 5 < (result.scores[0].value or 0) < 70

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image as PILImage
 
 import dreambench
-from dreambench.api import Asked, Result, prepare, rerun
+from dreambench.api import Result, RunSpec, prepare, rerun
 from dreambench.errors import DataError, UsageError
 from dreambench.interfaces import TaskOptions, data_place
 from dreambench_tasks.mappings import MAPPINGS
@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "dreambench" / "datasets"
 
 
-def picture(number: int, kind: str = "png") -> bytes:
+def encoded(number: int, kind: str = "png") -> bytes:
     buffer = io.BytesIO()
     PILImage.new("RGB", (8, 8), (number, 40, 0)).save(buffer, kind)
     return buffer.getvalue()
@@ -79,9 +79,9 @@ def vqav2(official: Path, clone: Path) -> dict[str, str]:
     (official / "v2_OpenEnded_mscoco_val2014_questions.json").write_text(json.dumps({"questions": QUESTIONS}))
     (official / "v2_mscoco_val2014_annotations.json").write_text(json.dumps({"annotations": ANNOTATIONS}))
     for number in {one["image_id"] for one in QUESTIONS}:
-        (official / f"COCO_val2014_{number:012d}.jpg").write_bytes(picture(number, "jpeg"))
+        (official / f"COCO_val2014_{number:012d}.jpg").write_bytes(encoded(number, "jpeg"))
     rows = [
-        {**noted, "question": one["question"], "image": image(picture(one["image_id"], "jpeg"))}
+        {**noted, "question": one["question"], "image": image(encoded(one["image_id"], "jpeg"))}
         for one, noted in zip(QUESTIONS, ANNOTATIONS, strict=True)
     ]
     # Two shards, so that their order counts.
@@ -101,7 +101,7 @@ def mmbench_rows() -> list[dict[str, str]]:
             answer = "ABCD"[turned.index(options[0])]
             about = {"category": "animals", "source": "here", "l2-category": "things", "comment": "", "split": "dev"}
             row = {"index": str(index + k * 1_000_000), "question": f"Which {index}?", "hint": "a\rb\n" * (index - 1)}
-            rows.append({**row, **cells, "answer": answer, "image": base64.b64encode(picture(index)).decode(), **about})
+            rows.append({**row, **cells, "answer": answer, "image": base64.b64encode(encoded(index)).decode(), **about})
     return rows
 
 
@@ -136,7 +136,7 @@ def mmvet_files(official: Path, clone: Path) -> dict[str, str]:
     (official / "mm-vet.json").write_text(json.dumps(questions))
     rows: list[dict[str, Any]] = []
     for number, (id_, one) in enumerate(questions.items()):
-        data = picture(number // 2)
+        data = encoded(number // 2)
         (official / "images" / str(one["imagename"])).write_bytes(data)
         given = {"question_id": id_, "image": image(data), "question": one["question"], "answer": one["answer"]}
         rows.append({**given, "image_source": one["imagesource"], "capability": ",".join(one["capability"])})
@@ -163,19 +163,17 @@ def the_folder(cache: Path) -> Path:
 
 
 @pytest.mark.parametrize("task", MAKERS)
-def test_figures_equal_those_of_the_official_files_and_the_protocol_names_the_mapping(
-    task: str, tmp_path: Path
-) -> None:
+def test_scores_equal_those_of_the_official_files_and_the_protocol_names_the_mapping(task: str, tmp_path: Path) -> None:
     answers = MAKERS[task](tmp_path / "official", tmp_path / "clone")
     ours = answer(task, tmp_path / "official", answers, tmp_path)
     copied = answer(task, f"datasets:{NAMES[task]}={tmp_path / 'clone'}", answers, tmp_path, offline=True)
     assert ours.metrics is not None
     assert copied.metrics is not None
 
-    def figures(result: Result) -> list[tuple[object, ...]]:
+    def scores(result: Result) -> list[tuple[object, ...]]:
         return [(one.metric, one.group, one.value, one.interval, one.n, one.unscored) for one in result.scores]
 
-    assert figures(copied) == figures(ours)
+    assert scores(copied) == scores(ours)
     assert any(0 < (one.value or 0) < 100 for one in ours.scores)
     (official,), (mapped,) = (list(result.metrics["protocols"].values()) for result in (ours, copied))
     assert mapped["data_mapping"] == f"{NAMES[task]}@1"
@@ -196,7 +194,7 @@ def test_vqav2_is_written_as_the_official_files(tmp_path: Path, cache: Path) -> 
         assert content[name.rpartition("_")[2]] == entries
         assert content["data_subtype"] == "val2014"
     shown = {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
-    assert shown == {f"{number:012d}.jpg": picture(number, "jpeg") for number in (42, 43, 44)}
+    assert shown == {f"{number:012d}.jpg": encoded(number, "jpeg") for number in (42, 43, 44)}
     assert Path(samples[0].prompt[0].path).is_file()  # type: ignore[union-attr]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["mapping"] == "lmms-lab/VQAv2@1"
@@ -215,7 +213,7 @@ def test_answers_that_the_copy_holds_back_are_exported(tmp_path: Path) -> None:
 def test_mmbench_is_written_as_the_official_tsv(tmp_path: Path, cache: Path) -> None:
     mmbench_files(tmp_path / "official", tmp_path / "clone")
     options = TaskOptions(dataset=f"lmms-lab/MMBench={tmp_path / 'clone'}", split="mmbench_dev_en")
-    prepare(Asked("mmbench", "echo", options=options), tmp_path)
+    prepare(RunSpec("mmbench", "echo", options=options), tmp_path)
     ours = mmbench.load(tmp_path / "official" / "MMBench_DEV_EN.tsv")
     theirs = mmbench.load(the_folder(cache) / "MMBench_DEV_EN.tsv")
     assert theirs.rows == ours.rows
@@ -226,7 +224,7 @@ def test_mmbench_is_written_as_the_official_tsv(tmp_path: Path, cache: Path) -> 
 def test_a_configuration_that_lacks_columns_by_its_card_is_read_without_them(tmp_path: Path) -> None:
     mmbench_files(tmp_path / "official", tmp_path / "clone")
     options = TaskOptions(dataset=f"lmms-lab/MMBench={tmp_path / 'clone'}", split="CCBench")
-    prepared = prepare(Asked("mmbench", "echo", options=options), tmp_path)
+    prepared = prepare(RunSpec("mmbench", "echo", options=options), tmp_path)
     assert [sample.id for sample in prepared.samples] == ["1"]
 
 
@@ -243,11 +241,11 @@ def test_an_option_that_the_copy_lost_is_an_error(tmp_path: Path) -> None:
         answer("mmbench", f"datasets:lmms-lab/MMBench={path}", {"1": "A"}, tmp_path)
 
 
-def test_mmvet_keeps_each_picture_once(tmp_path: Path, cache: Path) -> None:
+def test_mmvet_keeps_each_image_once(tmp_path: Path, cache: Path) -> None:
     answers = mmvet_files(tmp_path / "official", tmp_path / "clone")
     answer("mmvet", f"datasets:lmms-lab/MMVet={tmp_path / 'clone'}", answers, tmp_path)
     images = sorted(path.read_bytes() for path in (the_folder(cache) / "images").iterdir())
-    assert images == sorted([picture(0), picture(1)])
+    assert images == sorted([encoded(0), encoded(1)])
 
 
 def test_a_saved_folder_a_file_and_a_clone_are_one_copy(tmp_path: Path, cache: Path) -> None:
@@ -296,13 +294,13 @@ def test_a_column_that_is_not_there_is_named_with_the_mapping(column: str, tmp_p
 
 def broken(column: str, value: Any) -> list[dict[str, Any]]:
     row = {"question_id": "v1_0", "question": "?", "answer": "!", "image_source": "", "capability": "rec"}
-    return [{**row, "image": image(picture(1)), column: value}]
+    return [{**row, "image": image(encoded(1)), column: value}]
 
 
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("image", {"bytes": None, "path": "/etc/hostname"}, "question_id v1_0 holds no picture, only a path"),
+        ("image", {"bytes": None, "path": "/etc/hostname"}, "question_id v1_0 holds no image, only a path"),
         ("image", image(b"GIF89a nothing"), "neither JPEG, PNG nor WebP"),
         ("capability", None, "question_id v1_0 has no capability"),
         ("question", None, "lacks an imagename, question or answer"),

@@ -13,7 +13,7 @@ import pytest
 from dreambench.errors import DataError
 from dreambench_tasks.mmbench import data
 
-PICTURE = base64.b64encode(bytes(range(256))).decode()
+IMAGE = base64.b64encode(bytes(range(256))).decode()
 OTHER = base64.b64encode(bytes(255)).decode()
 COLUMNS = [
     "index",
@@ -41,7 +41,7 @@ ROW = {
     "D": "",
     "answer": "B",
     "category": "ocr",
-    "image": PICTURE,
+    "image": IMAGE,
     "source": "here",
     "l2-category": "coarse_perception",
     "comment": "",
@@ -90,8 +90,8 @@ def test_copies_share_the_image_whether_referenced_or_repeated(tmp_path: Path) -
 
 def test_a_long_image_is_read_whole(tmp_path: Path) -> None:
     """The csv module stops at 131,072 characters unless told otherwise."""
-    picture = base64.b64encode(bytes(300_000)).decode()
-    loaded = data.load(write(tmp_path / "x.tsv", {"image": picture}))
+    image = base64.b64encode(bytes(300_000)).decode()
+    loaded = data.load(write(tmp_path / "x.tsv", {"image": image}))
     assert loaded.image_bytes(loaded.rows[0]) == bytes(300_000)
 
 

@@ -1,4 +1,4 @@
-"""MMBench from its TSV to figures: prompts, rotations asked together, undecided replies, judges, likelihoods, submissions."""
+"""MMBench from its TSV to scores: prompts, rotations asked together, undecided replies, judges, log-likelihood, submissions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from judges.chat_server import Answer, serving
 from PIL import Image as PILImage
 
 import dreambench
-from dreambench.api import Asked, Result, carry_out, score_run
+from dreambench.api import Result, RunSpec, execute, score_run
 from dreambench.documents import Image, Text
 from dreambench.errors import DataError, ModelError, UsageError
 from dreambench.interfaces import Model, ModelOptions, TaskOptions
@@ -83,14 +83,14 @@ def all_right() -> dict[int, str]:
     return {int(str(row["index"])): f"The answer is {row['answer']}." for row in rows()}
 
 
-def figures(result: Result) -> dict[tuple[str, str | None], dreambench.Score]:
+def scores(result: Result) -> dict[tuple[str, str | None], dreambench.Score]:
     return {(score.metric, score.group): score for score in result.scores}
 
 
 def test_circular_and_vanilla_from_one_pass_with_groups(folder: Path, tmp_path: Path) -> None:
     given = all_right() | {1_000_003: "The answer is B"}
     result = dreambench.run("mmbench", replies(tmp_path / "a", given), data=folder, out=tmp_path / "runs")
-    found = figures(result)
+    found = scores(result)
     assert result.scores[0].metric == "circular_accuracy"
     circular, vanilla = found["circular_accuracy", None], found["vanilla_accuracy", None]
     assert (circular.value, circular.n, circular.unscored) == (pytest.approx(200 / 3), 3, 0)
@@ -108,7 +108,7 @@ def test_circular_and_vanilla_from_one_pass_with_groups(folder: Path, tmp_path: 
 def test_what_no_rule_decides_is_unscored_and_bounded(folder: Path, tmp_path: Path) -> None:
     given = all_right() | {2: "hard to say"}
     result = dreambench.run("mmbench", replies(tmp_path / "a", given), data=folder, out=tmp_path / "runs")
-    circular = figures(result)["circular_accuracy", None]
+    circular = scores(result)["circular_accuracy", None]
     assert (circular.value, circular.n, circular.unscored) == (100, 2, 1)
     assert circular.bounds == pytest.approx((200 / 3, 100))
 
@@ -130,8 +130,8 @@ def test_the_prompts(folder: Path) -> None:
     ask = "Answer with the option's letter from the given choices directly."
     assert text == Text(f"look well\nwhich 1?\nA. hare\nB. cat\nC. dog\n{ask}")
     assert request(2).document[1] == Text(f"which 2?\nA. red\nB. blue\n{ask}")
-    weighed = request(2, protocols=("likelihood",))
-    assert (weighed.kind, weighed.choices) == ("likelihood", ("A", "B"))
+    weighed = request(2, protocols=("loglikelihood",))
+    assert (weighed.kind, weighed.choices) == ("loglikelihood", ("A", "B"))
     published = request(2, generation=("dreamllm",))
     assert published.document[0] == Text("This is an exam, please answer according to the image, hint and question.")
     assert published.document[2] == Text("Hint:nanQuestion:which 2?Please provide an accurate and detailed answer.")
@@ -181,7 +181,7 @@ def test_a_judge_matches_what_the_rules_leave_open_and_is_asked_once(folder: Pat
     table = pd.read_parquet(result.folder / "scores.parquet").set_index("id")
     assert table.loc[["2", "3", "1"], "letter"].tolist() == ["A", "Z", "B"]
     assert table.loc[["2", "3"], "hit"].tolist() == [1, 0]
-    circular = figures(result)["circular_accuracy", None]
+    circular = scores(result)["circular_accuracy", None]
     assert (circular.n, circular.unscored) == (2, 1)
     assert result.metrics is not None
     (protocol,) = result.metrics["protocols"].values()
@@ -197,7 +197,7 @@ def test_judges_that_do_not_match_are_refused(folder: Path, tmp_path: Path, judg
 class Weigher(Model):
     """Likes the letter of "dog", "red" and so on best; is torn where it is told to be."""
 
-    capabilities = frozenset({"likelihood"})
+    capabilities = frozenset({"loglikelihood"})
 
     def identity(self) -> Mapping[str, object]:
         return {"name": "weigher"}
@@ -211,22 +211,22 @@ class Weigher(Model):
             )
 
 
-def test_likelihood_takes_the_best_letter_and_leaves_ties_open(folder: Path, tmp_path: Path) -> None:
-    asked = Asked("mmbench", "echo", options=TaskOptions(data=folder, protocols=("likelihood",)))
-    result = carry_out(asked, tmp_path, model=Weigher(ModelOptions("weigher")))
-    circular = figures(result)["circular_accuracy", None]
+def test_loglikelihood_takes_the_best_letter_and_leaves_ties_open(folder: Path, tmp_path: Path) -> None:
+    asked = RunSpec("mmbench", "echo", options=TaskOptions(data=folder, protocols=("loglikelihood",)))
+    result = execute(asked, tmp_path, model=Weigher(ModelOptions("weigher")))
+    circular = scores(result)["circular_accuracy", None]
     assert (circular.value, circular.n, circular.unscored) == (100, 2, 1)
-    assert set(pd.read_parquet(result.folder / "scores.parquet")["rule"].dropna()) == {"likelihood"}
+    assert set(pd.read_parquet(result.folder / "scores.parquet")["rule"].dropna()) == {"loglikelihood"}
 
 
-def test_likelihood_goes_alone_and_only_with_a_model_that_has_it(folder: Path, tmp_path: Path) -> None:
+def test_loglikelihood_goes_alone_and_only_with_a_model_that_has_it(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="by itself"):
-        MMBenchTask(TaskOptions(data=folder, protocols=("likelihood", "vlmevalkit")))
+        MMBenchTask(TaskOptions(data=folder, protocols=("loglikelihood", "vlmevalkit")))
     with pytest.raises(UsageError, match="layout=listed"):
-        MMBenchTask(TaskOptions(data=folder, protocols=("likelihood",), generation=("dreamllm",)))
+        MMBenchTask(TaskOptions(data=folder, protocols=("loglikelihood",), generation=("dreamllm",)))
     model = replies(tmp_path / "a", all_right())
     with pytest.raises(ModelError, match="can only read"):
-        dreambench.run("mmbench", model, data=folder, protocol=["likelihood"], out=tmp_path / "runs")
+        dreambench.run("mmbench", model, data=folder, protocol=["loglikelihood"], out=tmp_path / "runs")
 
 
 def test_held_back_answers_leave_a_submission_instead_of_a_score(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_one_of_several_files_is_chosen_by_name(folder: Path) -> None:
     assert len(MMBenchTask(TaskOptions(data=folder, split="mmbench_dev_20230712")).samples()) == 3
 
 
-def test_a_file_without_rotations_has_a_vanilla_figure_only(tmp_path: Path) -> None:
+def test_a_file_without_rotations_has_a_vanilla_score_only(tmp_path: Path) -> None:
     data = table(tmp_path / "CCBench.tsv", rows()[:3])
     model = replies(tmp_path / "a", {index: text for index, text in all_right().items() if index < 9})
     result = dreambench.run("mmbench", model, data=data, out=tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""MM-Vet from mm-vet.json to figures: who grades, what that is called, what is kept, and what a failed grade does."""
+"""MM-Vet from mm-vet.json to scores: who grades, what that is called, what is kept, and what a failed grade does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from judges.chat_server import Answer, serving
 from PIL import Image as PILImage
 
 import dreambench
-from dreambench.api import Asked, Result, prepare, score_run
+from dreambench.api import Result, RunSpec, prepare, score_run
 from dreambench.documents import Image, Text
 from dreambench.errors import DataError, JudgeError, UsageError
 from dreambench.interfaces import TaskOptions
@@ -63,7 +63,7 @@ def grade(body: dict[str, Any], number: int) -> Answer:
     return Answer("0.5" if asked is not None and asked % 3 == 0 else "1.0")
 
 
-def figures(result: Result) -> dict[tuple[str, str | None], dreambench.Score]:
+def scores(result: Result) -> dict[tuple[str, str | None], dreambench.Score]:
     return {(score.metric, score.group): score for score in result.scores}
 
 
@@ -83,7 +83,7 @@ def test_real_data_have_no_default_judge(folder: Path, tmp_path: Path) -> None:
         dreambench.run("mmvet", answers(tmp_path / "a"), data=folder, out=tmp_path / "runs")
 
 
-@pytest.mark.parametrize("asked", ["official", "grades"])
+@pytest.mark.parametrize("spec", ["official", "grades"])
 def test_a_protocol_is_what_its_judge_makes_it(folder: Path, tmp_path: Path, asked: str) -> None:
     with pytest.raises(UsageError, match=f"--protocol {asked} is --judge .*; this judge's is rule"):
         dreambench.run("mmvet", answers(tmp_path / "a"), data=folder, judge="rule", protocol=[asked], out=tmp_path)
@@ -91,7 +91,7 @@ def test_a_protocol_is_what_its_judge_makes_it(folder: Path, tmp_path: Path, ask
 
 def test_groups_and_an_answer_that_is_missing(folder: Path, tmp_path: Path) -> None:
     result = dreambench.run("mmvet", answers(tmp_path / "a", 11), data=folder, judge="rule", out=tmp_path / "runs")
-    found = figures(result)
+    found = scores(result)
     total = found["score", None]
     assert result.scores[0] == total
     assert (total.value, total.n, total.unscored) == (100, 11, 1)
@@ -116,7 +116,7 @@ def test_a_served_judge_is_calibrated_kept_and_not_asked_again(
     assert "calibration: the judge agrees with" in capsys.readouterr().err
     assert result.metrics is not None
     assert any(note.startswith("calibration:") for note in result.metrics["notes"])
-    total, spread = figures(result)["score", None], figures(result)["score_std", None]
+    total, spread = scores(result)["score", None], scores(result)["score_std", None]
     assert total.protocol.startswith("dreambench-grader@")
     # Four of twelve have half a point and one has no grade in either run.
     assert total.value == pytest.approx(100 * (4 * 0.5 + 7) / 11)
@@ -152,7 +152,7 @@ def test_a_grade_file_of_other_questions_is_refused(folder: Path, tmp_path: Path
 
 def test_a_dry_run_tells_calls_tokens_and_cost(folder: Path, tmp_path: Path) -> None:
     judge = "openai:m@http://127.0.0.1:9/v1,runs=5,price_in=2,price_out=8"
-    asked = Asked("mmvet", answers(tmp_path / "a"), options=TaskOptions(data=folder, judge=judge))
+    asked = RunSpec("mmvet", answers(tmp_path / "a"), options=TaskOptions(data=folder, judge=judge))
     prepared = prepare(asked, tmp_path / "runs")
     calls, cost = prepared.task.estimate(prepared.samples)
     assert f" {5 * COUNT + len(calibration_requests())} calls" in calls
@@ -174,12 +174,12 @@ def test_a_judge_that_is_gone_stops_the_run_and_the_next_start_goes_on(folder: P
             dreambench.run("mmvet", model, data=folder, judge=judge, out=tmp_path / "runs")
         server.gone = False  # type: ignore[attr-defined]
         result = dreambench.run("mmvet", model, data=folder, judge=judge, out=tmp_path / "runs")
-    assert figures(result)["score", None].unscored == 1
+    assert scores(result)["score", None].unscored == 1
 
 
 def test_killed_half_way_and_resumed_nothing_that_was_answered_is_asked_again(folder: Path, tmp_path: Path) -> None:
     """The whole command as a process of its own, ended by SIGKILL while the judge holds a request."""
-    log, calibration = tmp_path / "asked.txt", len(calibration_requests())
+    log, calibration = tmp_path / "requests.txt", len(calibration_requests())
     answered: Counter[str] = Counter()
     held: list[str] = []
     process: list[subprocess.Popen[bytes]] = []

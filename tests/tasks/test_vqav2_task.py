@@ -1,4 +1,4 @@
-"""VQAv2 from files to figures: prompts, photographs, protocols, answers that are missing, references that are held back."""
+"""VQAv2 from files to scores: prompts, images, protocols, answers that are missing, references that are held back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks import vqa_oracle
 from PIL import Image as PILImage
 
 import dreambench
-from dreambench.api import Asked, Result, carry_out, score_run
+from dreambench.api import Result, RunSpec, execute, score_run
 from dreambench.documents import Image, Text
 from dreambench.errors import DataError
 from dreambench.interfaces import Model, ModelOptions, TaskOptions
@@ -53,7 +53,7 @@ ANSWERS |= dict.fromkeys(range(0, 20, 4), "Red")
 class Shouting(Model):
     """Says the same to everything."""
 
-    capabilities = frozenset({"read"})
+    capabilities = frozenset({"generate_text"})
     sees = False
 
     def identity(self) -> Mapping[str, object]:
@@ -86,7 +86,7 @@ def headline(result: Result) -> dict[str, dreambench.Score]:
     return {score.protocol.partition("@")[0]: score for score in result.scores if score.group is None}
 
 
-def photograph(path: Path) -> None:
+def image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     PILImage.new("RGB", (8, 8), (200, 10, 10)).save(path)
 
@@ -136,18 +136,18 @@ def test_scoring_again_needs_no_data(folder: Path, tmp_path: Path) -> None:
     assert (result.folder / "metrics.json").read_bytes() == before
 
 
-def test_photographs_are_found_by_coco_id_and_a_missing_one_is_named_before_anything_is_asked(
+def test_images_are_found_by_coco_id_and_a_missing_one_is_named_before_anything_is_asked(
     folder: Path, tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"
     for number in range(0, 13):
-        photograph(photos / "val2014" / f"COCO_val2014_{number:012d}.jpg")
-    with pytest.raises(DataError, match=r"1 of 14 pictures are missing, the first .*000000000013.jpg.*--images"):
+        image(photos / "val2014" / f"COCO_val2014_{number:012d}.jpg")
+    with pytest.raises(DataError, match=r"1 of 14 images are missing, the first .*000000000013.jpg.*--images"):
         dreambench.run("vqav2", "echo", data=folder, images=photos, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     few = dreambench.run("vqav2", "echo", data=folder, images=photos, limit=39, out=tmp_path / "runs")
     assert few.scores[0].n == 39
-    photograph(photos / "val2017" / "000000000013.png")
+    image(photos / "val2017" / "000000000013.png")
     assert dreambench.run("vqav2", "echo", data=folder, images=photos, out=tmp_path / "runs").scores[0].n == 40
 
 
@@ -177,7 +177,7 @@ def test_the_published_finish_of_an_answer_belongs_to_its_preset(folder: Path, t
     assert clip_answer('"Red". It is, or so') == "red it is"
     model = Shouting(ModelOptions("shouting"))
     plain, clipped = (
-        carry_out(Asked("vqav2", "echo", options=TaskOptions(data=folder, generation=preset)), tmp_path, model=model)
+        execute(RunSpec("vqav2", "echo", options=TaskOptions(data=folder, generation=preset)), tmp_path, model=model)
         for preset in ((), ("dreamllm",))
     )
     assert set(pd.read_parquet(plain.folder / "scores.parquet")["answer"]) == {'RED, "perhaps".'}

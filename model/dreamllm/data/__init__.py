@@ -1,4 +1,4 @@
-"""Training data: samples of text and pictures, where they come from, how sources are mixed, and batches of them."""
+"""Training data: samples of text and images, where they come from, how sources are mixed, and batches of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Samples to a batch of tensors.
 
-Shapes: B samples, T tokens of the longest, n pictures that are read and m that are painted over the batch, S pixels of CLIP, R of the
+Shapes: B samples, T tokens of the longest, n images that are read and m that are generated over the batch, S pixels of CLIP, R of the
 image decoder.
 """
 
@@ -20,9 +20,9 @@ from dreamllm.processing import DreamLLMProcessor
 
 
 def target_pixels(image: Image.Image, resolution: int, mirrored: bool = False) -> torch.Tensor:
-    """A picture to be painted, (3, R, R) float32 in [-1, 1]: short side resized (PIL's bilinear), centre cropped, mirrored if asked."""
-    picture: Any = image.convert("RGB")  # torchvision types its functions for tensors alone
-    resized = F.resize(picture, [resolution], interpolation=InterpolationMode.BILINEAR)
+    """An image to be generated, (3, R, R) float32 in [-1, 1]: short side resized (PIL's bilinear), centre cropped, mirrored if asked."""
+    rgb: Any = image.convert("RGB")  # torchvision types its functions for tensors alone
+    resized = F.resize(rgb, [resolution], interpolation=InterpolationMode.BILINEAR)
     cropped = F.center_crop(resized, [resolution, resolution])
     pixels = F.to_dtype(F.pil_to_tensor(F.horizontal_flip(cropped) if mirrored else cropped), torch.float32, scale=True)
     return pixels * 2 - 1
@@ -33,15 +33,15 @@ class Collator:
 
     Args:
         processor: its tokenizer's padding id and its CLIP preprocessing are used.
-        resolution: R, pixels of the painted pictures.
-        flip: False paints nothing mirrored, whatever the samples say.
+        resolution: R, pixels of the generated images.
+        flip: False generates images nothing mirrored, whatever the samples say.
     """
 
     def __init__(self, processor: DreamLLMProcessor, resolution: int, flip: bool = True) -> None:
         self.processor, self.resolution, self.flip = processor, resolution, flip
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask` and `labels` (B, T) int64; with pictures `pixel_values` (n, 3, S, S) and `target_pixels`
+        """`input_ids`, `attention_mask` and `labels` (B, T) int64; with images `pixel_values` (n, 3, S, S) and `target_pixels`
         (m, 3, R, R) float32, in the order of their spans over the flattened batch."""
         pad = self.processor.tokenizer.pad_token_id
         if not isinstance(pad, int):

@@ -139,14 +139,14 @@ class TrainingData(Dataset[Sample]):
         """The sample at a place. A broken record is reported and replaced by another of its source, drawn from (seed, place)."""
         number, index = self.where(place)
         source = self.sources[number]
-        dice = random.Random(f"{self.seed}/{place}")  # noqa: S311
+        rng = random.Random(f"{self.seed}/{place}")  # noqa: S311
         for _ in range(ATTEMPTS):
             key = source.key(index)
             try:
-                return source.sample(index, dice, lambda reason, key=key: self.broken.add(source.name, key, reason))
+                return source.sample(index, rng, lambda reason, key=key: self.broken.add(source.name, key, reason))
             except InputError as error:
                 self.broken.add(source.name, key, str(error))
-            index = source.table.another(index, dice)
+            index = source.table.another(index, rng)
         raise UsageError(f"{ATTEMPTS} records of {source.name} in a row are broken, the last: {self._last(source)}")
 
     def _last(self, source: Source) -> str:

@@ -10,10 +10,10 @@ from dreamllm.errors import UsageError
 
 Kind = Literal["pairs", "mmc4", "obelics", "conversations", "instructions"]
 MODES: dict[str, tuple[str, ...]] = {  # by kind, the default first
-    "pairs": ("either", "read", "paint"),
-    "mmc4": ("both", "read", "paint"),
-    "obelics": ("both", "read", "paint"),
-    "instructions": ("both", "read", "paint"),
+    "pairs": ("either", "comprehension", "generation"),
+    "mmc4": ("both", "comprehension", "generation"),
+    "obelics": ("both", "comprehension", "generation"),
+    "instructions": ("both", "comprehension", "generation"),
     "conversations": ("both",),
 }
 
@@ -31,10 +31,10 @@ class SourceRecipe(BaseModel):
         None, gt=0, allow_inf_nan=False
     )  # share of the samples; all sources have one or none has
     mode: str | None = None  # one of MODES[kind]
-    flip: bool | None = None  # paint half of the pictures mirrored; without it, the recipe's `flip`
+    flip: bool | None = None  # generate images half of the images mirrored; without it, the recipe's `flip`
     columns: dict[Literal["image", "caption"], str] = {}  # pairs: where the fields have names of their own
-    min_similarity: float = 0.25  # mmc4, instructions: pictures matched with less are left out
-    learn_dream_start: bool = True  # conversations: whether the assistant learns where pictures come
+    min_similarity: float = 0.25  # mmc4, instructions: images matched with less are left out
+    learn_dream_start: bool = True  # conversations: whether the assistant learns where images come
     streaming: bool = False  # read in the order of the files, without a table on disk
     shuffle_buffer: int = Field(10_000, ge=1)  # streaming: of how many records the next is drawn
 

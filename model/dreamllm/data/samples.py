@@ -1,10 +1,10 @@
-"""Token ids, labels and pictures of one training sample, by kind of data.
+"""Token ids, labels and images of one training sample, by kind of data.
 
 A sample is built from pieces: a run of text that may be cut, or a span that is kept whole or dropped whole together with its
-pictures. Whatever does not fit `max_length` is left out from there on.
+images. Whatever does not fit `max_length` is left out from there on.
 
 Labels are the ids that are learnt and -100 elsewhere; the loss shifts them. Patch tokens, `<im_start>`, `<im_end>` and `<dream_end>`
-are never learnt: `generate` puts them there. `<dream_start>` is: it says where a picture comes.
+are never learnt: `generate` puts them there. `<dream_start>` is: it says where an image comes.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ IGNORED = -100  # label of a position that is not learnt
 
 @dataclass
 class Sample:
-    """One training sequence: `input_ids` and `labels` (of equal length), and the pictures of its spans in order."""
+    """One training sequence: `input_ids` and `labels` (of equal length), and the images of its spans in order."""
 
     input_ids: list[int]
     labels: list[int]
     images: list[Image.Image] = field(default_factory=list)  # one for each image span
     targets: list[Image.Image] = field(default_factory=list)  # one for each dream span
-    mirrored: list[bool] = field(default_factory=list)  # which targets are painted mirrored; empty: none
+    mirrored: list[bool] = field(default_factory=list)  # which targets are generated mirrored; empty: none
     source: str = ""
     key: str = ""
 
@@ -42,7 +42,7 @@ class Sample:
 
 @dataclass
 class _Piece:
-    """Some positions of a sequence and their labels; one that holds a picture is a span and never cut."""
+    """Some positions of a sequence and their labels; one that holds an image is a span and never cut."""
 
     ids: list[int]
     labels: list[int]
@@ -54,7 +54,7 @@ class _Piece:
         return self.image is not None or self.target is not None
 
 
-def read_pair(processor: DreamLLMProcessor, caption: str, image: Image.Image, max_length: int) -> Sample:
+def comprehension_pair(processor: DreamLLMProcessor, caption: str, image: Image.Image, max_length: int) -> Sample:
     """`bos IMAGE caption eos`; the caption is learnt, and cut where it is too long."""
     bos, eos = _ends(processor)
     span = _image(processor, image)
@@ -63,8 +63,8 @@ def read_pair(processor: DreamLLMProcessor, caption: str, image: Image.Image, ma
     return _join([bos, span, text, eos])
 
 
-def paint_pair(processor: DreamLLMProcessor, caption: str, image: Image.Image, max_length: int) -> Sample:
-    """`bos caption DREAM eos`; only the picture is learnt, and nothing reads it back. A caption that is too long is cut."""
+def generation_pair(processor: DreamLLMProcessor, caption: str, image: Image.Image, max_length: int) -> Sample:
+    """`bos caption DREAM eos`; only the image is learnt, and nothing reads it back. A caption that is too long is cut."""
     bos, eos = _ends(processor)
     span = _dream(processor, image, read_back=False, learnt=False)
     text = _text(processor, caption, _room(max_length, len(span.ids)))
@@ -99,21 +99,21 @@ def document(
     parts: Sequence[str | Image.Image],
     max_length: int,
     *,
-    reading: bool = True,
-    painting: bool = True,
+    comprehension: bool = True,
+    text_to_image: bool = True,
     instruction: str | None = None,
 ) -> Sample:
     """An interleaved document: `bos text DREAM IMAGE text ... eos`, all text and every `<dream_start>` learnt.
 
     Args:
-        parts: texts and pictures in reading order; each text is tokenised on its own.
-        reading, painting: with both, a picture is painted and read back; with one, there is only that span.
+        parts: texts and images in reading order; each text is tokenised on its own.
+        reading, image generation: with both, an image is generated and read back; with one, there is only that span.
         instruction: what the user asked for; the document is then the assistant's turn, and only it is learnt.
 
     The document ends before the first part that does not fit whole; only a text that nothing stands before is cut.
     """
-    if not (reading or painting):
-        raise UsageError("a document is read, painted or both: reading and painting cannot both be off")
+    if not (comprehension or text_to_image):
+        raise UsageError("a document is read, generated or both: reading and image generation cannot both be off")
     bos, eos = _ends(processor)
     if instruction is None:
         head = bos
@@ -129,7 +129,7 @@ def document(
         if isinstance(part, str):
             piece = _text(processor, part, None if kept else room)
         else:
-            piece = _dream(processor, part, read_back=reading) if painting else _image(processor, part)
+            piece = _dream(processor, part, read_back=comprehension) if text_to_image else _image(processor, part)
         if len(piece.ids) > room:
             break
         room -= len(piece.ids)
@@ -148,10 +148,10 @@ def conversation(
     """A conversation in the template of the processor's tokenizer; the assistant's words and their `</s>` are learnt.
 
     Args:
-        messages: `role` (system, user, assistant) and `content`, with `<image>` and `<dream>` where pictures stand.
-        images: one for each placeholder, in order. A picture of `<dream>` is painted and read back.
+        messages: `role` (system, user, assistant) and `content`, with `<image>` and `<dream>` where images stand.
+        images: one for each placeholder, in order. An image of `<dream>` is generated and read back.
         learn_dream_start: whether `<dream_start>` in an assistant's turn is learnt; the original does not, so its model
-            cannot say where a picture comes in a conversation.
+            cannot say where an image comes in a conversation.
     """
     tokenizer = processor.tokenizer
     if messages and messages[0]["role"] == "assistant":
@@ -167,15 +167,15 @@ def conversation(
     wanted = sum(i in (processor.image_id, processor.dream_id) for i in ids)
     if wanted != len(images):
         raise InputError(f"the conversation has {wanted} places for images, and {len(images)} images are given")
-    pictures = iter(images)
+    remaining = iter(images)
     pieces = [_Piece([], [])]
     for i, (begin, end) in zip(ids, offsets, strict=True):
         # bos belongs to nobody: templates that set one between turns have it inside the assistant's text.
         learnt = i != tokenizer.bos_token_id and any(first <= begin and end <= last for first, last in turns)
         if i == processor.image_id:
-            pieces += [_image(processor, next(pictures)), _Piece([], [])]
+            pieces += [_image(processor, next(remaining)), _Piece([], [])]
         elif i == processor.dream_id:
-            pieces += [_dream(processor, next(pictures), learnt=learnt and learn_dream_start), _Piece([], [])]
+            pieces += [_dream(processor, next(remaining), learnt=learnt and learn_dream_start), _Piece([], [])]
         else:
             pieces[-1].ids.append(i)
             pieces[-1].labels.append(i if learnt else IGNORED)
@@ -231,7 +231,7 @@ def _room(max_length: int, span: int) -> int:
     room = max_length - span - 2
     if room < 0:
         raise UsageError(
-            f"max_length {max_length} does not hold one picture, which takes {span} tokens, with bos and eos"
+            f"max_length {max_length} does not hold one image, which takes {span} tokens, with bos and eos"
         )
     return room
 
@@ -251,10 +251,10 @@ def _image(processor: DreamLLMProcessor, image: Image.Image) -> _Piece:
     return _Piece(ids, [IGNORED] * len(ids), image=image)
 
 
-def _dream(processor: DreamLLMProcessor, picture: Image.Image, read_back: bool = True, learnt: bool = True) -> _Piece:
+def _dream(processor: DreamLLMProcessor, image: Image.Image, read_back: bool = True, learnt: bool = True) -> _Piece:
     ids = [*processor.dream_span, *(processor.image_span if read_back else ())]
     labels = [ids[0] if learnt else IGNORED, *[IGNORED] * (len(ids) - 1)]
-    return _Piece(ids, labels, image=picture if read_back else None, target=picture)
+    return _Piece(ids, labels, image=image if read_back else None, target=image)
 
 
 def _encode(processor: DreamLLMProcessor, text: str, bos: bool = False) -> list[int]:
@@ -264,7 +264,7 @@ def _encode(processor: DreamLLMProcessor, text: str, bos: bool = False) -> list[
 
 
 def _no_patches(processor: DreamLLMProcessor, ids: Sequence[int]) -> None:
-    """A text that spells patch tokens would make a span without a picture, and move every later picture into its neighbour's place."""
+    """A text that spells patch tokens would make a span without an image, and move every later image into its neighbour's place."""
     patch = processor.image_span[1]
     if patch in ids:
-        raise InputError("the text itself holds <im_patch>, which stands for pictures")
+        raise InputError("the text itself holds <im_patch>, which stands for images")

@@ -1,7 +1,7 @@
 """Records of each kind of data to samples.
 
-A record that cannot be used raises InputError. In a document a picture that cannot be read loses its place, and the rest stays; it is
-reported by the same name as a record. What is random about a sample comes from the dice that it is given.
+A record that cannot be used raises InputError. In a document an image that cannot be read loses its place, and the rest stays; it is
+reported by the same name as a record. What is random about a sample comes from the rng that it is given.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any, Literal, TypeGuard
 
 from PIL import Image
 
-from dreamllm.data.pictures import SUFFIXES, open_picture
+from dreamllm.data.images import SUFFIXES, open_image
 from dreamllm.data.recipe import SourceRecipe
-from dreamllm.data.samples import Sample, conversation, document, matched_parts, paint_pair, read_pair
+from dreamllm.data.samples import Sample, comprehension_pair, conversation, document, generation_pair, matched_parts
 from dreamllm.data.tables import Stream, Table, find_files, open_stream, open_table
 from dreamllm.errors import InputError, UsageError
 from dreamllm.processing import DreamLLMProcessor
 
-Report = Callable[[str], None]  # told of each picture that a document loses
+Report = Callable[[str], None]  # told of each image that a document loses
 CAPTION_FIELDS = ("caption", "text", "txt")
 IMAGE_FIELDS = ("image", *(suffix[1:] for suffix in SUFFIXES))
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 class Source:
-    """One source of a recipe, opened: `sample(i, dice)` makes the sample of record i."""
+    """One source of a recipe, opened: `sample(i, rng)` makes the sample of record i."""
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class Source:
         """The number of records; None for a stream."""
         return len(self.table) if isinstance(self.table, Table) else None
 
-    def sample(self, index: int, dice: random.Random, report: Report) -> Sample:
+    def sample(self, index: int, rng: random.Random, report: Report) -> Sample:
         """Raises InputError where the record is broken or teaches nothing."""
         # Drawn first and always, so that what one record needs does not move the next draw.
-        chance, coins = dice.random(), random.Random(dice.random())  # noqa: S311
+        chance, coins = rng.random(), random.Random(rng.random())  # noqa: S311
         record = self.table.record(index)
         build = {
             "pairs": self._pair,
@@ -88,9 +88,9 @@ class Source:
         value = _field(record, self.recipe.columns.get("image"), IMAGE_FIELDS)
         if value is None:
             raise InputError(self._absent("image", IMAGE_FIELDS))
-        picture = open_picture(value, self.images)
-        painted = self.mode == "paint" or (self.mode == "either" and chance < 0.5)
-        return (paint_pair if painted else read_pair)(self.processor, caption, picture, self.max_length)
+        image = open_image(value, self.images)
+        generated = self.mode == "generation" or (self.mode == "either" and chance < 0.5)
+        return (generation_pair if generated else comprehension_pair)(self.processor, caption, image, self.max_length)
 
     def _absent(self, what: Literal["image", "caption"], usual: Sequence[str]) -> str:
         named = self.recipe.columns.get(what)
@@ -111,10 +111,8 @@ class Source:
             raise InputError("matched_sim and matched_text_index of image_info must be numbers")
         kept = [info for info, sim in zip(infos, similarities, strict=True) if sim >= self.recipe.min_similarity]
         opened = self._opened([info.get("image_name") for info in kept], report)
-        pairs = [(info, picture) for info, picture in zip(kept, opened, strict=True) if picture is not None]
-        parts = matched_parts(
-            texts, [picture for _, picture in pairs], [info["matched_text_index"] for info, _ in pairs]
-        )
+        pairs = [(info, image) for info, image in zip(kept, opened, strict=True) if image is not None]
+        parts = matched_parts(texts, [image for _, image in pairs], [info["matched_text_index"] for info, _ in pairs])
         return self._document(parts, instruction)
 
     def _obelics(self, record: dict[str, Any], chance: float, report: Report) -> Sample:
@@ -133,17 +131,22 @@ class Source:
         return self._document(parts, None)
 
     def _document(self, parts: Sequence[str | Image.Image], instruction: str | None) -> Sample:
-        reading, painting = self.mode in ("both", "read"), self.mode in ("both", "paint")
+        comprehension, text_to_image = self.mode in ("both", "comprehension"), self.mode in ("both", "generation")
         return document(
-            self.processor, parts, self.max_length, reading=reading, painting=painting, instruction=instruction
+            self.processor,
+            parts,
+            self.max_length,
+            comprehension=comprehension,
+            text_to_image=text_to_image,
+            instruction=instruction,
         )
 
     def _opened(self, names: Sequence[Any], report: Report) -> list[Image.Image | None]:
-        """The pictures of a document, None where one is broken; InputError where all are."""
+        """The images of a document, None where one is broken; InputError where all are."""
         opened: list[Image.Image | None] = []
         for name in names:
             try:
-                opened.append(open_picture(name, self.images))
+                opened.append(open_image(name, self.images))
             except InputError as error:
                 opened.append(None)
                 report(str(error))
@@ -166,7 +169,7 @@ class Source:
         return conversation(
             self.processor,
             [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in turns],
-            [open_picture(name, self.images) for name in names],
+            [open_image(name, self.images) for name in names],
             self.max_length,
             learn_dream_start=self.recipe.learn_dream_start,
         )

@@ -57,9 +57,9 @@ class Table:
         row = cast("Any", self._rows[index : index + 1]).to_pylist()[0]
         return _parsed(row) if self._as_json else row
 
-    def another(self, index: int, dice: random.Random) -> int:
+    def another(self, index: int, rng: random.Random) -> int:
         """The number of a record that may stand in for a broken one."""
-        return dice.randrange(len(self))
+        return rng.randrange(len(self))
 
 
 class Stream:
@@ -93,9 +93,9 @@ class Stream:
         row = self._seen[index - self._last - 1]
         return _parsed(row) if self._as_json else row
 
-    def another(self, index: int, dice: random.Random) -> int:
+    def another(self, index: int, rng: random.Random) -> int:
         """One of those just passed: a later one would have to be read ahead."""
-        return max(0, index - dice.randrange(self.window // 2))
+        return max(0, index - rng.randrange(self.window // 2))
 
     def _restart(self) -> None:
         self._seen: deque[dict[str, Any]] = deque(maxlen=self.window)

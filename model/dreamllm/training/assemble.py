@@ -44,7 +44,7 @@ def assemble(
         language_model: folder of a causal language model of transformers with `tokenizer.model` or `tokenizer.json`.
         clip: folder of a CLIP model or its vision tower, with `preprocessor_config.json`.
         diffusion: folder of a Stable Diffusion model: `vae`, `unet`, `scheduler`.
-        resolution: pixels of painted pictures; the UNet's sample size times the autoencoder's factor unless given.
+        resolution: pixels of generated images; the UNet's sample size times the autoencoder's factor unless given.
 
     Raises CheckpointError where a folder lacks a file or a tensor.
     """
@@ -61,7 +61,7 @@ def assemble(
     tower = _load(CLIPVisionModel, clip, wanted)
     for part in (decoder, tower):
         part.config._name_or_path = ""
-    painter = _image_decoder_config(diffusion, resolution)
+    image_decoder = _image_decoder_config(diffusion, resolution)
     fields: dict[str, Any] = {
         **token_ids(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -70,7 +70,7 @@ def assemble(
     config = DreamLLMConfig(
         text_config=decoder.config,
         vision_config=tower.config,
-        image_decoder_config=painter,
+        image_decoder_config=image_decoder,
         num_dream_queries=num_dream_queries,
         vision_select_layer=vision_select_layer,
         **fields,

@@ -21,7 +21,7 @@ MEASURED_STEPS = 2
 
 
 def dry_run(recipe: Recipe) -> list[str]:
-    """Lines to print. The first batch is written to `dry-run/` in the recipe's output folder, as text and as a picture.
+    """Lines to print. The first batch is written to `dry-run/` in the recipe's output folder, as text and as an image.
 
     Gradients are made and thrown away: no weight changes.
     """
@@ -45,7 +45,7 @@ def dry_run(recipe: Recipe) -> list[str]:
         "",
         f"a step is {rows} sequences x {args.gradient_accumulation_steps} micro-batches x {args.world_size} processes; in the first one:",
         f"  {int(batches[0]['attention_mask'].sum()) * together:,} tokens ({rows} x {length} padded), {counts[0] * together:,} learnt; "
-        f"{read * together:,} pictures read, {counts[1] * together:,} painted",
+        f"{read * together:,} images read, {counts[1] * together:,} generated",
         f"  {step:.2f} s forward and backward on {args.device}; {args.max_steps:,} steps take about {_duration(step * args.max_steps)} "
         "(without optimizer, checkpoints and evaluation)",
         f"the first batch is in {folder}",
@@ -82,7 +82,7 @@ def _measure(trainer: DreamLLMTrainer, batch: dict[str, torch.Tensor]) -> float:
 
 
 def show_batch(batch: dict[str, torch.Tensor], processor: DreamLLMProcessor, folder: Path) -> None:
-    """`first-batch.txt`: each sequence with its spans shortened and what is learnt in brackets. `first-batch.png`: pictures in order."""
+    """`first-batch.txt`: each sequence with its spans shortened and what is learnt in brackets. `first-batch.png`: images in order."""
     lines = []
     for index, (ids, mask, labels) in enumerate(
         zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
@@ -90,10 +90,10 @@ def show_batch(batch: dict[str, torch.Tensor], processor: DreamLLMProcessor, fol
         kept = mask.bool()
         lines.append(f"--- sequence {index}: {int(kept.sum())} tokens")
         lines.append(_marked(ids[kept].tolist(), labels[kept].tolist(), processor))
-    lines.append("--- ⟦what is learnt⟧; in first-batch.png the upper row is read, the lower row painted, in order")
+    lines.append("--- ⟦what is learnt⟧; in first-batch.png the upper row is read, the lower row generated, in order")
     (folder / "first-batch.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = [
-        _read_pictures(batch, processor),
+        _read_images(batch, processor),
         to_pil(batch["target_pixels"] / 2 + 0.5) if "target_pixels" in batch else [],
     ]
     sheet(rows).save(folder / "first-batch.png")
@@ -115,7 +115,7 @@ def _marked(ids: list[int], labels: list[int], processor: DreamLLMProcessor) -> 
     return "".join(parts)
 
 
-def _read_pictures(batch: dict[str, torch.Tensor], processor: DreamLLMProcessor) -> list[Image.Image]:
+def _read_images(batch: dict[str, torch.Tensor], processor: DreamLLMProcessor) -> list[Image.Image]:
     if "pixel_values" not in batch:
         return []
     mean, std = (
@@ -125,17 +125,17 @@ def _read_pictures(batch: dict[str, torch.Tensor], processor: DreamLLMProcessor)
 
 
 def sheet(rows: list[list[Image.Image]], side: int = 128, gap: int = 4) -> Image.Image:
-    """Rows of pictures under each other, each numbered; an empty sheet says so."""
+    """Rows of images under each other, each numbered; an empty sheet says so."""
     rows = [row[:64] for row in rows if row]
     width = max([len(row) for row in rows], default=1) * (side + gap) + gap
     page = Image.new("RGB", (width, max(len(rows), 1) * (side + gap) + gap), "white")
     pen = ImageDraw.Draw(page)
     if not rows:
-        pen.text((gap, gap), "no pictures", fill="black")
+        pen.text((gap, gap), "no images", fill="black")
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
+        for x, image in enumerate(row):
             corner = (gap + x * (side + gap), gap + y * (side + gap))
-            page.paste(picture.resize((side, side), Image.Resampling.BICUBIC), corner)
+            page.paste(image.resize((side, side), Image.Resampling.BICUBIC), corner)
             pen.text((corner[0] + 3, corner[1] + 1), str(x), fill="white", stroke_width=1, stroke_fill="black")
     return page
 

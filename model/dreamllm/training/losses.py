@@ -1,6 +1,6 @@
 """The two losses of DreamLLM: the next token, and the noise that a frozen UNet is asked to find under the model's own condition.
 
-Shapes: B batch, T tokens, H decoder width, V vocabulary, n images to read, m images to paint, Q dream queries, E condition width,
+Shapes: B batch, T tokens, H decoder width, V vocabulary, n images to read, m images to generate images, Q dream queries, E condition width,
 C x h x w latents, R pixels.
 """
 
@@ -42,7 +42,7 @@ class Draws:
     timesteps: torch.Tensor  # (m,) int64, uniform over the schedule
     offset: torch.Tensor | None = None  # (m, C, 1, 1) standard normal
     perturbation: torch.Tensor | None = None  # (m, C, h, w) standard normal
-    dropped: torch.Tensor | None = None  # (m,) bool: these are painted from the unconditional states
+    dropped: torch.Tensor | None = None  # (m,) bool: these are generated from the unconditional states
 
     def to(self, device: torch.device) -> Draws:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -53,7 +53,7 @@ class Draws:
 def draw(
     keys: Sequence[tuple[int, ...]], latent_shape: tuple[int, int, int], timesteps: int, settings: LossSettings
 ) -> Draws:
-    """Draws for m pictures, each from its own key (seed, place, ...) alone: batch mates, processes and resumes change nothing.
+    """Draws for m images, each from its own key (seed, place, ...) alone: batch mates, processes and resumes change nothing.
 
     They are made on the CPU, the same for every device.
     """
@@ -119,7 +119,7 @@ def image_terms(
     draws: Draws,
     settings: LossSettings,
 ) -> ImageTerms:
-    """The image loss of each picture (section 3 of the paper): MSE of what the UNet predicts under the model's condition.
+    """The image loss of each image (section 3 of the paper): MSE of what the UNet predicts under the model's condition.
 
     states (m, Q, H), target_pixels (m, 3, R, R) in [-1, 1]. Gradients flow through the UNet into the states, whether or not it
     learns itself; none flow into the autoencoder.
@@ -149,7 +149,7 @@ def image_terms(
 def unconditional_states(model: DreamLLMCore, kind: str) -> torch.Tensor:
     """(1, Q, H) final hidden states that stand for no condition: those of `bos <dream_start> Q queries <dream_end> eos`.
 
-    `kind` "queries" has the dream queries in the span, which is what painting uses as the unconditional branch; "patches" leaves the
+    `kind` "queries" has the dream queries in the span, as the unconditional branch of image generation has; "patches" leaves the
     patch token's embedding there, as the original's training does.
     """
     config = model.config
@@ -173,9 +173,9 @@ def token_losses(hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module) ->
 
 
 def count_targets(batch: dict[str, Any]) -> tuple[int, int]:
-    """How many tokens and how many pictures a batch asks to be predicted."""
-    painted = batch.get("target_pixels")
-    return int((batch["labels"][:, 1:] != -100).sum()), 0 if painted is None else len(painted)
+    """How many tokens and how many images a batch asks to be predicted."""
+    generated = batch.get("target_pixels")
+    return int((batch["labels"][:, 1:] != -100).sum()), 0 if generated is None else len(generated)
 
 
 def loss_scale(settings: LossSettings) -> float:
@@ -222,7 +222,7 @@ def _decode(model: DreamLLMCore, embeds: torch.Tensor, attention_mask: torch.Ten
     return output.last_hidden_state
 
 
-def painted_states(
+def conditioning_states(
     model: DreamLLMCore, hidden: torch.Tensor, input_ids: torch.Tensor, draws: Draws, settings: LossSettings
 ) -> torch.Tensor:
     """(m, Q, H) hidden states at the dream queries, in order over the flattened batch, dropped ones replaced."""
@@ -248,23 +248,23 @@ def compute_losses(
     Args:
         batch: `input_ids`, `attention_mask` and `labels` (B, T), right-padded; `pixel_values` (n, 3, S, S) for the image spans and
             `target_pixels` (m, 3, R, R) for the dream spans, where there are any.
-        draws: for the m pictures; None where m is 0.
-        counts: tokens and pictures that the losses are means over, where the batch is one of several; its own by default.
+        draws: for the m images; None where m is 0.
+        counts: tokens and images that the losses are means over, where the batch is one of several; its own by default.
 
-    Raises InputError where pictures to paint and dream spans differ in number.
+    Raises InputError where images to generate images and dream spans differ in number.
     """
     ids, targets = batch["input_ids"], batch.get("target_pixels")
     spans = len(find_spans(ids, *model.config.dream_span)[0])
     given = 0 if targets is None else len(targets)
     if spans != given:
-        raise InputError(f"{given} pictures to paint are given for {spans} dream spans")
+        raise InputError(f"{given} images to generate images are given for {spans} dream spans")
     hidden = final_states(model, ids, batch.get("attention_mask"), batch.get("pixel_values"), settings.length_groups)
     tokens, images = (max(count, 1) for count in counts or count_targets(batch))
     lm = token_losses(hidden, batch["labels"], model.get_output_embeddings()) / tokens
     vm = lm.new_zeros(())
     if targets is not None and draws is not None:
         draws = draws.to(hidden.device)
-        states = painted_states(model, hidden, ids, draws, settings)
+        states = conditioning_states(model, hidden, ids, draws, settings)
         vm = image_terms(model, scheduler, states, targets, draws, settings).losses.sum() / images
     total = (settings.weight_lm * lm + settings.weight_vm * vm) / loss_scale(settings)
     return Losses(total + zero_gradients(model), lm.detach(), vm.detach())

@@ -40,7 +40,9 @@ class Start(Settings):
     diffusion: Path | None = None  # folder of a Stable Diffusion model; a released checkpoint takes one too
     num_dream_queries: int | None = Field(default=None, ge=1)  # 64 unless said
     vision_select_layer: int | None = None  # -2 unless said
-    resolution: int | None = Field(default=None, ge=8)  # pixels to paint; what the UNet was made for unless said
+    resolution: int | None = Field(
+        default=None, ge=8
+    )  # pixels to generate images; what the UNet was made for unless said
     chat_template: str | None = None  # one of dreamllm.processing.CHAT_TEMPLATES; vicuna_v1.1 unless said
     seed: int = 0  # of the projectors and queries, which no part brings
     dtype: Literal["float32", "bfloat16"] = "float32"  # of all weights

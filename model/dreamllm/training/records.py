@@ -59,13 +59,13 @@ def plot(history: list[dict[str, Any]], path: Path) -> None:
     panels = [names for names in PLOTTED if any(name in line for line in history for name in names)]
     if not panels:
         return
-    figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
+    mean_score = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
     for index, names in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), index + 1)
+        axes = mean_score.add_subplot(1, len(panels), index + 1)
         for name in names:
             points = [(line["step"], line[name]) for line in history if name in line]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
         axes.set_xlabel("step")
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    mean_score.savefig(path, dpi=110)

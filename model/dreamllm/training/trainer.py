@@ -104,7 +104,7 @@ class Places(Sampler[list[int]]):
 class DreamLLMTrainer(Trainer):
     """Trainer with our losses.
 
-    The language loss is a mean over all labels, the image loss over all pictures, of the whole accumulated batch of all processes. What
+    The language loss is a mean over all labels, the image loss over all images, of the whole accumulated batch of all processes. What
     is random in the image loss depends on seed and sample alone. Checkpoints hold what learns; the rest is where the
     recipe starts from.
     """
@@ -179,7 +179,7 @@ class DreamLLMTrainer(Trainer):
     # Losses
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """(labels, pictures) of the accumulated batch, over all processes."""
+        """(labels, images) of the accumulated batch, over all processes."""
         own = [count_targets(batch) for batch in batch_samples]
         sums = torch.tensor([sum(tokens for tokens, _ in own), sum(images for _, images in own)])
         total = self._over_processes(sums.to(device))
@@ -206,7 +206,7 @@ class DreamLLMTrainer(Trainer):
         return (loss, losses) if return_outputs else loss
 
     def draws(self, batch: dict[str, Any], number: int, batch_size: int, evaluation: bool = False) -> Draws | None:
-        """What the image loss of this process's batch `number` draws: for each picture by seed, place of its sample, and its number
+        """What the image loss of this process's batch `number` draws: for each image by seed, place of its sample, and its number
         there."""
         if "target_pixels" not in batch:
             return None
@@ -237,7 +237,7 @@ class DreamLLMTrainer(Trainer):
             if not any(weight and count for weight, count in zip(weights, self._counted, strict=True)):
                 raise UsageError(
                     f"nothing was learnt up to step {self.state.global_step}: the losses that the recipe weighs have neither words to say "
-                    "nor pictures to paint in its data; change loss or the sources' mode"
+                    "nor images to generate images in its data; change loss or the sources' mode"
                 )
             logs = logs | mean_losses(self._over_processes(self._sums), self._counted)
             self._sums, self._counted = torch.zeros(2), [0, 0]
@@ -311,7 +311,7 @@ class DreamLLMTrainer(Trainer):
 
 
 def mean_losses(sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
-    """Language and image loss from their sums over labels and pictures; one of which there was nothing is left out."""
+    """Language and image loss from their sums over labels and images; one of which there was nothing is left out."""
     named = zip(("lm_loss", "vm_loss"), sums, counts, strict=True)
     return {name: total / count for name, total, count in named if count}
 

@@ -1,4 +1,4 @@
-"""MMBench as a task: prompts, protocols, and the run's figures. Rules are in `extraction`, counting in `scoring`, files in `data`."""
+"""MMBench as a task: prompts, protocols, and the run's scores. Rules are in `extraction`, counting in `scoring`, files in `data`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ from dreambench.interfaces import TaskOptions, sample_choice
 from dreambench.judges import GradeRequest, Judge, JudgementLog, ask_missing, judged
 from dreambench.judges.grading import missing
 from dreambench.requests import Request, Response, Sample
-from dreambench.scores import Protocol, Score, Scored
+from dreambench.scores import Protocol, Score, TaskResult
 from dreambench.store import RunFolder
+from dreambench_tasks.comprehension import (
+    DREAMLLM_DECODING,
+    GREEDY,
+    ComprehensionTask,
+    answer_text,
+    keep_whole,
+    mean_score,
+)
 from dreambench_tasks.mmbench.data import MMBench, Row, load, read_predictions, write_submission
 from dreambench_tasks.mmbench.extraction import extract_choice
 from dreambench_tasks.mmbench.matching import listed, matched_letter, matcher, matching_request
 from dreambench_tasks.mmbench.scoring import Unit, circular_units, copy_units, tallies, vanilla_units
-from dreambench_tasks.reading import DREAMLLM_DECODING, GREEDY, ReadingTask, answer_text, figure, keep_whole
 
 __all__ = ["MMBenchTask"]
 
@@ -33,7 +40,7 @@ HELD_BACK = "held back"
 LAYOUTS = ("listed", "open")
 
 
-class MMBenchTask(ReadingTask):
+class MMBenchTask(ComprehensionTask):
     """MMBench: single-choice questions, each asked once per rotation of its options
 
     Where the answers are held back (TEST) a run leaves a submission for the server instead of a score.
@@ -43,7 +50,7 @@ class MMBenchTask(ReadingTask):
     protocol_names: ClassVar[Mapping[str, str]] = {
         "vlmevalkit": "VLMEvalKit's rules for the chosen letter; what they leave open is unscored, or goes to --judge",
         "judge-present": "the same, and questions that lack copies are judged on those there are, as VLMEvalKit does: easier",
-        "likelihood": "the option letter that the model gives the highest likelihood; exact ties are unscored",
+        "loglikelihood": "the option letter that the model gives the highest log-likelihood; exact ties are unscored",
     }
     uses: ClassVar[frozenset[str]] = frozenset({"split", "judge", "dataset"})
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
@@ -67,14 +74,16 @@ class MMBenchTask(ReadingTask):
     def __init__(self, options: TaskOptions) -> None:
         super().__init__(options)
         self.names = options.protocols or ("vlmevalkit",)
-        self.weighs = "likelihood" in self.names
+        self.uses_loglikelihood = "loglikelihood" in self.names
         layout = self.generation["layout"]
         if layout not in LAYOUTS:
             raise UsageError(f"--generation layout={layout}: mmbench has {', '.join(LAYOUTS)}")
-        if self.weighs and len(self.names) > 1:
-            raise UsageError("--protocol likelihood asks for likelihoods, the others for answers: run it by itself")
-        if self.weighs and (options.judge or layout != "listed"):
-            raise UsageError("--protocol likelihood weighs letters: it goes with layout=listed and without --judge")
+        if self.uses_loglikelihood and len(self.names) > 1:
+            raise UsageError(
+                "--protocol log-likelihood asks for log-likelihood, the others for answers: run it by itself"
+            )
+        if self.uses_loglikelihood and (options.judge or layout != "listed"):
+            raise UsageError("--protocol log-likelihood weighs letters: it goes with layout=listed and without --judge")
 
     # --- data -----------------------------------------------------------------------------------------------------------
 
@@ -127,8 +136,8 @@ class MMBenchTask(ReadingTask):
         if self.generation["layout"] == "open":
             return self.ask(sample, f"Hint:{row.hint or 'nan'}Question:{row.question}")
         lines = [*([row.hint] if row.hint else []), row.question, listed(row.options, "\n")]
-        if self.weighs:
-            return self.ask(sample, "\n".join(lines), "likelihood", tuple(row.options))
+        if self.uses_loglikelihood:
+            return self.ask(sample, "\n".join(lines), "loglikelihood", tuple(row.options))
         return self.ask(sample, "\n".join(lines))
 
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
@@ -143,8 +152,8 @@ class MMBenchTask(ReadingTask):
             "answers": HELD_BACK if any(row.answer is None for row in rows) else "in the file",
             "samples": sample_choice(samples),
             "judge": None if self.matcher is None else dict(self.matcher.identity()),
-            "choices": "the letters, after the lettered options" if self.weighs else None,
-            "prompt": "image, hint and question; wording and decoding are the subject's",
+            "choices": "the letters, after the lettered options" if self.uses_loglikelihood else None,
+            "prompt": "image, hint and question; wording and decoding are the system's",
         }
         return [Protocol(name, 1, shared) for name in self.names]
 
@@ -166,7 +175,7 @@ class MMBenchTask(ReadingTask):
 
     # --- scoring --------------------------------------------------------------------------------------------------------
 
-    def gather(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
+    def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         """Matches of what the rules leave open, and the submission where the answers are held back, into the run."""
         fields = next(iter(run.plan_file()["protocols"].values()))
         if fields["answers"] == HELD_BACK:
@@ -185,12 +194,12 @@ class MMBenchTask(ReadingTask):
         for suffix in ("tsv", "xlsx") if find_spec("openpyxl") else ("tsv",):
             keep_whole(run.path / f"submission.{suffix}", lambda path: write_submission(path, data, given))
 
-    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
+    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         protocols = run.plan_file()["protocols"]
         fields = next(iter(protocols.values()))
         rows = {sample.id: _result(sample, responses[sample.id]) for sample in samples}
         if fields["answers"] == HELD_BACK:
-            return Scored(list(rows.values()), [], [_about_submission(run, samples)])
+            return TaskResult(list(rows.values()), [], [_about_submission(run, samples)])
         if fields["judge"] is not None:
             items = _undecided(samples, responses)
             verdicts = judged(fields["judge"], items, JudgementLog(run.path / JUDGEMENTS))
@@ -201,11 +210,11 @@ class MMBenchTask(ReadingTask):
         scores: list[Score] = []
         for number, (id_, protocol) in enumerate(protocols.items()):
             copies, circular = _units(samples, responses, rows, protocol)
-            scores += _figures("circular_accuracy", circular, id_) if circular is not None else []
-            scores += _figures("vanilla_accuracy", vanilla_units(copies), id_)
+            scores += _scores("circular_accuracy", circular, id_) if circular is not None else []
+            scores += _scores("vanilla_accuracy", vanilla_units(copies), id_)
             if number == 0:
                 _add_hits(rows, copies, circular or [])
-        return Scored(list(rows.values()), scores)
+        return TaskResult(list(rows.values()), scores)
 
 
 def _targets(row: Row) -> dict[str, JSON]:
@@ -241,7 +250,7 @@ def _require_whole_questions(rows: Sequence[Row]) -> None:
 
 
 def _reply(sample: Sample, response: Response) -> str | None:
-    """The reply's text; for likelihoods the letter of the highest one, None where two are equally high."""
+    """The reply's text; for log-likelihood the letter of the highest one, None where two are equally high."""
     if response.scores is None:
         return answer_text(response)
     best = max(response.scores)
@@ -263,7 +272,7 @@ def _result(sample: Sample, response: Response) -> dict[str, JSON]:
     """A row of scores.parquet, before any judge."""
     row, reply = _row(sample), _reply(sample, response)
     if response.scores is not None:
-        letter, rule = reply, "likelihood" if reply else None
+        letter, rule = reply, "loglikelihood" if reply else None
     else:
         found = extract_choice(reply, row.options) if reply is not None else None
         letter, rule = (found.letter, found.rule) if found else (None, None)
@@ -311,15 +320,17 @@ def _add_hits(rows: Mapping[str, dict[str, JSON]], copies: Sequence[Unit], circu
             row[column] = None if hit is None else float(hit)
 
 
-def _figures(metric: str, units: Sequence[Unit], protocol: str) -> list[Score]:
+def _scores(metric: str, units: Sequence[Unit], protocol: str) -> list[Score]:
     if not units:
-        return [figure(metric, None, [], protocol)]
+        return [mean_score(metric, None, [], protocol)]
     scores: list[Score] = []
     for group, tally in tallies(units).items():
         open_ = tally.undecided > 0 and group is None
-        note = ("the lower bound is VLMEvalKit's figure without a judge: what no rule decides is wrong there",)
+        note = ("the lower bound is VLMEvalKit's score without a judge: what no rule decides is wrong there",)
         decided = [1.0] * tally.right + [0.0] * tally.wrong
-        scores.append(figure(metric, group, decided, protocol, unscored=tally.undecided, notes=note if open_ else ()))
+        scores.append(
+            mean_score(metric, group, decided, protocol, unscored=tally.undecided, notes=note if open_ else ())
+        )
     return scores
 
 

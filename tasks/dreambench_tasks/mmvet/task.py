@@ -1,4 +1,4 @@
-"""MM-Vet as a task: prompts, who grades, and the run's figures. Counting is in `scoring`, the files in `data`."""
+"""MM-Vet as a task: prompts, who grades, and the run's scores. Counting is in `scoring`, the files in `data`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,18 @@ from dreambench.judges.grading import missing
 from dreambench.judges.replay import ReplayJudge
 from dreambench.progress import progress_bar, say
 from dreambench.requests import Request, Response, Sample
-from dreambench.scores import Protocol, Score, Scored
+from dreambench.scores import Protocol, Score, TaskResult
 from dreambench.store import RunFolder
+from dreambench_tasks.comprehension import (
+    DREAMLLM_DECODING,
+    GREEDY,
+    ComprehensionTask,
+    answer_text,
+    keep_whole,
+    mean_score,
+)
 from dreambench_tasks.mmvet.data import Grade, data_file, load, read_answers, read_grades, write_grades
 from dreambench_tasks.mmvet.scoring import GroupScore, MMVetScores, aggregate, integration_name
-from dreambench_tasks.reading import DREAMLLM_DECODING, GREEDY, ReadingTask, answer_text, figure, keep_whole
 
 __all__ = ["MMVetTask"]
 
@@ -31,7 +38,7 @@ JUDGEMENTS, GRADES, CALIBRATION = "judgements.jsonl", "grades.json", "calibratio
 TYPICAL_ANSWER = "word " * 48
 
 
-class MMVetTask(ReadingTask):
+class MMVetTask(ComprehensionTask):
     """MM-Vet: open questions that need several of six capabilities at once, graded from 0 to 1 by a judge
 
     The judge decides the protocol's name: ``official`` only with the official few-shot prompt.
@@ -78,7 +85,7 @@ class MMVetTask(ReadingTask):
 
     @cached_property
     def judge(self) -> Judge | GradesFile:
-        """Who grades. Real data have no default judge: figures of different judges are different measures."""
+        """Who grades. Real data have no default judge: scores of different judges are different measures."""
         spec = self.options.judge
         if spec is None:
             if self.options.data is not None or self.options.dataset is not None:
@@ -107,7 +114,7 @@ class MMVetTask(ReadingTask):
             "samples": sample_choice(samples),
             "judge": identity,
             "grading_runs": runs,
-            "prompt": "image and question; wording and decoding are the subject's",
+            "prompt": "image and question; wording and decoding are the system's",
         }
         return [Protocol(name, 1, fields)]
 
@@ -134,7 +141,7 @@ class MMVetTask(ReadingTask):
 
     # --- grading --------------------------------------------------------------------------------------------------------
 
-    def gather(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
+    def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         """Every grade into the run: ``judgements.jsonl`` as they come, ``grades.json`` in the official form when all are there."""
         fields = next(iter(run.plan_file()["protocols"].values()))
         identity, runs = fields["judge"], fields["grading_runs"]
@@ -153,7 +160,7 @@ class MMVetTask(ReadingTask):
         grades = _graded(identity, samples, responses, runs, log)
         keep_whole(run.path / GRADES, lambda path: write_grades(path, grades))
 
-    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
+    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         id_, fields = next(iter(run.plan_file()["protocols"].items()))
         if fields["judge"]["name"] == "grades":
             grades = read_grades(run.path / GRADES)
@@ -164,7 +171,7 @@ class MMVetTask(ReadingTask):
         numbers = {question: [grade.score for grade in given] for question, given in grades.items()}
         scored = aggregate(capabilities, numbers, fields["grading_runs"])
         rows = _rows(samples, _answers(samples, responses), grades, scored)
-        return Scored(rows, _figures(scored, capabilities, id_), _notes(run, scored))
+        return TaskResult(rows, _scores(scored, capabilities, id_), _notes(run, scored))
 
 
 def _question(sample: Sample) -> str:
@@ -218,7 +225,7 @@ def _graded(
     return grades
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- scores ----------------------------------------------------------------------------------------------------------
 
 
 def _rows(
@@ -239,7 +246,7 @@ def _rows(
     return rows
 
 
-def _figures(scored: MMVetScores, capabilities: Mapping[str, Sequence[str]], protocol: str) -> list[Score]:
+def _scores(scored: MMVetScores, capabilities: Mapping[str, Sequence[str]], protocol: str) -> list[Score]:
     """The total and its spread over the grading runs, then by capability and by integration."""
     questions = list(capabilities)
     totals = ", ".join("none" if total is None else f"{total:.1f}" for total in scored.total.per_run)
@@ -270,7 +277,7 @@ def _group(
     """The interval is over questions, of their mean grades over the runs: the spread of the judge is within it."""
     means = [mean for question in questions if (mean := scored.question_means[question]) is not None]
     bounds = (score.lower, score.upper) if score.unscored else None
-    return figure(
+    return mean_score(
         metric, group, means, protocol, value=score.value, unscored=score.unscored, bounds=bounds, notes=notes
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from dreambench_tasks.playground.language import PLACES, a, enumerated, place
-from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, Dice, Scene, Thing
+from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, Rng, Scene, Thing
 
 __all__ = ["CATEGORIES", "LETTERS", "Choice", "choice", "circular"]
 
@@ -39,13 +39,13 @@ class Choice:
     hint: str = ""
 
 
-def choice(scene: Scene, dice: Dice, category: str) -> Choice | None:
+def choice(scene: Scene, rng: Rng, category: str) -> Choice | None:
     """A question of a category, or None where the scene does not allow one (with one thing there is none to compare it with)."""
-    made = _MAKERS[category](scene, dice)
+    made = _MAKERS[category](scene, rng)
     if made is None:
         return None
     question, right, wrong, hint = made
-    options = dice.sample((right, *wrong), 1 + len(wrong))
+    options = rng.sample((right, *wrong), 1 + len(wrong))
     return Choice(category, question, tuple(options), options.index(right), hint)
 
 
@@ -67,63 +67,63 @@ def circular(item: Choice) -> list[Choice]:
 _Made = tuple[str, str, list[str], str]  # question, right option, wrong options, hint
 
 
-def _scene(scene: Scene, dice: Dice) -> _Made:
+def _scene(scene: Scene, rng: Rng) -> _Made:
     wrong = [b for b in BACKGROUNDS if b != scene.background]
     return "Which color is the background of the picture?", scene.background, wrong, ""
 
 
-def _topic(scene: Scene, dice: Dice) -> _Made:
+def _topic(scene: Scene, rng: Rng) -> _Made:
     """The wrong options have another colour or another shape of one thing, which no thing has."""
     names = [t.name for t in scene.things]
-    spot = dice.below(len(names))
+    spot = rng.below(len(names))
     thing = scene.things[spot]
     recoloured = [name for c in COLOURS if (name := f"{c} {thing.shape}") not in names]
     reshaped = [name for s in SHAPES if (name := f"{thing.colour} {s}") not in names]
-    versions = (names, *([*names[:spot], dice.pick(new), *names[spot + 1 :]] for new in (recoloured, reshaped)))
+    versions = (names, *([*names[:spot], rng.pick(new), *names[spot + 1 :]] for new in (recoloured, reshaped)))
     right, *wrong = (enumerated([a(name) for name in version]) for version in versions)
     return "What does the picture show?", right, wrong, ""
 
 
-def _recognition(scene: Scene, dice: Dice) -> _Made | None:
+def _recognition(scene: Scene, rng: Rng) -> _Made | None:
     alone = scene.alone("shape")
     if not alone:
         return None
-    thing = dice.pick(alone)
-    others = dice.sample([c for c in COLOURS if c != thing.colour], 4)
+    thing = rng.pick(alone)
+    others = rng.sample([c for c in COLOURS if c != thing.colour], 4)
     return f"What color is the {thing.shape}?", thing.colour, others, ""
 
 
-def _localization(scene: Scene, dice: Dice) -> _Made:
-    thing = dice.pick(scene.things)
-    return f"Where is the {thing.name}?", place(thing), _other_places(place(thing), dice), GRID
+def _localization(scene: Scene, rng: Rng) -> _Made:
+    thing = rng.pick(scene.things)
+    return f"Where is the {thing.name}?", place(thing), _other_places(place(thing), rng), GRID
 
 
-def _relationship(scene: Scene, dice: Dice) -> _Made | None:
+def _relationship(scene: Scene, rng: Rng) -> _Made | None:
     apart = [(x, y) for x, y in _pairs(scene) if x.column != y.column]
     if not apart:
         return None
-    first, second = dice.pick(apart)
+    first, second = rng.pick(apart)
     words = ["to the left", "to the right"]
     right = words.pop(0 if first.column < second.column else 1)
     return f"Seen from the {second.name}, on which side is the {first.name}?", right, words, ""
 
 
-def _comparison(scene: Scene, dice: Dice) -> _Made | None:
+def _comparison(scene: Scene, rng: Rng) -> _Made | None:
     if len(scene.things) < 2:
         return None
-    first, second = dice.sample(scene.things, 2)
+    first, second = rng.sample(scene.things, 2)
     options = [f"the {first.name}", f"the {second.name}", "both are of one size"]
     right = options.pop(2 if first.size == second.size else 0 if first.size == "large" else 1)
     return f"Which is larger, the {first.name} or the {second.name}?", right, options, ""
 
 
-def _property(scene: Scene, dice: Dice) -> _Made:
-    thing = dice.pick(scene.things)
+def _property(scene: Scene, rng: Rng) -> _Made:
+    thing = rng.pick(scene.things)
     wrong = sorted(set(SIDES.values()) - {SIDES[thing.shape]})
     return f"How many straight sides does the shape in the {place(thing)} have?", SIDES[thing.shape], wrong, GRID
 
 
-def _nearest(scene: Scene, dice: Dice) -> _Made | None:
+def _nearest(scene: Scene, rng: Rng) -> _Made | None:
     lowest = max(t.row for t in scene.things)
     fallen = [t for t in scene.things if t.row == lowest]
     if len(scene.things) < 2 or len(fallen) > 1:
@@ -133,23 +133,23 @@ def _nearest(scene: Scene, dice: Dice) -> _Made | None:
     return question, f"the {fallen[0].name}", wrong, ""
 
 
-def _prediction(scene: Scene, dice: Dice) -> _Made | None:
+def _prediction(scene: Scene, rng: Rng) -> _Made | None:
     moves = [(t, -1, "left") for t in scene.things if t.column > 0]
     moves += [(t, 1, "right") for t in scene.things if t.column < 2]
-    thing, step, word = dice.pick(moves)
+    thing, step, word = rng.pick(moves)
     right = PLACES[thing.row][thing.column + step]
     question = f"If the {thing.name} moves by one column to the {word}, where will it be?"
-    return question, right, _other_places(right, dice), GRID
+    return question, right, _other_places(right, rng), GRID
 
 
-def _structured(scene: Scene, dice: Dice) -> _Made:
-    colour = dice.pick(scene.things).colour
+def _structured(scene: Scene, rng: Rng) -> _Made:
+    colour = rng.pick(scene.things).colour
     left = str(sum(t.colour != colour for t in scene.things))
     wrong = [n for n in "0123" if n != left]
     return f"How many shapes would be left if every {colour} shape were taken away?", left, wrong, ""
 
 
-_MAKERS: dict[str, Callable[[Scene, Dice], _Made | None]] = {
+_MAKERS: dict[str, Callable[[Scene, Rng], _Made | None]] = {
     "image_scene": _scene,
     "image_topic": _topic,
     "attribute_recognition": _recognition,
@@ -167,5 +167,5 @@ def _pairs(scene: Scene) -> list[tuple[Thing, Thing]]:
     return [(x, y) for x in scene.things for y in scene.things if x is not y]
 
 
-def _other_places(right: str, dice: Dice) -> list[str]:
-    return dice.sample([p for p in chain.from_iterable(PLACES) if p != right], 3)
+def _other_places(right: str, rng: Rng) -> list[str]:
+    return rng.sample([p for p in chain.from_iterable(PLACES) if p != right], 3)

@@ -22,8 +22,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTo
 from dreambench_tasks.playground.language import captions, narrative
 from dreambench_tasks.playground.pixels import pixels_of
 from dreambench_tasks.playground.render import SIDE, render_many
-from dreambench_tasks.playground.scene import WORLD, Dice, Scene, draw_scene
-from dreambench_tasks.playground.standins.loop import CHECKPOINT, Report, Settings, one_thread, train
+from dreambench_tasks.playground.scene import WORLD, Rng, Scene, draw_scene
+from dreambench_tasks.playground.surrogates.loop import CHECKPOINT, Report, Settings, one_thread, train
 
 __all__ = ["build_clip", "clip_tokenizer", "contrastive_loss", "image_features", "text_features", "train_batch"]
 
@@ -69,8 +69,8 @@ def clip_tokenizer(context: int = CONTEXT) -> PreTrainedTokenizerFast:
     split = pre_tokenizers.BertPreTokenizer()
     words: set[str] = set()
     for index in range(2000):
-        scene, dice = draw_scene("train", index), Dice("words", WORLD, index)
-        for text in (*captions(scene, dice), *narrative(scene, dice)):
+        scene, rng = draw_scene("train", index), Rng("words", WORLD, index)
+        for text in (*captions(scene, rng), *narrative(scene, rng)):
             words.update(word for word, _ in split.pre_tokenize_str(text.lower()))
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *sorted(words)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - a token of text, not a password
@@ -90,17 +90,17 @@ def train_batch(step: int, seed: int, size: int = BATCH) -> tuple[list[Scene], l
     scenes = [draw_scene("train", step * size + i, seed) for i in range(size)]
     texts: list[str] = []
     for i, scene in enumerate(scenes):
-        dice = Dice("clip", WORLD, seed, step, i)
-        texts.append(dice.pick(captions(scene, dice)))
+        rng = Rng("clip", WORLD, seed, step, i)
+        texts.append(rng.pick(captions(scene, rng)))
     return scenes, texts
 
 
 @torch.inference_mode()
-def image_features(model: CLIPModel, pictures: np.ndarray[Any, Any], batch: int = 256) -> Tensor:
+def image_features(model: CLIPModel, images: np.ndarray[Any, Any], batch: int = 256) -> Tensor:
     """Projected image embeddings of ``(N, 64, 64, 3)`` uint8, ``(N, 64)`` float32, not normalised to length 1."""
     parts = [
-        model.visual_projection(model.vision_model(pixels_of(pictures[i : i + batch])).pooler_output)
-        for i in range(0, len(pictures), batch)
+        model.visual_projection(model.vision_model(pixels_of(images[i : i + batch])).pooler_output)
+        for i in range(0, len(images), batch)
     ]
     return torch.cat(parts).float()
 
@@ -113,7 +113,7 @@ def text_features(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, texts: l
 
 
 def contrastive_loss(model: CLIPModel, image: Tensor, text: Tensor, texts: list[str]) -> Tensor:
-    """The mean of both directions over projected embeddings (B, 64) of pictures and of what is said of them."""
+    """The mean of both directions over projected embeddings (B, 64) of images and of what is said of them."""
     image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
     logits = model.logit_scale.clamp(max=math.log(100)).exp() * image @ text.T
     # Two scenes may have the same caption: each is then as right as the other.

@@ -25,14 +25,14 @@ from dreambench.statistics.intervals import wilson_interval
 from dreambench_tasks.playground.clip import BATCH, LEARNING_RATE, image_features, text_features
 from dreambench_tasks.playground.language import captions
 from dreambench_tasks.playground.render import render_many
-from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, WORLD, Dice, Scene, draw_scene
+from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, WORLD, Rng, Scene, draw_scene
 
 __all__ = ["Share", "evaluate_clip", "write_card"]
 
-GROUPS = 16  # of 64 pictures with 64 different captions
+GROUPS = 16  # of 64 images with 64 different captions
 CANDIDATES = 64
 PROBE_TRAIN, PROBE_VAL = 8000, 2000
-DISTANCE_PICTURES = 1000
+DISTANCE_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def evaluate_clip(folder: str | Path) -> dict[str, str]:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     to_text, to_image = _retrieval(model, tokenizer)
     scores = {
-        f"caption found for a picture, R@1 among {CANDIDATES}": str(to_text),
-        f"picture found for a caption, R@1 among {CANDIDATES}": str(to_image),
+        f"caption found for an image, R@1 among {CANDIDATES}": str(to_text),
+        f"image found for a caption, R@1 among {CANDIDATES}": str(to_image),
     }
     scores.update({f"linear probe: {name}": str(share) for name, share in _probes(model)})
     scores.update({f"Fréchet distance, {name}": f"{value:.4f}" for name, value in _distances(model)})
@@ -82,15 +82,15 @@ def write_card(folder: str | Path, scores: dict[str, str]) -> Path:
 
 
 def _retrieval(model: CLIPModel, tokenizer: PreTrainedTokenizerFast) -> tuple[Share, Share]:
-    """Each picture against 64 different captions, one of which was made for it; and the other way round."""
+    """Each image against 64 different captions, one of which was made for it; and the other way round."""
     indices = count()
     hits = np.zeros(2, int)
     for _ in range(GROUPS):
         group: dict[str, Scene] = {}
         while len(group) < CANDIDATES:
             index = next(indices)
-            scene, dice = draw_scene("val", index), Dice("clip evaluation", WORLD, index)
-            group.setdefault(dice.pick(captions(scene, dice)), scene)
+            scene, rng = draw_scene("val", index), Rng("clip evaluation", WORLD, index)
+            group.setdefault(rng.pick(captions(scene, rng)), scene)
         image = F.normalize(image_features(model, render_many(group.values())), dim=-1)
         scores = image @ F.normalize(text_features(model, tokenizer, list(group)), dim=-1).T
         truth = torch.arange(CANDIDATES)
@@ -148,13 +148,13 @@ def _logistic(x: Tensor, y: Tensor, x_new: Tensor) -> Tensor:
 
 
 def _distances(model: CLIPModel) -> Iterator[tuple[str, float]]:
-    """From 1,000 val pictures to as many others, whole and spoilt: a useful feature keeps the first far below the rest."""
-    real, other = ([draw_scene("val", i, seed) for i in range(DISTANCE_PICTURES)] for seed in (2, 3))
+    """From 1,000 val images to as many others, whole and spoilt: a useful feature keeps the first far below the rest."""
+    real, other = ([draw_scene("val", i, seed) for i in range(DISTANCE_IMAGES)] for seed in (2, 3))
     reference = _gaussian(model, render_many(real))
     whole = render_many(other)
     noise = np.random.RandomState(0).randint(-24, 25, whole.shape)
-    for name, pictures in (
-        ("other pictures", whole),
+    for name, images in (
+        ("other images", whole),
         ("the first thing left out of half of them", render_many(_without_first(other))),
         ("the first thing red in half of them", render_many(_changed(other, colour="red"))),
         ("the first thing a star in half of them", render_many(_changed(other, shape="star"))),
@@ -162,11 +162,11 @@ def _distances(model: CLIPModel) -> Iterator[tuple[str, float]]:
         ("noise of 24 levels", np.clip(whole + noise, 0, 255).astype(np.uint8)),
         ("backgrounds only", render_many(replace(s, things=()) for s in other)),
     ):
-        yield name, frechet_distance(_gaussian(model, pictures), reference)
+        yield name, frechet_distance(_gaussian(model, images), reference)
 
 
-def _gaussian(model: CLIPModel, pictures: NDArray[np.uint8]) -> GaussianStatistics:
-    return GaussianStatistics.from_features(image_features(model, pictures).numpy())
+def _gaussian(model: CLIPModel, images: NDArray[np.uint8]) -> GaussianStatistics:
+    return GaussianStatistics.from_features(image_features(model, images).numpy())
 
 
 def _without_first(scenes: list[Scene]) -> list[Scene]:
@@ -180,17 +180,17 @@ def _changed(scenes: list[Scene], **change: str) -> list[Scene]:
     ]
 
 
-def _blurred(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    padded = np.pad(pictures.astype(np.uint16), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    side = pictures.shape[1]
+def _blurred(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    padded = np.pad(images.astype(np.uint16), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    side = images.shape[1]
     total = sum(padded[:, i : i + side, j : j + side] for i in range(3) for j in range(3))
     return (np.asarray(total) // 9).astype(np.uint8)
 
 
 _CARD = """# playground-clip
 
-A CLIP of {parameters} parameters (transformers' `CLIPModel`, 64 x 64 pixels, patches of 8, 64 features) for the pictures of
-dreambench's playground: the default feature extractor of the embedded data. It knows nothing of photographs.
+A CLIP of {parameters} parameters (transformers' `CLIPModel`, 64 x 64 pixels, patches of 8, 64 features) for the images of
+dreambench's playground: the default feature extractor of the embedded data. It knows nothing of images.
 
 - **Data**: the playground's train part, version {world}, made as it goes; no content of the val part occurs in it.
 - **Recipe**: contrastive (Radford et al. 2021), {steps} steps of {batch}, one of a scene's five captions each, AdamW {rate} with
@@ -212,7 +212,7 @@ Held-out scenes of the val part; Wilson intervals at 95 %. `python -m dreambench
 |---|---|
 {scores}
 
-Fréchet distances are from 1,000 pictures of the val part to 1,000 others, whole or spoilt, on image embeddings as
+Fréchet distances are from 1,000 images of the val part to 1,000 others, whole or spoilt, on image embeddings as
 `--features playground-clip` takes them (not normalised).
 """
 

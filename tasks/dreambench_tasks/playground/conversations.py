@@ -1,4 +1,4 @@
-"""Conversations about a picture, for supervised fine-tuning: questions in the very words of the benchmarks' default prompts."""
+"""Conversations about an image, for supervised fine-tuning: questions in the very words of the benchmarks' default prompts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dreambench_tasks.playground.choices import CATEGORIES, LETTERS, choice
 from dreambench_tasks.playground.language import PLACES, captions, narrative, place
 from dreambench_tasks.playground.open_questions import KINDS, open_question, reply
 from dreambench_tasks.playground.questions import questions
-from dreambench_tasks.playground.scene import Dice, Scene
+from dreambench_tasks.playground.scene import Rng, Scene
 
 __all__ = ["LETTER_PROMPT", "SHORT_PROMPT", "Turn", "conversation"]
 
@@ -27,41 +27,41 @@ class Turn(NamedTuple):
     answered: str
 
 
-def conversation(scene: Scene, dice: Dice) -> list[Turn]:
+def conversation(scene: Scene, rng: Rng) -> list[Turn]:
     """One to three different questions about a scene with true answers."""
     turns: dict[str, Turn] = {}
-    for _ in range(1 + dice.below(_MOST_TURNS)):
-        turn = dice.pick(_SHARES)(scene, dice)
+    for _ in range(1 + rng.below(_MOST_TURNS)):
+        turn = rng.pick(_SHARES)(scene, rng)
         turns.setdefault(turn.asked, turn)
     return list(turns.values())
 
 
-def _short(scene: Scene, dice: Dice) -> Turn:
-    (question,) = questions(scene, dice, 1)
+def _short(scene: Scene, rng: Rng) -> Turn:
+    (question,) = questions(scene, rng, 1)
     return Turn(question.text + SHORT_PROMPT, question.answer)
 
 
-def _choice(scene: Scene, dice: Dice) -> Turn:
+def _choice(scene: Scene, rng: Rng) -> Turn:
     """Laid out as MMBench's default prompt has it: hint, question and lettered options, a line each."""
-    while (item := choice(scene, dice, dice.pick(tuple(CATEGORIES)))) is None:
+    while (item := choice(scene, rng, rng.pick(tuple(CATEGORIES)))) is None:
         pass
     options = [f"{letter}. {option}" for letter, option in zip(LETTERS, item.options, strict=False)]
     lines = [*([item.hint] if item.hint else []), item.question, *options]
     return Turn("\n".join(lines) + LETTER_PROMPT, LETTERS[item.answer])
 
 
-def _open(scene: Scene, dice: Dice) -> Turn:
-    while (question := open_question(scene, dice, dice.below(KINDS))) is None:
+def _open(scene: Scene, rng: Rng) -> Turn:
+    while (question := open_question(scene, rng, rng.below(KINDS))) is None:
         pass
-    return Turn(question.text, reply(scene, question, dice))
+    return Turn(question.text, reply(scene, question, rng))
 
 
-def _dense(scene: Scene, dice: Dice) -> Turn:
+def _dense(scene: Scene, rng: Rng) -> Turn:
     """What is in a place, or not: half of the places asked about are empty ones."""
     taken = [place(t) for t in scene.things]
-    thing = dice.pick(scene.things)
-    empty = dice.pick([name for row in PLACES for name in row if name not in taken])
-    asked, answer = dice.pick(
+    thing = rng.pick(scene.things)
+    empty = rng.pick([name for row in PLACES for name in row if name not in taken])
+    asked, answer = rng.pick(
         (
             (f"What is in the {empty}?", "nothing"),
             (f"What is in the {place(thing)}?", thing.name),
@@ -75,13 +75,13 @@ def _dense(scene: Scene, dice: Dice) -> Turn:
     return Turn(asked + SHORT_PROMPT, answer)
 
 
-def _description(scene: Scene, dice: Dice) -> Turn:
-    if dice.chance(50):
-        return Turn(dice.pick(_DESCRIBE), captions(scene, dice)[0])
-    return Turn(dice.pick(_DESCRIBE_LONG), " ".join(narrative(scene, dice)))
+def _description(scene: Scene, rng: Rng) -> Turn:
+    if rng.chance(50):
+        return Turn(rng.pick(_DESCRIBE), captions(scene, rng)[0])
+    return Turn(rng.pick(_DESCRIBE_LONG), " ".join(narrative(scene, rng)))
 
 
-_SHARES: tuple[Callable[[Scene, Dice], Turn], ...] = (
+_SHARES: tuple[Callable[[Scene, Rng], Turn], ...] = (
     *[_short] * 8,
     *[_choice] * 4,
     *[_open] * 3,

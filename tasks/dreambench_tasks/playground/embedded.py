@@ -1,4 +1,4 @@
-"""The embedded model, from nothing: stand-ins, assembly, DreamLLM's three stages, and the files that ship.
+"""The embedded model, from nothing: surrogates, assembly, DreamLLM's three stages, and the files that ship.
 
 ``dreambench playground build DIR`` runs these steps in order; each is skipped where its result is there, and goes on from its own
 checkpoint where it was stopped. The three stages are ordinary recipes of ``dreamllm train``, in the folder ``recipes``.
@@ -15,39 +15,39 @@ from typing import Any
 from dreambench.progress import progress_bar, say
 from dreambench_tasks.playground.writing import write
 
-__all__ = ["PICTURES", "STEPS", "STORIES"]
+__all__ = ["IMAGES", "STEPS", "STORIES"]
 
-PICTURES, STORIES = 24_000, 8_000  # of the train part, for the three stages
+IMAGES, STORIES = 24_000, 8_000  # of the train part, for the three stages
 RECIPES = Path(__file__).parent / "recipes"
 LAYOUT = "model.safetensors"
 
 
 def world(directory: Path) -> None:
     """The training data: pairs, conversations, stories and instructions."""
-    write(directory / "world" / "pictures", "train", PICTURES, 0, ["pairs", "conversations"])
+    write(directory / "world" / "images", "train", IMAGES, 0, ["pairs", "conversations"])
     write(directory / "world" / "stories", "train", STORIES, 0, ["stories", "instructions"])
 
 
 def encoder(directory: Path) -> None:
-    from dreambench_tasks.playground.standins.encoder import SETTINGS, build_encoder
+    from dreambench_tasks.playground.surrogates.encoder import SETTINGS, build_encoder
 
     _watched("encoder", build_encoder, SETTINGS, directory)
 
 
 def autoencoder(directory: Path) -> None:
-    from dreambench_tasks.playground.standins.autoencoder import FINE, SETTINGS, build_autoencoder, build_fine_decoder
+    from dreambench_tasks.playground.surrogates.autoencoder import FINE, SETTINGS, build_autoencoder, build_fine_decoder
 
     _watched("autoencoder", build_autoencoder, SETTINGS, directory)
     _watched("its decoder, on", build_fine_decoder, FINE, directory)
 
 
 def diffusion(directory: Path) -> None:
-    from dreambench_tasks.playground.standins.diffusion import (
+    from dreambench_tasks.playground.surrogates.diffusion import (
         FIRST,
         FOURTH,
         SECOND,
         THIRD,
-        build_painter,
+        build_image_decoder,
         build_text_tower,
         build_unet,
         build_unet_of_things,
@@ -56,23 +56,23 @@ def diffusion(directory: Path) -> None:
     _watched("text tower and UNet", build_text_tower, FIRST, directory)
     _watched("UNet", build_unet, SECOND, directory)
     _watched("UNet, where things are", build_unet_of_things, THIRD, directory)
-    _watched("UNet, at last", build_painter, FOURTH, directory)
+    _watched("UNet, at last", build_image_decoder, FOURTH, directory)
 
 
 def language(directory: Path) -> None:
-    from dreambench_tasks.playground.standins.decoder import LANGUAGE, WARM_UP, build_language, build_warm_up
+    from dreambench_tasks.playground.surrogates.decoder import LANGUAGE, WARM_UP, build_language, build_warm_up
 
     _watched("language model", build_language, LANGUAGE, directory)
     _watched("its warm-up", build_warm_up, WARM_UP, directory)
 
 
 def start(directory: Path) -> None:
-    """The stand-ins in one DreamLLM checkpoint, with the queries and the condition projector of the warm-up."""
+    """The surrogates in one DreamLLM checkpoint, with the queries and the condition projector of the warm-up."""
     if (directory / "start" / LAYOUT).is_file():
         return
     from safetensors.torch import load_file
 
-    from dreambench_tasks.playground.standins.encoder import CONTEXT
+    from dreambench_tasks.playground.surrogates.encoder import CONTEXT
     from dreamllm import checkpoint
     from dreamllm.training.assemble import assemble
 
@@ -81,7 +81,7 @@ def start(directory: Path) -> None:
     warm = load_file(directory / "warm" / "dreams.safetensors")
     warm["condition_projector.layers.0.weight"] = warm.pop("condition_projector.weight")
     model.load_state_dict({**model.state_dict(), **warm})
-    model.config.training = "stand-ins trained on the dreambench playground"
+    model.config.training = "surrogates trained on the dreambench playground"
     _publish(directory / "start", lambda folder: checkpoint.save(folder, model, processor))
 
 
@@ -89,10 +89,10 @@ def alignment(directory: Path) -> None:
     """Stage I in its two halves, merged."""
     from dreamllm.training.merge import merge
 
-    _train(directory, "alignment-reading")
-    _train(directory, "alignment-painting")
+    _train(directory, "alignment-comprehension")
+    _train(directory, "alignment-generation")
     if not (directory / "alignment" / LAYOUT).is_file():
-        halves = (directory / "alignment-reading", directory / "alignment-painting")
+        halves = (directory / "alignment-comprehension", directory / "alignment-generation")
         _publish(directory / "alignment", lambda folder: merge(*halves, folder))
 
 
@@ -134,7 +134,7 @@ def _train(directory: Path, name: str) -> None:
     """A stage by its recipe, whose folders are relative to the build's, so that its fingerprint is the same everywhere."""
     import torch
 
-    from dreambench_tasks.playground.standins.loop import one_thread
+    from dreambench_tasks.playground.surrogates.loop import one_thread
     from dreamllm.training.recipe import load_recipe
     from dreamllm.training.run import train
 

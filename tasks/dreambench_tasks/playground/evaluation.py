@@ -1,7 +1,7 @@
 """How good the embedded model is in its world, on scenes it was not trained on: what the model card says.
 
-Reading is asked of the test part, painting is judged by the probe, stories are composed from requests of the val part. All of it is a
-function of the weights and of the numbers below.
+Reading is asked of the test part, image generation is judged by the probe, stories are generated from requests of the val part. All of it is
+a function of the weights and of the numbers below.
 """
 
 from __future__ import annotations
@@ -23,40 +23,42 @@ from dreambench_tasks.playground.conversations import SHORT_PROMPT
 from dreambench_tasks.playground.language import PLACES, captions, place
 from dreambench_tasks.playground.probe import Seen, look
 from dreambench_tasks.playground.render import render, render_many
-from dreambench_tasks.playground.scene import BACKGROUNDS, Dice, Scene, draw_scene
+from dreambench_tasks.playground.scene import BACKGROUNDS, Rng, Scene, draw_scene
 from dreambench_tasks.playground.stories import instruction
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor
 
-__all__ = ["STEPS", "Told", "painting", "probe_accuracy", "reading", "stories", "told_scenes"]
+__all__ = ["STEPS", "Described", "comprehension", "described_scenes", "probe_accuracy", "stories", "text_to_image"]
 
 BATCH = 64
 GUIDANCE, STEPS = 3.0, 20
-"""Of DDIM, for every picture that is painted here."""
+"""Of DDIM, for every image that is generated here."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """A scene and what is said of it to a painter."""
+class Described:
+    """A scene and what is said of it to a image decoder."""
 
     scene: Scene
     caption: str
 
 
-def told_scenes(part: str, things: int, n: int) -> list[Told]:
+def described_scenes(part: str, things: int, n: int) -> list[Described]:
     """The first ``n`` scenes of a part with so many things, each with one of its captions."""
 
-    def drawn() -> Iterator[Told]:
+    def drawn() -> Iterator[Described]:
         for index in count():
             scene = draw_scene(part, index)
             if len(scene.things) == things:
-                yield Told(scene, Dice("evaluation", part, index).pick(captions(scene, Dice("told", part, index))))
+                yield Described(scene, Rng("evaluation", part, index).pick(captions(scene, Rng("told", part, index))))
 
     return list(islice(drawn(), n))
 
 
-def reading(model: DreamLLMForConditionalGeneration, processor: DreamLLMProcessor, n: int = 500) -> dict[str, Share]:
+def comprehension(
+    model: DreamLLMForConditionalGeneration, processor: DreamLLMProcessor, n: int = 500
+) -> dict[str, Share]:
     """Single things of the test part: is "What is in the <place>?" answered by their colour and shape?"""
-    told = told_scenes("test", 1, n)
+    told = described_scenes("test", 1, n)
     right: Counter[str] = Counter()
     for start in range(0, n, BATCH):
         batch = [one.scene for one in told[start : start + BATCH]]
@@ -85,13 +87,13 @@ def probe_accuracy(probe: torch.nn.Module, n: int = 1000) -> dict[str, Share]:
     }
 
 
-def painting(paint: Any, probe: torch.nn.Module, n: int = 500) -> dict[str, Share]:
-    """What the probe sees in pictures of ``n`` scenes with one thing and ``n`` with two, all of the test part.
+def text_to_image(generate_images: Any, probe: torch.nn.Module, n: int = 500) -> dict[str, Share]:
+    """What the probe sees in images of ``n`` scenes with one thing and ``n`` with two, all of the test part.
 
-    ``paint(captions, seeds)`` returns ``(N, 64, 64, 3)`` uint8.
+    ``generate images(captions, seeds)`` returns ``(N, 64, 64, 3)`` uint8.
     """
-    one, two = (told_scenes("test", things, n) for things in (1, 2))
-    seen_one, seen_two = (_painted(paint, probe, told) for told in (one, two))
+    one, two = (described_scenes("test", things, n) for things in (1, 2))
+    seen_one, seen_two = (_generated(generate_images, probe, told) for told in (one, two))
     both = [*zip(seen_one, one, strict=True), *zip(seen_two, two, strict=True)]
     placed = [(s, t) for s, t in zip(seen_one, one, strict=True) if place(t.scene.things[0]) in t.caption.lower()]
     found = [_recalled(s, t.scene) for s, t in zip(seen_two, two, strict=True)]
@@ -113,17 +115,17 @@ def painting(paint: Any, probe: torch.nn.Module, n: int = 500) -> dict[str, Shar
 def stories(
     model: DreamLLMForConditionalGeneration, processor: DreamLLMProcessor, probe: torch.nn.Module, n: int = 200
 ) -> dict[str, Share]:
-    """Requests of the val part, composed greedily: where do the pictures stand, and do they show what was just told?
+    """Requests of the val part, generated greedily: where do the images stand, and do they show what was just told?
 
-    A document is right where it has a picture, every picture follows at once a sentence that names a colour, a shape, a place and a
-    background, and no such sentence lacks its picture.
+    A document is right where it has an image, every image follows at once a sentence that names a colour, a shape, a place and a
+    background, and no such sentence lacks its image.
     """
-    placed = shown = pictures = asked_for = 0
+    placed = shown = images = right_count = 0
     for start in range(0, n, 16):
         numbers = range(start, min(start + 16, n))
         asked = [instruction("val", index) for index in numbers]
         prompts = [processor.apply_chat_template([{"role": "user", "content": words}]) for words, _ in asked]
-        documents = model.compose(
+        documents = model.generate_interleaved(
             processor(prompts),
             processor,
             max_new_tokens=160,
@@ -133,34 +135,34 @@ def stories(
             guidance_scale=GUIDANCE,
         )
         for document, (_, wanted) in zip(documents, asked, strict=True):
-            told = _sentences_with_pictures(document.parts)
+            told = _sentences_with_images(document.parts)
             placed += bool(document.images) and all(_describes(text) == (image is not None) for text, image in told)
-            asked_for += len(document.images) == len(wanted.scenes)
-            illustrated = [(text, image) for text, image in told if image is not None]
-            pictures += len(illustrated)
-            if illustrated:
-                seen = look(probe, np.stack([np.asarray(image) for _, image in illustrated]))
-                shown += sum(_names_all(text, s) for (text, _), s in zip(illustrated, seen, strict=True))
+            right_count += len(document.images) == len(wanted.scenes)
+            interleaved = [(text, image) for text, image in told if image is not None]
+            images += len(interleaved)
+            if interleaved:
+                seen = look(probe, np.stack([np.asarray(image) for _, image in interleaved]))
+                shown += sum(_names_all(text, s) for (text, _), s in zip(interleaved, seen, strict=True))
     scores = {
-        "documents with every picture after its sentence": Share(placed, n),
-        "documents with as many pictures as asked for": Share(asked_for, n),
+        "documents with every image after its sentence": Share(placed, n),
+        "documents with as many images as asked for": Share(right_count, n),
     }
-    if pictures:
-        scores["pictures that show what their sentence names, and nothing else"] = Share(shown, pictures)
+    if images:
+        scores["images that show what their sentence names, and nothing else"] = Share(shown, images)
     return scores
 
 
-def _painted(paint: Any, probe: torch.nn.Module, told: Sequence[Told]) -> list[Seen]:
+def _generated(generate_images: Any, probe: torch.nn.Module, told: Sequence[Described]) -> list[Seen]:
     seen: list[Seen] = []
     for start in range(0, len(told), BATCH):
         texts = [one.caption for one in told[start : start + BATCH]]
-        pictures: NDArray[np.uint8] = paint(texts, [sample_seed(0, str(start + i)) for i in range(len(texts))])
-        seen += look(probe, pictures)
+        images: NDArray[np.uint8] = generate_images(texts, [sample_seed(0, str(start + i)) for i in range(len(texts))])
+        seen += look(probe, images)
     return seen
 
 
-def _sentences_with_pictures(parts: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Each sentence with the picture that follows it at once, or None."""
+def _sentences_with_images(parts: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Each sentence with the image that follows it at once, or None."""
     told: list[tuple[str, Any]] = []
     for part in parts:
         if isinstance(part, str):
@@ -173,7 +175,7 @@ def _sentences_with_pictures(parts: Sequence[Any]) -> list[tuple[str, Any]]:
 
 
 def _describes(sentence: str) -> bool:
-    """Whether a sentence names a background and a place, as those that have a picture do, and titles and closings do not."""
+    """Whether a sentence names a background and a place, as those that have an image do, and titles and closings do not."""
     places = (words for row in PLACES for words in row)
     return any(ground in sentence for ground in BACKGROUNDS) and any(words in sentence for words in places)
 

@@ -24,14 +24,14 @@ from dreambench_tasks.playground.language import captions, narrative
 from dreambench_tasks.playground.open_questions import KINDS, OpenQuestion, open_question
 from dreambench_tasks.playground.questions import annotators, questions
 from dreambench_tasks.playground.render import CENTRES, SIDE, render
-from dreambench_tasks.playground.scene import WORLD, Dice, Scene, draw_scene
+from dreambench_tasks.playground.scene import WORLD, Rng, Scene, draw_scene
 
-__all__ = ["BENCHMARK_FORMATS", "File", "Pool", "json_file", "picture", "picture_path", "pictures", "questions_of"]
+__all__ = ["BENCHMARK_FORMATS", "File", "Pool", "image", "image_path", "images", "json_file", "questions_of"]
 
 T = TypeVar("T")
 
-QUESTIONS_PER_PICTURE = 2
-SECOND_NARRATIVE_PERCENT = 70  # COCO val has 8,573 narratives of 5,000 pictures
+QUESTIONS_PER_IMAGE = 2
+SECOND_NARRATIVE_PERCENT = 70  # COCO val has 8,573 narratives of 5,000 images
 SECONDS_PER_WORD = 0.35
 CIRCULAR_STEP = 1_000_000
 MMBENCH_COLUMNS = (
@@ -52,9 +52,9 @@ MMBENCH_COLUMNS = (
 SOURCE = "dreambench playground"
 
 
-def questions_of(pictures: int) -> int:
-    """How many questions of MMBench, and of MM-Vet, are written with so many pictures: 307 with the default 512."""
-    return max(1, pictures * 3 // 5)
+def questions_of(images: int) -> int:
+    """How many questions of MMBench, and of MM-Vet, are written with so many images: 307 with the default 512."""
+    return max(1, images * 3 // 5)
 
 
 class File(NamedTuple):
@@ -67,7 +67,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Pool:
-    """Scenes 0 … n - 1 of a part. Picture ids are index + 1: there is no picture 0 in COCO."""
+    """Scenes 0 … n - 1 of a part. Image ids are index + 1: there is no image 0 in COCO."""
 
     part: str
     n: int
@@ -76,22 +76,22 @@ class Pool:
     def __iter__(self) -> Iterator[tuple[int, Scene]]:
         return ((index + 1, draw_scene(self.part, index, self.seed)) for index in range(self.n))
 
-    def dice(self, purpose: str, number: int) -> Dice:
-        return Dice(purpose, WORLD, self.part, number, self.seed)
+    def rng(self, purpose: str, number: int) -> Rng:
+        return Rng(purpose, WORLD, self.part, number, self.seed)
 
 
-def pictures(pool: Pool) -> Iterator[File]:
+def images(pool: Pool) -> Iterator[File]:
     """``val2017/000000000001.png`` …: PNG where COCO has JPEG, because the world's own pixels must survive."""
     for image_id, scene in pool:
-        yield picture(picture_path(pool.part, image_id), scene)
+        yield image(image_path(pool.part, image_id), scene)
 
 
 def coco(pool: Pool) -> Iterator[File]:
-    """``annotations/captions_val2017.json``, five captions a picture."""
+    """``annotations/captions_val2017.json``, five captions an image."""
     images, annotations = [], []
     for image_id, scene in pool:
         images.append({"id": image_id, "file_name": _name(image_id), "width": SIDE, "height": SIDE, "license": 1})
-        for caption in captions(scene, pool.dice("captions", image_id)):
+        for caption in captions(scene, pool.rng("captions", image_id)):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "caption": caption})
     record = {
         "info": {"description": SOURCE, "version": WORLD, "year": 2017},
@@ -103,15 +103,15 @@ def coco(pool: Pool) -> Iterator[File]:
 
 
 def localized_narratives(pool: Pool) -> Iterator[File]:
-    """``coco_val_localized_narratives.jsonl``, one or two narratives a picture, without voice recordings."""
+    """``coco_val_localized_narratives.jsonl``, one or two narratives an image, without voice recordings."""
     lines: list[str] = []
     for image_id, scene in pool:
-        dice = pool.dice("narratives", image_id)
-        told = [narrative(scene, dice)]
-        if dice.chance(SECOND_NARRATIVE_PERCENT):
-            told.append(next(text for text in _narratives(scene, dice) if text != told[0]))
+        rng = pool.rng("narratives", image_id)
+        told = [narrative(scene, rng)]
+        if rng.chance(SECOND_NARRATIVE_PERCENT):
+            told.append(next(text for text in _narratives(scene, rng) if text != told[0]))
         lines += [
-            json.dumps(_narrative(pool.part, image_id, scene, number, text, dice)) for number, text in enumerate(told)
+            json.dumps(_narrative(pool.part, image_id, scene, number, text, rng)) for number, text in enumerate(told)
         ]
     suffix = "-00000-of-00001" if pool.part == "train" else ""
     data = "".join(f"{line}\n" for line in lines).encode()
@@ -119,12 +119,12 @@ def localized_narratives(pool: Pool) -> Iterator[File]:
 
 
 def vqav2(pool: Pool) -> Iterator[File]:
-    """The official pair of questions and annotations, two questions a picture; of ``test`` the questions only."""
+    """The official pair of questions and annotations, two questions an image; of ``test`` the questions only."""
     asked: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, scene in pool:
-        dice = pool.dice("questions", image_id)
-        for k, question in enumerate(questions(scene, dice, QUESTIONS_PER_PICTURE)):
+        rng = pool.rng("questions", image_id)
+        for k, question in enumerate(questions(scene, rng, QUESTIONS_PER_IMAGE)):
             ids = {"image_id": image_id, "question_id": image_id * 1000 + k}
             asked.append({**ids, "question": question.text})
             annotations.append(
@@ -133,7 +133,7 @@ def vqav2(pool: Pool) -> Iterator[File]:
                     "question_type": question.question_type,
                     "answer_type": question.answer_type,
                     "multiple_choice_answer": question.answer,
-                    "answers": annotators(question, dice),
+                    "answers": annotators(question, rng),
                 }
             )
     subset = {"train": "train2014", "val": "val2014", "test": "test2015"}[pool.part]
@@ -150,7 +150,7 @@ def vqav2(pool: Pool) -> Iterator[File]:
 
 
 def mmbench(pool: Pool) -> Iterator[File]:
-    """``MMBench_DEV_EN.tsv``: three questions for five pictures, categories in turn, circular copies; no answers in ``test``."""
+    """``MMBench_DEV_EN.tsv``: three questions for five images, categories in turn, circular copies; no answers in ``test``."""
     split = {"train": "train", "val": "dev", "test": "test"}[pool.part]
     columns = [c for c in MMBENCH_COLUMNS if not (c == "answer" and split == "test")]
     data, identity = io.StringIO(), io.StringIO()
@@ -159,7 +159,7 @@ def mmbench(pool: Pool) -> Iterator[File]:
         table.writeheader()
 
     def asked(scene: Scene, number: int, wanted: int) -> Choice | None:
-        return choice(scene, pool.dice("choice", number), tuple(CATEGORIES)[wanted % len(CATEGORIES)])
+        return choice(scene, pool.rng("choice", number), tuple(CATEGORIES)[wanted % len(CATEGORIES)])
 
     for index, (scene, item) in enumerate(_suited(pool, asked, questions_of(pool.n)), 1):
         pixels = render(scene)
@@ -183,11 +183,11 @@ def mmbench(pool: Pool) -> Iterator[File]:
 
 
 def mmvet(pool: Pool) -> Iterator[File]:
-    """``mm-vet.json`` and its pictures ``images/v1_0.png`` …, three questions for five pictures, of all kinds in turn."""
+    """``mm-vet.json`` and its images ``images/v1_0.png`` …, three questions for five images, of all kinds in turn."""
     record: dict[str, dict[str, Any]] = {}
 
     def asked(scene: Scene, number: int, wanted: int) -> OpenQuestion | None:
-        return open_question(scene, pool.dice("open question", number), wanted % KINDS)
+        return open_question(scene, pool.rng("open question", number), wanted % KINDS)
 
     for index, (scene, question) in enumerate(_suited(pool, asked, questions_of(pool.n))):
         record[f"v1_{index}"] = {
@@ -197,7 +197,7 @@ def mmvet(pool: Pool) -> Iterator[File]:
             "imagesource": SOURCE,
             "capability": list(question.capability),
         }
-        yield picture(f"images/v1_{index}.png", scene)
+        yield image(f"images/v1_{index}.png", scene)
     yield json_file("mm-vet.json", record)
 
 
@@ -222,12 +222,12 @@ def _suited(pool: Pool, ask: Callable[[Scene, int, int], T | None], count: int) 
                 break
 
 
-def _narratives(scene: Scene, dice: Dice) -> Iterator[list[str]]:
+def _narratives(scene: Scene, rng: Rng) -> Iterator[list[str]]:
     while True:
-        yield narrative(scene, dice)
+        yield narrative(scene, rng)
 
 
-def _narrative(part: str, image_id: int, scene: Scene, number: int, sentences: list[str], dice: Dice) -> dict[str, Any]:
+def _narrative(part: str, image_id: int, scene: Scene, number: int, sentences: list[str], rng: Rng) -> dict[str, Any]:
     """One line: sentences are utterances, and while a thing is named the pointer circles it."""
     timed: list[dict[str, Any]] = []
     traces: list[list[dict[str, float]]] = []
@@ -250,7 +250,7 @@ def _narrative(part: str, image_id: int, scene: Scene, number: int, sentences: l
     return {
         "dataset_id": f"mscoco_{part}2017",
         "image_id": str(image_id),
-        "annotator_id": 2 * dice.below(40) + number,
+        "annotator_id": 2 * rng.below(40) + number,
         "caption": " ".join(sentences),
         "timed_caption": timed,
         "traces": traces,
@@ -262,12 +262,12 @@ def _name(image_id: int) -> str:
     return f"{image_id:012d}.png"
 
 
-def picture_path(part: str, image_id: int) -> str:
-    """Where a picture lies in the folder that is written."""
+def image_path(part: str, image_id: int) -> str:
+    """Where an image lies in the folder that is written."""
     return f"{part}2017/{_name(image_id)}"
 
 
-def picture(path: str, scene: Scene) -> File:
+def image(path: str, scene: Scene) -> File:
     """A scene as PNG."""
     pixels = render(scene)
     return File(path, _png(pixels), pixels.tobytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from dreambench_tasks.playground.scene import Dice, Scene, Thing
+from dreambench_tasks.playground.scene import Rng, Scene, Thing
 
 __all__ = ["PLACES", "a", "captions", "enumerated", "fullest_caption", "narrative", "place", "relation"]
 
@@ -51,20 +51,20 @@ def relation(thing: Thing, other: Thing) -> str:
     return " and ".join(filter(None, (vertical, side)))
 
 
-def captions(scene: Scene, dice: Dice) -> list[str]:
+def captions(scene: Scene, rng: Rng) -> list[str]:
     """Five different short captions. Each names every thing's colour and shape and the background, some more."""
     things, ground = scene.things, scene.background
     names = enumerated([a(t.name) for t in things])
     sized = enumerated([a(f"{t.size} {t.name}") for t in things])
     placed = enumerated([f"{a(t.name)} in the {place(t)}" for t in things])
     told = [
-        f"{dice.pick(_LEADS)}{names} on {a(ground)} background",
-        f"{dice.pick(_LEADS)}{sized} on {a(ground)} background",
-        f"{dice.pick(_LEADS)}{placed}, on {a(ground)} background",
+        f"{rng.pick(_LEADS)}{names} on {a(ground)} background",
+        f"{rng.pick(_LEADS)}{sized} on {a(ground)} background",
+        f"{rng.pick(_LEADS)}{placed}, on {a(ground)} background",
         _fullest(scene),
         _related(scene),
     ]
-    return [_sentence(text) for text in dice.sample(told, len(told))]
+    return [_sentence(text) for text in rng.sample(told, len(told))]
 
 
 def fullest_caption(scene: Scene) -> str:
@@ -72,14 +72,14 @@ def fullest_caption(scene: Scene) -> str:
     return _sentence(_fullest(scene))
 
 
-def narrative(scene: Scene, dice: Dice) -> list[str]:
+def narrative(scene: Scene, rng: Rng) -> list[str]:
     """The sentences of a spoken description of 40 words or more, which names every thing in reading order.
 
-    The first sentence is of the whole picture, the next ones of one thing each; what is left is again of the whole.
+    The first sentence is of the whole image, the next ones of one thing each; what is left is again of the whole.
     """
     things, ground = scene.things, scene.background
     count = ("one shape", "two shapes", "three shapes")[len(things) - 1]
-    sentences = [dice.pick(_OPENINGS).format(count=count, background=ground)]
+    sentences = [rng.pick(_OPENINGS).format(count=count, background=ground)]
     first = things[0]
     sentences.append(f"In the {place(first)} there is {a(f'{first.size} {first.name}')}.")
     for before, thing in pairwise(things):
@@ -89,8 +89,8 @@ def narrative(scene: Scene, dice: Dice) -> list[str]:
             f"there is {a(f'{thing.size} {thing.name}')}."
         )
     if len(things) == 1:
-        sentences.append(dice.pick(_ALONE))
-    sentences.append(dice.pick(_ENDINGS).format(background=ground))
+        sentences.append(rng.pick(_ALONE))
+    sentences.append(rng.pick(_ENDINGS).format(background=ground))
     return sentences
 
 

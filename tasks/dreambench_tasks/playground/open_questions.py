@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dreambench_tasks.playground.language import a, enumerated, place
-from dreambench_tasks.playground.scene import Dice, Scene, Thing
+from dreambench_tasks.playground.scene import Rng, Scene, Thing
 
 __all__ = ["AND", "KINDS", "OR", "OpenQuestion", "open_question", "reply"]
 
@@ -57,19 +57,19 @@ class OpenQuestion:
     capability: tuple[str, ...]  # of "rec", "know", "gen", "spat", "math", in MM-Vet's order
 
 
-def open_question(scene: Scene, dice: Dice, kind: int) -> OpenQuestion | None:
+def open_question(scene: Scene, rng: Rng, kind: int) -> OpenQuestion | None:
     """A question of kind 0 … KINDS - 1, or None where the scene does not allow one."""
-    return _MAKERS[kind](scene, dice)
+    return _MAKERS[kind](scene, rng)
 
 
-def reply(scene: Scene, question: OpenQuestion, dice: Dice) -> str:
+def reply(scene: Scene, question: OpenQuestion, rng: Rng) -> str:
     """An answer that the judge ``rule`` gives full marks."""
     if question.text in (_DESCRIBE, _TOUR):
         whole = enumerated([f"{a(t.name)} in the {place(t)}" for t in scene.things])
         return f"{whole[0].upper()}{whole[1:]} on {a(scene.background)} background."
     parts = [part.split(OR) for part in question.answer.split(AND)]
     free = "know" in question.capability and "math" not in question.capability
-    return enumerated([dice.pick(alternatives) if free else alternatives[0] for alternatives in parts])
+    return enumerated([rng.pick(alternatives) if free else alternatives[0] for alternatives in parts])
 
 
 def _all(parts: Sequence[str]) -> str:
@@ -92,47 +92,47 @@ def _outer(scene: Scene) -> list[Thing]:
     return [t for t in scene.things if place(t) != "center"]
 
 
-def _names(scene: Scene, dice: Dice) -> OpenQuestion:
+def _names(scene: Scene, rng: Rng) -> OpenQuestion:
     return OpenQuestion("Which shapes are in the picture?", _all([t.name for t in scene.things]), ("rec",))
 
 
-def _at(scene: Scene, dice: Dice) -> OpenQuestion:
-    thing = dice.pick(scene.things)
+def _at(scene: Scene, rng: Rng) -> OpenQuestion:
+    thing = rng.pick(scene.things)
     return OpenQuestion(f"What is in the {place(thing)} of the picture?", thing.name, ("rec", "spat"))
 
 
-def _find(scene: Scene, dice: Dice) -> OpenQuestion | None:
+def _find(scene: Scene, rng: Rng) -> OpenQuestion | None:
     outer = _outer(scene)
     if not outer:
         return None
-    thing = dice.pick(outer)
+    thing = rng.pick(outer)
     return OpenQuestion(f"Where is the {thing.name}?", _where(thing), ("rec", "spat"))
 
 
-def _fruit(scene: Scene, dice: Dice) -> OpenQuestion | None:
+def _fruit(scene: Scene, rng: Rng) -> OpenQuestion | None:
     alone = scene.alone("shape")
     if not alone:
         return None
-    thing = dice.pick(alone)
+    thing = rng.pick(alone)
     return OpenQuestion(
         f"Name a fruit with the color of the {thing.shape}.", OR.join(_FRUIT[thing.colour]), ("rec", "know")
     )
 
 
-def _alike(scene: Scene, dice: Dice) -> OpenQuestion | None:
+def _alike(scene: Scene, rng: Rng) -> OpenQuestion | None:
     alone = scene.alone("colour")
     if not alone:
         return None
-    thing = dice.pick(alone)
+    thing = rng.pick(alone)
     text = f"Name something in the world with the form of the {thing.colour} shape."
     return OpenQuestion(text, OR.join(_ALIKE[thing.shape]), ("rec", "know", "gen"))
 
 
-def _compass(scene: Scene, dice: Dice) -> OpenQuestion | None:
+def _compass(scene: Scene, rng: Rng) -> OpenQuestion | None:
     pairs = [(x, y) for x in scene.things for y in scene.things if (x.row == y.row) != (x.column == y.column)]
     if not pairs:
         return None
-    first, second = dice.pick(pairs)
+    first, second = rng.pick(pairs)
     if first.row == second.row:
         side = "west" if first.column < second.column else "east"
     else:
@@ -141,32 +141,32 @@ def _compass(scene: Scene, dice: Dice) -> OpenQuestion | None:
     return OpenQuestion(text, side, ("rec", "know", "spat"))
 
 
-def _describe(scene: Scene, dice: Dice) -> OpenQuestion:
+def _describe(scene: Scene, rng: Rng) -> OpenQuestion:
     parts = [*(t.name for t in scene.things), scene.background]
     return OpenQuestion(_DESCRIBE, _all(parts), ("rec", "gen"))
 
 
-def _tour(scene: Scene, dice: Dice) -> OpenQuestion | None:
+def _tour(scene: Scene, rng: Rng) -> OpenQuestion | None:
     if len(_outer(scene)) < len(scene.things):
         return None
     parts = [part for t in scene.things for part in (t.name, _where(t))]
     return OpenQuestion(_TOUR, _all(parts), ("rec", "gen", "spat"))
 
 
-def _total(scene: Scene, dice: Dice) -> OpenQuestion:
+def _total(scene: Scene, rng: Rng) -> OpenQuestion:
     total = sum(_SIDES[t.shape] for t in scene.things)
     text = "How many straight sides do all shapes in the picture have together?"
     return OpenQuestion(text, _number(total), ("rec", "know", "math"))
 
 
-def _row(scene: Scene, dice: Dice) -> OpenQuestion:
-    row = dice.below(3)
+def _row(scene: Scene, rng: Rng) -> OpenQuestion:
+    row = rng.below(3)
     count = sum(t.row == row for t in scene.things)
     text = f"How many shapes are in the {('top', 'middle', 'bottom')[row]} row of the picture?"
     return OpenQuestion(text, _number(count), ("rec", "spat", "math"))
 
 
-_MAKERS: tuple[Callable[[Scene, Dice], OpenQuestion | None], ...] = (
+_MAKERS: tuple[Callable[[Scene, Rng], OpenQuestion | None], ...] = (
     _names,
     _at,
     _fruit,

@@ -1,7 +1,7 @@
-"""The judge of painted scenes: a small convolutional network that names what is in each cell of the 3 x 3 grid.
+"""The judge of generated scenes: a small convolutional network that names what is in each cell of the 3 x 3 grid.
 
-It is trained on real scenes of the train part only, never on anything painted, and its own accuracy is measured on scenes of the
-test part. It sees pictures shifted by up to two pixels and a little noisy, for what is painted is never bit-exact.
+It is trained on real scenes of the train part only, never on anything generated, and its own accuracy is measured on scenes of the
+test part. It sees images shifted by up to two pixels and a little noisy, for what is generated is never bit-exact.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from dreambench_tasks.playground.pixels import pixels_of
 from dreambench_tasks.playground.render import render_many
 from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, draw_scene
-from dreambench_tasks.playground.standins.loop import CHECKPOINT, Report, Settings, generator_of, one_thread, train
+from dreambench_tasks.playground.surrogates.loop import CHECKPOINT, Report, Settings, generator_of, one_thread, train
 
 __all__ = ["SETTINGS", "Seen", "build_probe", "look"]
 
@@ -31,7 +31,7 @@ _PARTS = (len(SHAPES) + 1, len(COLOURS), len(SIZES))  # 0 of the shapes is an em
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the probe sees in a picture: a background, and (row, column) -> (shape, colour, size)."""
+    """What the probe sees in an image: a background, and (row, column) -> (shape, colour, size)."""
 
     background: str
     things: dict[tuple[int, int], tuple[str, str, str]]
@@ -81,10 +81,10 @@ def build_probe(folder: str | Path, settings: Settings = SETTINGS, report: Repor
 
 
 @torch.inference_mode()
-def look(probe: nn.Module, pictures: np.ndarray[Any, Any]) -> list[Seen]:
-    """What is in each of ``(N, 64, 64, 3)`` uint8 pictures."""
+def look(probe: nn.Module, images: np.ndarray[Any, Any]) -> list[Seen]:
+    """What is in each of ``(N, 64, 64, 3)`` uint8 images."""
     seen: list[Seen] = []
-    for part in pixels_of(pictures).split(256):
+    for part in pixels_of(images).split(256):
         cells, grounds = probe(part)
         shapes, colours, sizes = (logits.argmax(1) for logits in cells.split(_PARTS, dim=1))
         for i, ground in enumerate(grounds.argmax(1).tolist()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dreambench_tasks.playground.language import a, place, relation
-from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Dice, Scene
+from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Rng, Scene
 
 __all__ = ["Question", "annotators", "questions"]
 
@@ -46,23 +46,23 @@ class Question:
     answer: str
 
 
-def questions(scene: Scene, dice: Dice, count: int) -> list[Question]:
+def questions(scene: Scene, rng: Rng, count: int) -> list[Question]:
     """``count`` different questions, as many of each kind as chance wills; every one has exactly one true answer."""
-    kinds = [_colours(scene), _shapes(scene), _counts(scene, dice), _present(scene, dice), _places(scene)]
-    kinds += [_sizes(scene), _sides(scene, dice), _ground(scene, dice)]
-    pool = [dice.pick(kind) for kind in kinds if kind]
-    return dice.sample(pool, min(count, len(pool)))
+    kinds = [_colours(scene), _shapes(scene), _counts(scene, rng), _present(scene, rng), _places(scene)]
+    kinds += [_sizes(scene), _sides(scene, rng), _ground(scene, rng)]
+    pool = [rng.pick(kind) for kind in kinds if kind]
+    return rng.sample(pool, min(count, len(pool)))
 
 
-def annotators(question: Question, dice: Dice) -> list[dict[str, str | int]]:
+def annotators(question: Question, rng: Rng) -> list[dict[str, str | int]]:
     """Ten answers as VQAv2 has them. Four questions in ten are answered alike by all; the true answer always leads."""
-    unanimous = dice.chance(_UNANIMOUS_PERCENT)
+    unanimous = rng.chance(_UNANIMOUS_PERCENT)
     slips = 0
     answers: list[dict[str, str | int]] = []
     for number in range(1, 11):
         answer, confidence = question.answer, "yes"
-        if not unanimous and slips < _MOST_SLIPS and dice.chance(_SLIP_PERCENT):
-            answer, confidence = dice.pick(_slips(question.answer)), dice.pick(("yes", "maybe", "no"))
+        if not unanimous and slips < _MOST_SLIPS and rng.chance(_SLIP_PERCENT):
+            answer, confidence = rng.pick(_slips(question.answer)), rng.pick(("yes", "maybe", "no"))
             slips += 1
         answers.append({"answer": answer, "answer_confidence": confidence, "answer_id": number})
     return answers
@@ -89,12 +89,12 @@ def _shapes(scene: Scene) -> list[Question]:
     return [Question(f"What is the {t.colour} shape?", "what is the", "other", t.shape) for t in scene.alone("colour")]
 
 
-def _counts(scene: Scene, dice: Dice) -> list[Question]:
+def _counts(scene: Scene, rng: Rng) -> list[Question]:
     def asked(what: str, number: int) -> Question:
         return Question(f"How many {what} are there?", "how many", "number", str(number))
 
-    colour = dice.pick((dice.pick(scene.things).colour, dice.pick(COLOURS)))
-    shape = dice.pick((dice.pick(scene.things).shape, dice.pick(SHAPES)))
+    colour = rng.pick((rng.pick(scene.things).colour, rng.pick(COLOURS)))
+    shape = rng.pick((rng.pick(scene.things).shape, rng.pick(SHAPES)))
     return [
         asked("shapes", len(scene.things)),
         asked(f"{colour} shapes", sum(t.colour == colour for t in scene.things)),
@@ -102,14 +102,14 @@ def _counts(scene: Scene, dice: Dice) -> list[Question]:
     ]
 
 
-def _present(scene: Scene, dice: Dice) -> list[Question]:
+def _present(scene: Scene, rng: Rng) -> list[Question]:
     """One that is there and one that differs from it in one word, so that "yes" is right in half of the cases."""
-    there = dice.pick(scene.things)
+    there = rng.pick(scene.things)
     colour, shape = there.colour, there.shape
-    if dice.chance(50):
-        colour = dice.pick([c for c in COLOURS if c != colour])
+    if rng.chance(50):
+        colour = rng.pick([c for c in COLOURS if c != colour])
     else:
-        shape = dice.pick([s for s in SHAPES if s != shape])
+        shape = rng.pick([s for s in SHAPES if s != shape])
     names = (there.name, f"{colour} {shape}")
     return [
         Question(f"Is there {a(name)}?", f"is there {a(name).split()[0]}", "yes/no", _yes(name in _names(scene)))
@@ -127,11 +127,11 @@ def _sizes(scene: Scene) -> list[Question]:
     return [Question(f"Is the {t.name} {SIZES[0]} or {SIZES[1]}?", "is the", "other", t.size) for t in scene.things]
 
 
-def _sides(scene: Scene, dice: Dice) -> list[Question]:
+def _sides(scene: Scene, rng: Rng) -> list[Question]:
     """A true relation of two things, or the same with the things exchanged, which is false."""
     if len(scene.things) < 2:
         return []
-    first, second = dice.sample(scene.things, 2)
+    first, second = rng.sample(scene.things, 2)
     words = relation(first, second)
     return [
         Question(f"Is the {x.name} {words} the {y.name}?", "is the", "yes/no", _yes(x is first))
@@ -139,9 +139,9 @@ def _sides(scene: Scene, dice: Dice) -> list[Question]:
     ]
 
 
-def _ground(scene: Scene, dice: Dice) -> list[Question]:
+def _ground(scene: Scene, rng: Rng) -> list[Question]:
     others = [b for b in BACKGROUNDS if b != scene.background]
-    told = scene.background if dice.chance(50) else dice.pick(others)
+    told = scene.background if rng.chance(50) else rng.pick(others)
     return [
         Question("What color is the background?", "what color is the", "other", scene.background),
         Question(f"Is the background {told}?", "is the", "yes/no", _yes(told == scene.background)),

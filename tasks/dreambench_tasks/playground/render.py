@@ -1,4 +1,4 @@
-"""Scenes to pictures, 64 x 64 RGB, antialiased, bit-equal on every machine.
+"""Scenes to images, 64 x 64 RGB, antialiased, bit-equal on every machine.
 
 Shapes are masks of 8 x 8 samples a pixel; everything after them is integer arithmetic. A thing is one ready sprite (its shadow
 and its shaded body under one alpha), so that drawing is a multiplication and an addition.
@@ -44,7 +44,7 @@ Image = NDArray[np.uint8]
 
 
 def render(scene: Scene) -> Image:
-    """The picture of a scene, ``(64, 64, 3)`` uint8."""
+    """The image of a scene, ``(64, 64, 3)`` uint8."""
     canvas = _ground(scene.background, scene.light).copy()
     for thing in scene.things:
         keep, add = _sprite(thing.shape, thing.colour, thing.size, thing.tilt)
@@ -58,18 +58,18 @@ def render(scene: Scene) -> Image:
 
 
 def render_many(scenes: Iterable[Scene]) -> Image:
-    """Pictures of scenes, ``(N, 64, 64, 3)`` uint8."""
+    """Images of scenes, ``(N, 64, 64, 3)`` uint8."""
     return np.stack([render(scene) for scene in scenes])
 
 
-def contact_sheet(pictures: Image, columns: int = 12, scale: int = 2, gap: int = 6) -> Image:
-    """Pictures side by side on white, enlarged without smoothing, ``(H, W, 3)`` uint8."""
-    rows = -(-len(pictures) // columns)
+def contact_sheet(images: Image, columns: int = 12, scale: int = 2, gap: int = 6) -> Image:
+    """Images side by side on white, enlarged without smoothing, ``(H, W, 3)`` uint8."""
+    rows = -(-len(images) // columns)
     step = SIDE * scale + gap
     sheet = np.full((rows * step + gap, columns * step + gap, 3), 255, np.uint8)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         top, left = gap + (i // columns) * step, gap + (i % columns) * step
-        big = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+        big = image.repeat(scale, axis=0).repeat(scale, axis=1)
         sheet[top : top + SIDE * scale, left : left + SIDE * scale] = big
     return sheet
 

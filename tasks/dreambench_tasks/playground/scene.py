@@ -20,7 +20,7 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "WORLD",
-    "Dice",
+    "Rng",
     "Scene",
     "Thing",
     "crowded",
@@ -45,7 +45,7 @@ _COUNTS = (1,) * 9 + (2,) * 7 + (3,) * 4  # one object 45 %, two 35 %, three 20 
 T = TypeVar("T")
 
 
-class Dice:
+class Rng:
     """Integers from BLAKE2b in counter mode: a function of ``key`` alone, equal on every platform and with every numpy."""
 
     def __init__(self, *key: object) -> None:
@@ -127,29 +127,29 @@ def draw_scene(part: str, index: int, seed: int = 0) -> Scene:
     """
     if part not in PARTS:
         raise ValueError(f"part is one of {', '.join(PARTS)}, not {part!r}")
-    dice = Dice("scene", WORLD, part, index, seed)
+    rng = Rng("scene", WORLD, part, index, seed)
     while True:
-        scene = _draw(dice)
+        scene = _draw(rng)
         if part_of(scene) == part and not crowded(scene):
             return scene
 
 
-def _draw(dice: Dice) -> Scene:
-    count = dice.pick(_COUNTS)
-    cells = sorted(dice.sample(range(9), count))
-    kinds = dice.sample(range(len(SHAPES) * len(COLOURS)), count)
+def _draw(rng: Rng) -> Scene:
+    count = rng.pick(_COUNTS)
+    cells = sorted(rng.sample(range(9), count))
+    kinds = rng.sample(range(len(SHAPES) * len(COLOURS)), count)
     things = tuple(
         Thing(
             shape=SHAPES[kind % len(SHAPES)],
             colour=COLOURS[kind // len(SHAPES)],
-            size=dice.pick(SIZES),
+            size=rng.pick(SIZES),
             row=cell // 3,
             column=cell % 3,
-            tilt=dice.pick(TILTS),
+            tilt=rng.pick(TILTS),
         )
         for cell, kind in zip(cells, kinds, strict=True)
     )
-    return Scene(dice.pick(BACKGROUNDS), things, (dice.below(3) - 1, dice.below(3) - 1), dice.below(LIGHTS))
+    return Scene(rng.pick(BACKGROUNDS), things, (rng.below(3) - 1, rng.below(3) - 1), rng.below(LIGHTS))
 
 
 def crowded(scene: Scene) -> bool:

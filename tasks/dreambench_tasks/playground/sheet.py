@@ -1,4 +1,4 @@
-"""Stories on one sheet for the eye: each picture under the sentences that lead to it."""
+"""Stories on one sheet for the eye: each image under the sentences that lead to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INK = (40, 40, 48)
 
 
 def story_sheet(stories: Sequence[Story]) -> Image.Image:
-    """One story a row, RGB; a sentence after the last picture stands beside it."""
+    """One story a row, RGB; a sentence after the last image stands beside it."""
     font = ImageFont.load_default(_FONT_SIZE)
     cells = [_cells(story) for story in stories]
     columns = max(map(len, cells))
@@ -27,18 +27,18 @@ def story_sheet(stories: Sequence[Story]) -> Image.Image:
     sheet = Image.new("RGB", (columns * (_WIDTH + _GAP) + _GAP, len(stories) * height + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for row, line in enumerate(cells):
-        for column, (text, picture) in enumerate(line):
+        for column, (text, image) in enumerate(line):
             left, top = _GAP + column * (_WIDTH + _GAP), _GAP + row * height
             words = "\n".join(textwrap.wrap(text, _LINE))
             draw.multiline_text((left, top + _TEXT_HEIGHT), words, _INK, font, anchor="ld", spacing=3)
-            if picture is not None:
-                big = picture.resize((SIDE * _SCALE, SIDE * _SCALE), Image.Resampling.NEAREST)
+            if image is not None:
+                big = image.resize((SIDE * _SCALE, SIDE * _SCALE), Image.Resampling.NEAREST)
                 sheet.paste(big, (left, top + _TEXT_HEIGHT + _GAP // 2))
     return sheet
 
 
 def _cells(story: Story) -> list[tuple[str, Image.Image | None]]:
-    """The sentences up to each picture with it, then what is left of the text."""
+    """The sentences up to each image with it, then what is left of the text."""
     cells: list[tuple[str, Image.Image | None]] = []
     begin = 0
     for scene, place in zip(story.scenes, story.matched, strict=True):

@@ -28,7 +28,7 @@ def build(directory: str | Path, stage: str | None = None) -> None:
 
 
 def evaluate(checkpoint: str | Path | None = None, baseline: str | Path | None = None) -> dict[str, dict[str, str]]:
-    """The figures of a model card, by section; of the embedded checkpoint unless another is named."""
+    """The scores of a model card, by section; of the embedded checkpoint unless another is named."""
     from dreambench.adapters.dreamllm import embedded_checkpoint
     from dreambench_tasks.playground import card
 

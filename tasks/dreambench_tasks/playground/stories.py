@@ -1,6 +1,6 @@
-"""Short stories with pictures: what one shape goes through, told sentence by sentence, and requests for such stories.
+"""Short stories with images: what one shape goes through, told sentence by sentence, and requests for such stories.
 
-Thirty topics, six motifs of five shapes, come in turn. A picture differs from the one before it in one respect and stands after the
+Thirty topics, six motifs of five shapes, come in turn. An image differs from the one before it in one respect and stands after the
 sentence that names all that is in it: color, shape and place of every thing, and the background.
 """
 
@@ -19,7 +19,7 @@ from dreambench_tasks.playground.scene import (
     SIZES,
     TILTS,
     WORLD,
-    Dice,
+    Rng,
     Scene,
     Thing,
     crowded,
@@ -40,7 +40,7 @@ _MOTIFS = {
 }
 TOPICS = tuple(f"{a(shape)} {words}" for words in _MOTIFS.values() for shape in SHAPES)
 
-_THREE_PICTURES_PERCENT = 40
+_THREE_IMAGES_PERCENT = 40
 _FRIEND_PERCENT = 35
 _CLOSING_PERCENT = 50
 _DRAWING_PERCENT = 25
@@ -101,7 +101,7 @@ _COUNTS = {1: "one", 2: "two", 3: "three"}
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """Sentences with pictures among them: picture k shows ``scenes[k]`` and stands after sentence ``matched[k]``.
+    """Sentences with images among them: image k shows ``scenes[k]`` and stands after sentence ``matched[k]``.
 
     ``topic`` is one of ``TOPICS``; ``about`` says it of this story's own hero.
     """
@@ -115,7 +115,7 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """What one picture shows: the story's hero, perhaps another thing, the background."""
+    """What one image shows: the story's hero, perhaps another thing, the background."""
 
     hero: Thing
     friend: Thing | None
@@ -128,41 +128,41 @@ class _Moment:
 
 
 def story(part: str, index: int, seed: int = 0) -> Story:
-    """Story ``index`` of a part: a function of its arguments, every picture of which is a scene of that part."""
-    dice = Dice("story", WORLD, part, index, seed)
+    """Story ``index`` of a part: a function of its arguments, every image of which is a scene of that part."""
+    rng = Rng("story", WORLD, part, index, seed)
     topic = index % len(TOPICS)
     motif, shape = tuple(_MOTIFS)[topic // len(SHAPES)], SHAPES[topic % len(SHAPES)]
-    count = 3 if dice.chance(_THREE_PICTURES_PERCENT) else 2
-    moments = _moments(dice, part, motif, shape, count)
-    shift, light = (dice.below(3) - 1, dice.below(3) - 1), dice.below(LIGHTS)
+    count = 3 if rng.chance(_THREE_IMAGES_PERCENT) else 2
+    moments = _moments(rng, part, motif, shape, count)
+    shift, light = (rng.below(3) - 1, rng.below(3) - 1), rng.below(LIGHTS)
     about = _about(motif, moments)
     events = _events(motif, moments)
     told = [
-        _told(event, dice, now, before, motif == "resize")
+        _described(event, rng, now, before, motif == "resize")
         for event, now, before in zip(events, moments, (None, *moments), strict=False)
     ]
-    closing = [dice.pick(_CLOSINGS).format(shape=shape)] if dice.chance(_CLOSING_PERCENT) else []
+    closing = [rng.pick(_CLOSINGS).format(shape=shape)] if rng.chance(_CLOSING_PERCENT) else []
     return Story(
         topic=TOPICS[topic],
         about=about,
-        sentences=(dice.pick(_TITLES).format(about=about), *told, *closing),
+        sentences=(rng.pick(_TITLES).format(about=about), *told, *closing),
         scenes=tuple(replace(moment.scene, shift=shift, light=light) for moment in moments),
         matched=tuple(range(1, count + 1)),
     )
 
 
 def instruction(part: str, index: int, seed: int = 0) -> tuple[str, Story]:
-    """A request and the document that fulfils it: the story of that index, or in a quarter of the cases its first picture alone."""
-    dice = Dice("instruction", WORLD, part, index, seed)
+    """A request and the document that fulfils it: the story of that index, or in a quarter of the cases its first image alone."""
+    rng = Rng("instruction", WORLD, part, index, seed)
     whole = story(part, index, seed)
-    if not dice.chance(_DRAWING_PERCENT):
+    if not rng.chance(_DRAWING_PERCENT):
         count = _COUNTS[len(whole.scenes)]
-        return dice.pick(_REQUESTS).format(about=whole.about, count=count), whole
+        return rng.pick(_REQUESTS).format(about=whole.about, count=count), whole
     scene = whole.scenes[0]
     things = enumerated([f"{a(t.name)} in the {place(t)}" for t in scene.things])
     what = f"{things} on {a(scene.background)} background"
     drawn = replace(whole, about=what, sentences=(f"{what[0].upper()}{what[1:]}.",), scenes=(scene,), matched=(0,))
-    return dice.pick(_DRAWINGS).format(what=what), drawn
+    return rng.pick(_DRAWINGS).format(what=what), drawn
 
 
 def similarity(scene: Scene, sentence: str) -> float:
@@ -171,17 +171,17 @@ def similarity(scene: Scene, sentence: str) -> float:
     return sum(fact in sentence for fact in facts) / len(facts)
 
 
-def _moments(dice: Dice, part: str, motif: str, shape: str, count: int) -> list[_Moment]:
-    """A beginning and changes of it, drawn anew until every picture is of the part and no things overlap."""
+def _moments(rng: Rng, part: str, motif: str, shape: str, count: int) -> list[_Moment]:
+    """A beginning and changes of it, drawn anew until every image is of the part and no things overlap."""
 
     def fits(moment: _Moment) -> bool:
         return part_of(moment.scene) == part and not crowded(moment.scene)
 
     while True:
-        moments = [_beginning(dice, motif, shape)]
+        moments = [_beginning(rng, motif, shape)]
         while fits(moments[-1]) and len(moments) < count:
-            options = list(_changes(motif, moments[-1], dice))
-            following = next((option for option in dice.sample(options, len(options)) if fits(option)), None)
+            options = list(_changes(motif, moments[-1], rng))
+            following = next((option for option in rng.sample(options, len(options)) if fits(option)), None)
             if following is None:
                 break
             moments.append(following)
@@ -189,19 +189,19 @@ def _moments(dice: Dice, part: str, motif: str, shape: str, count: int) -> list[
             return moments
 
 
-def _beginning(dice: Dice, motif: str, shape: str) -> _Moment:
-    cell, other = dice.sample(range(9), 2)
-    hero = _thing(dice, shape, cell)
-    alone = motif == "meet" or (motif != "part" and not dice.chance(_FRIEND_PERCENT))
-    friend = None if alone else _thing(dice, dice.pick([s for s in SHAPES if s != shape]), other)
-    return _Moment(hero, friend, dice.pick(BACKGROUNDS))
+def _beginning(rng: Rng, motif: str, shape: str) -> _Moment:
+    cell, other = rng.sample(range(9), 2)
+    hero = _thing(rng, shape, cell)
+    alone = motif == "meet" or (motif != "part" and not rng.chance(_FRIEND_PERCENT))
+    friend = None if alone else _thing(rng, rng.pick([s for s in SHAPES if s != shape]), other)
+    return _Moment(hero, friend, rng.pick(BACKGROUNDS))
 
 
-def _thing(dice: Dice, shape: str, cell: int) -> Thing:
-    return Thing(shape, dice.pick(COLOURS), dice.pick(SIZES), cell // 3, cell % 3, dice.pick(TILTS))
+def _thing(rng: Rng, shape: str, cell: int) -> Thing:
+    return Thing(shape, rng.pick(COLOURS), rng.pick(SIZES), cell // 3, cell % 3, rng.pick(TILTS))
 
 
-def _changes(motif: str, now: _Moment, dice: Dice) -> Iterator[_Moment]:
+def _changes(motif: str, now: _Moment, rng: Rng) -> Iterator[_Moment]:
     """What may come next: another moment that differs in what the motif is about."""
     hero, friend = now.hero, now.friend
     taken = [(t.row, t.column) for t in now.scene.things]
@@ -219,12 +219,12 @@ def _changes(motif: str, now: _Moment, dice: Dice) -> Iterator[_Moment]:
     else:
         free = [cell for cell in range(9) if divmod(cell, 3) not in taken]
         for _ in range(_GUESTS):
-            shape = dice.pick([s for s in SHAPES if s != hero.shape])
-            yield replace(now, friend=_thing(dice, shape, dice.pick(free)))
+            shape = rng.pick([s for s in SHAPES if s != hero.shape])
+            yield replace(now, friend=_thing(rng, shape, rng.pick(free)))
 
 
 def _events(motif: str, moments: list[_Moment]) -> list[str]:
-    """What each picture's sentence tells. Meeting and parting follow each other."""
+    """What each image's sentence tells. Meeting and parting follow each other."""
     if motif not in ("meet", "part"):
         return ["start", *[motif] * (len(moments) - 1)]
     return ["start", *("part" if moment.friend is None else "meet" for moment in moments[1:])]
@@ -245,8 +245,8 @@ def _way(before: Thing, after: Thing) -> str:
     return "to the left" if after.column < before.column else "to the right"
 
 
-def _told(event: str, dice: Dice, now: _Moment, before: _Moment | None, sized: bool) -> str:
-    """A sentence with all that the picture shows, one of those that are short enough."""
+def _described(event: str, rng: Rng, now: _Moment, before: _Moment | None, sized: bool) -> str:
+    """A sentence with all that the image shows, one of those that are short enough."""
     hero, friend = now.hero, now.friend
     name = f"{hero.size} {hero.name}" if sized else hero.name
     there = "" if friend is None else f"{a(friend.name)} in the {place(friend)}"
@@ -269,5 +269,5 @@ def _told(event: str, dice: Dice, now: _Moment, before: _Moment | None, sized: b
     }
     leads = _FIRST if before is None else _LATER
     texts = [lead + sentence.format(**words) for lead in leads for sentence in _SENTENCES[event]]
-    text = dice.pick([text for text in texts if len(text.split()) <= MOST_WORDS])
+    text = rng.pick([text for text in texts if len(text.split()) <= MOST_WORDS])
     return text[0].upper() + text[1:]

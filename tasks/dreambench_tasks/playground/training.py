@@ -10,54 +10,54 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dreambench_tasks.playground.conversations import conversation
-from dreambench_tasks.playground.formats import File, Pool, json_file, picture, picture_path
+from dreambench_tasks.playground.formats import File, Pool, image, image_path, json_file
 from dreambench_tasks.playground.language import captions, narrative
 from dreambench_tasks.playground.stories import Story, instruction, similarity, story
 
-__all__ = ["STORY_FOLDER", "TRAINING_FORMATS", "story_pictures"]
+__all__ = ["STORY_FOLDER", "TRAINING_FORMATS", "story_images"]
 
 STORY_FOLDER = "stories"
 
 
 def pairs(pool: Pool) -> Iterator[File]:
-    """``pairs_train.jsonl``: lines ``{image, caption}``, five captions and a narrative a picture."""
+    """``pairs_train.jsonl``: lines ``{image, caption}``, five captions and a narrative an image."""
     records: list[dict[str, Any]] = []
     for image_id, scene in pool:
-        dice = pool.dice("pairs", image_id)
-        texts = (*captions(scene, dice), " ".join(narrative(scene, dice)))
-        records += [{"image": picture_path(pool.part, image_id), "caption": text} for text in texts]
+        rng = pool.rng("pairs", image_id)
+        texts = (*captions(scene, rng), " ".join(narrative(scene, rng)))
+        records += [{"image": image_path(pool.part, image_id), "caption": text} for text in texts]
     yield _lines(f"pairs_{pool.part}.jsonl", records)
 
 
 def conversations(pool: Pool) -> Iterator[File]:
-    """``conversations_train.json`` as LLaVA has it, one to three turns a picture. The image stands before the first words."""
+    """``conversations_train.json`` as LLaVA has it, one to three turns an image. The image stands before the first words."""
     records: list[dict[str, Any]] = []
     for image_id, scene in pool:
-        turns = conversation(scene, pool.dice("conversation", image_id))
+        turns = conversation(scene, pool.rng("conversation", image_id))
         said: list[dict[str, str]] = []
         for number, turn in enumerate(turns):
             said.append({"from": "human", "value": turn.asked if number else f"<image>{turn.asked}"})
             said.append({"from": "gpt", "value": turn.answered})
-        record = {"id": f"{image_id:012d}", "image": picture_path(pool.part, image_id), "conversations": said}
+        record = {"id": f"{image_id:012d}", "image": image_path(pool.part, image_id), "conversations": said}
         records.append(record)
     yield json_file(f"conversations_{pool.part}.json", records)
 
 
-def story_pictures(pool: Pool) -> Iterator[File]:
+def story_images(pool: Pool) -> Iterator[File]:
     """``stories/000000_0.png`` …: story and number in it."""
     for index in range(pool.n):
         for number, scene in enumerate(story(pool.part, index, pool.seed).scenes):
-            yield picture(f"{STORY_FOLDER}/{_image_name(index, number)}", scene)
+            yield image(f"{STORY_FOLDER}/{_image_name(index, number)}", scene)
 
 
 def stories(pool: Pool) -> Iterator[File]:
-    """``stories_train.jsonl``: one document a line, as MMC4 has it, with its topic. Sentences are text_list, pictures image_info."""
+    """``stories_train.jsonl``: one document a line, as MMC4 has it, with its topic. Sentences are text_list, images image_info."""
     told = (story(pool.part, index, pool.seed) for index in range(pool.n))
     yield _lines(f"stories_{pool.part}.jsonl", [_document(pool, index, one) for index, one in enumerate(told)])
 
 
 def instructions(pool: Pool) -> Iterator[File]:
-    """``instructions_train.jsonl``: the same with an ``instruction``, which the document fulfils; its pictures are the stories'."""
+    """``instructions_train.jsonl``: the same with an ``instruction``, which the document fulfils; its images are the stories'."""
     records: list[dict[str, Any]] = []
     for index in range(pool.n):
         asked, told = instruction(pool.part, index, pool.seed)

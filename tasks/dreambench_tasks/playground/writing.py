@@ -12,19 +12,19 @@ from typing import Any
 
 from dreambench.errors import DataError, UsageError
 from dreambench.files import cache_folder
-from dreambench_tasks.playground.formats import BENCHMARK_FORMATS, File, Pool, pictures
+from dreambench_tasks.playground.formats import BENCHMARK_FORMATS, File, Pool, images
 from dreambench_tasks.playground.scene import PARTS, WORLD
-from dreambench_tasks.playground.training import TRAINING_FORMATS, story_pictures
+from dreambench_tasks.playground.training import TRAINING_FORMATS, story_images
 
 __all__ = ["FORMATS", "MANIFEST", "ensure_default", "write"]
 
 FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {**BENCHMARK_FORMATS, **TRAINING_FORMATS}
 
 MANIFEST = "manifest.json"
-DEFAULT_PICTURES = 512  # 1,024 questions of VQAv2, 307 of MMBench, 307 of MM-Vet
+DEFAULT_IMAGES = 512  # 1,024 questions of VQAv2, 307 of MMBench, 307 of MM-Vet
 LAYOUT = 2  # what is written with a scene; data of another layout are other data
-_WITH_PICTURES = {"coco", "localized_narratives", "vqav2", "pairs", "conversations"}
-_WITH_STORY_PICTURES = {"stories", "instructions"}
+_WITH_IMAGES = {"coco", "localized_narratives", "vqav2", "pairs", "conversations"}
+_WITH_STORY_IMAGES = {"stories", "instructions"}
 
 
 def write(
@@ -38,7 +38,7 @@ def write(
     Args:
         directory: absent, empty, or of an earlier call with the same arguments.
         split: ``train``, ``val`` or ``test``.
-        n: pictures; there are two questions of VQAv2 for each, and three for five pictures of MMBench and of MM-Vet.
+        n: images; there are two questions of VQAv2 for each, and three for five images of MMBench and of MM-Vet.
             Of ``stories`` and ``instructions`` it is documents.
         formats: names of ``FORMATS``; the benchmarks' by default.
 
@@ -68,12 +68,12 @@ def write(
 
 
 def ensure_default(cache_dir: str | Path | None = None, split: str = "val") -> Path:
-    """The embedded data, made on first use in the user's cache folder: 512 pictures of a part in the benchmarks' formats.
+    """The embedded data, made on first use in the user's cache folder: 512 images of a part in the benchmarks' formats.
 
     Any number of processes may call this at once. ``cache_dir`` defaults to ``$XDG_CACHE_HOME/dreambench`` or ``~/.cache/dreambench``
     (``%LOCALAPPDATA%`` on Windows).
     """
-    asked = _parameters(split, DEFAULT_PICTURES, 0, None)
+    asked = _parameters(split, DEFAULT_IMAGES, 0, None)
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     root = Path(cache_dir) if cache_dir is not None else cache_folder()
     return write(root / f"playground-{digest}", asked["split"], asked["n"], asked["seed"], asked["formats"])
@@ -104,10 +104,10 @@ def _write_files(folder: Path, asked: dict[str, Any]) -> None:
     """Write every file and at last the manifest, with a hash of what the files say and show."""
     pool = Pool(asked["split"], asked["n"], asked["seed"])
     writers = [FORMATS[name] for name in asked["formats"]]
-    if _WITH_PICTURES.intersection(asked["formats"]):
-        writers.insert(0, pictures)
-    if _WITH_STORY_PICTURES.intersection(asked["formats"]):
-        writers.insert(0, story_pictures)
+    if _WITH_IMAGES.intersection(asked["formats"]):
+        writers.insert(0, images)
+    if _WITH_STORY_IMAGES.intersection(asked["formats"]):
+        writers.insert(0, story_images)
     sizes: dict[str, int] = {}
     content = hashlib.sha256()
     for writer in writers:

@@ -1,1 +1,1 @@
-"""VQAv2: open questions about photographs, each with ten human answers."""
+"""VQAv2: open questions about images, each with ten human answers."""

@@ -1,4 +1,4 @@
-"""VQAv2 as a task: prompts, protocols, and the run's figures. The rule itself is in `scoring`, the files in `data`."""
+"""VQAv2 as a task: prompts, protocols, and the run's scores. The rule itself is in `scoring`, the files in `data`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, RunError
 from dreambench.interfaces import sample_choice
 from dreambench.requests import Request, Response, Sample
-from dreambench.scores import Protocol, Score, Scored
+from dreambench.scores import Protocol, Score, TaskResult
 from dreambench.store import RunFolder
-from dreambench_tasks.coco import photograph_index
-from dreambench_tasks.reading import DREAMLLM_DECODING, GREEDY, ReadingTask, answer_text, figure, keep_whole
+from dreambench_tasks.coco import image_index
+from dreambench_tasks.comprehension import (
+    DREAMLLM_DECODING,
+    GREEDY,
+    ComprehensionTask,
+    answer_text,
+    keep_whole,
+    mean_score,
+)
 from dreambench_tasks.vqav2.data import VQAv2, load, read_results, write_evalai
 from dreambench_tasks.vqav2.index import ReferenceIndex, load_index, save_index
 from dreambench_tasks.vqav2.scoring import VQAScores, score_answers
@@ -31,8 +38,8 @@ def clip_answer(answer: str) -> str:
     return answer.replace(".", "").replace('"', "").split(",")[0].lower()
 
 
-class VQAv2Task(ReadingTask):
-    """VQAv2: open questions about photographs, each with ten human answers
+class VQAv2Task(ComprehensionTask):
+    """VQAv2: open questions about images, each with ten human answers
 
     test and test-dev have no public references: a run leaves an upload file for EvalAI there instead of a score.
     """
@@ -83,11 +90,11 @@ class VQAv2Task(ReadingTask):
         ]
 
     def _images(self, image_ids: set[int]) -> dict[int, Image]:
-        """The photograph of each image id, or where it would be looked for: a model that opens it is not begun without it."""
+        """The image of each image id, or where it would be looked for: a model that opens it is not begun without it."""
         place = self.options.images or self.data
         if not place.is_dir():
             raise DataError(f"--images {place}: no such folder")
-        found = photograph_index(place)
+        found = image_index(place)
         return {id_: Image(str(found.get(id_, place / f"{id_:012d}.jpg"))) for id_ in image_ids}
 
     def request(self, sample: Sample) -> Request:
@@ -104,7 +111,7 @@ class VQAv2Task(ReadingTask):
             **self.data_fields(),
             "references": "ten human answers" if self.benchmark.references is not None else "held back",
             "samples": sample_choice(samples),
-            "prompt": "image and question; wording and decoding are the subject's",
+            "prompt": "image and question; wording and decoding are the system's",
         }
         return [Protocol(name, 1, shared) for name in self.options.protocols or ("official",)]
 
@@ -113,7 +120,7 @@ class VQAv2Task(ReadingTask):
 
     # --- scoring --------------------------------------------------------------------------------------------------------
 
-    def gather(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
+    def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         """The references of the run's questions, or where they are held back the upload file, into the run."""
         if (run.path / REFERENCES).exists() or (run.path / UPLOAD).exists():
             return
@@ -133,7 +140,7 @@ class VQAv2Task(ReadingTask):
         texts = {int(sample.id): answer_text(responses[sample.id]) for sample in samples}
         return {question: finish(text) for question, text in texts.items() if text is not None}
 
-    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
+    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         answers = self._answers(samples, responses)
         protocols = run.plan_file()["protocols"]
         if any(fields["references"] == "held back" for fields in protocols.values()):
@@ -146,13 +153,13 @@ class VQAv2Task(ReadingTask):
         answered = references.select(answers) if answers else None
         for number, (id_, fields) in enumerate(protocols.items()):
             scored = None if answered is None else score_answers(answered, answers, fields["name"])
-            scores += _figures(references, scored, id_)
+            scores += _scores(references, scored, id_)
             column = "accuracy" if number == 0 else f"accuracy[{fields['name']}]"
             _add_column(rows, column, scored)
-        return Scored(rows, scores)
+        return TaskResult(rows, scores)
 
 
-def _unscored(run: RunFolder, samples: Sequence[Sample], answers: Mapping[int, str]) -> Scored:
+def _unscored(run: RunFolder, samples: Sequence[Sample], answers: Mapping[int, str]) -> TaskResult:
     """A run over questions whose references are held back."""
     rows: list[dict[str, JSON]] = [
         {"id": sample.id, "image_id": int(sample.group or -1), "answer": answers.get(int(sample.id))}
@@ -163,7 +170,7 @@ def _unscored(run: RunFolder, samples: Sequence[Sample], answers: Mapping[int, s
     else:
         failed = len(samples) - len(answers)
         note = f"the references are held back, and no {UPLOAD} was written: {failed} questions ended in an error"
-    return Scored(rows, [], [note])
+    return TaskResult(rows, [], [note])
 
 
 def _rows(samples: Sequence[Sample], references: ReferenceIndex, answers: Mapping[int, str]) -> list[dict[str, JSON]]:
@@ -195,15 +202,15 @@ def _add_column(rows: Sequence[dict[str, JSON]], name: str, scored: VQAScores | 
         row[name] = accuracies.get(int(row["id"]))
 
 
-def _figures(references: ReferenceIndex, scored: VQAScores | None, protocol: str) -> list[Score]:
+def _scores(references: ReferenceIndex, scored: VQAScores | None, protocol: str) -> list[Score]:
     """Overall, by answer type, by question type; questions without an answer are counted, not scored."""
     if scored is None:
-        return [figure("accuracy", None, [], protocol, unscored=len(references))]
+        return [mean_score("accuracy", None, [], protocol, unscored=len(references))]
     index = scored.index
     missing = ~np.isin(references.question_ids, index.question_ids)
     note = f"the evaluator of this protocol prints {scored.rounded(scored.overall):.2f}"
     scores = [
-        figure(
+        mean_score(
             "accuracy",
             None,
             scored.accuracies,
@@ -222,7 +229,7 @@ def _figures(references: ReferenceIndex, scored: VQAScores | None, protocol: str
             if not (everywhere == code).any():
                 continue
             scores.append(
-                figure(
+                mean_score(
                     "accuracy",
                     f"{kind}={names[code]}",
                     scored.accuracies[here == code],

@@ -69,12 +69,14 @@ class Golden:
         clip = load_file(self.folder / "clip" / "model.safetensors")
         tower = {f"clip_vision_model.{key}": tensor for key, tensor in clip.items()}
         torch.save(tower | read_tensors(source / f"{CLIP}.projector_only.bin"), target / f"{CLIP}.bin")
-        painter = {
+        image_decoder = {
             f"{part}.{key}": tensor
             for part in ("vae", "unet")
             for key, tensor in load_file(self.folder / "sd" / part / "diffusion_pytorch_model.safetensors").items()
         }
-        torch.save(painter | read_tensors(source / f"{DIFFUSION}.projector_only.bin"), target / f"{DIFFUSION}.bin")
+        torch.save(
+            image_decoder | read_tensors(source / f"{DIFFUSION}.projector_only.bin"), target / f"{DIFFUSION}.bin"
+        )
         return load(target, device=self.device, **self.sub_models)[0]
 
     def rope_model(self, case: str) -> DreamLLMForConditionalGeneration:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dreamllm.data import IGNORED, Collator, Sample
 from dreamllm.data.collator import target_pixels
-from dreamllm.data.samples import conversation, document, matched_parts, paint_pair, read_pair
+from dreamllm.data.samples import comprehension_pair, conversation, document, generation_pair, matched_parts
 from dreamllm.processing import CHAT_TEMPLATES, SYSTEM
 
 STEM = "tokenised"
@@ -47,7 +47,7 @@ def exempt(golden: Golden) -> list[Exempt]:
 
 
 def checks(golden: Golden) -> list[Check]:
-    return [*_tokenizer(golden), *_prompts(golden), *_images(golden), *_samples(golden), *_batch(golden)]
+    return [*_tokenizer(golden), *_prompts(golden), *_image_checks(golden), *_samples(golden), *_batch(golden)]
 
 
 def _tokenizer(golden: Golden) -> list[Check]:
@@ -90,7 +90,7 @@ def _prompts(golden: Golden) -> list[Check]:
     return found
 
 
-def _images(golden: Golden) -> list[Check]:
+def _image_checks(golden: Golden) -> list[Check]:
     found = []
     for name in golden.cases(STEM, "image_u8"):
         pixels = golden.arrays[STEM][f"{name}/image_u8"].numpy()
@@ -104,13 +104,13 @@ def _images(golden: Golden) -> list[Check]:
 
 def _samples(golden: Golden) -> Iterator[Check]:
     collate = Collator(golden.processor, _resolution(golden))
-    pictures = _pictures(golden)
-    names = {id(picture): name for name, picture in pictures.items()}
+    images = _images(golden)
+    names = {id(image): name for name, image in images.items()}
     for name in _case_names(golden):
         record = golden.records[STEM][name]
         if _quirk(golden, record) is not None:
             continue
-        sample = _build(golden, record, pictures, record["model_max_length"])
+        sample = _build(golden, record, images, record["model_max_length"])
         ours = {
             "input_ids": sample.input_ids,
             "labels": sample.labels,
@@ -126,12 +126,12 @@ def _samples(golden: Golden) -> Iterator[Check]:
 
 
 def _batch(golden: Golden) -> list[Check]:
-    """The recorded batch's pictures are of one colour each, so that mirroring them changes nothing."""
-    pictures = _pictures(golden)
+    """The recorded batch's images are of one colour each, so that mirroring them changes nothing."""
+    images = _images(golden)
     samples = [
         document(
             golden.processor,
-            matched_parts(raw["text_list"], [pictures[name] for name in raw["image_list"]], raw["matched_text_index"]),
+            matched_parts(raw["text_list"], [images[name] for name in raw["image_list"]], raw["matched_text_index"]),
             golden.processor.tokenizer.model_max_length,
         )
         for raw in golden.records[STEM]["collator"]["raw"]
@@ -148,29 +148,31 @@ def _batch(golden: Golden) -> list[Check]:
     ]
 
 
-def _build(golden: Golden, record: dict[str, Any], pictures: dict[str, Image.Image], max_length: int) -> Sample:
+def _build(golden: Golden, record: dict[str, Any], images: dict[str, Image.Image], max_length: int) -> Sample:
     """Our sample of a case, with the original's choice of what is learnt in conversations."""
     raw, flags = record["raw"], record["flags"]
     processor = golden.processor
     if record["dataset_type"] == "ImageTextPair":
         # With both allowed the original reads where the number it draws is at least 1/2.
         reads = flags["comprehension_only"] or (not flags["creation_only"] and record["np_random_rand"] >= 0.5)
-        return (read_pair if reads else paint_pair)(processor, raw["text"], pictures[raw["image"]], max_length)
+        return (comprehension_pair if reads else generation_pair)(
+            processor, raw["text"], images[raw["image"]], max_length
+        )
     if record["dataset_type"] == "Conversation":
         roles = {"USER": "user", "ASSISTANT": "assistant"}
         return conversation(
             processor,
             [{"role": roles[role], "content": text} for role, text, _ in raw["dialog"]],
-            [pictures[name] for _, _, names in raw["dialog"] for name in names],
+            [images[name] for _, _, names in raw["dialog"] for name in names],
             max_length,
             learn_dream_start=False,
         )
     return document(
         processor,
-        matched_parts(raw["text_list"], [pictures[name] for name in raw["image_list"]], raw["matched_text_index"]),
+        matched_parts(raw["text_list"], [images[name] for name in raw["image_list"]], raw["matched_text_index"]),
         max_length,
-        reading=not flags["creation_only"],
-        painting=not flags["comprehension_only"],
+        text_generation=not flags["creation_only"],
+        text_to_image=not flags["comprehension_only"],
         instruction=raw.get("instruction"),
     )
 
@@ -181,19 +183,19 @@ def _quirk(golden: Golden, record: dict[str, Any]) -> str | None:
     named = [raw["image"]] if "image" in raw else raw.get("image_list", [])
     if not record["tokenizer_legacy"]:
         return "recorded with another tokenizer, whose labels the original shifts (quirk 16)"
-    if set(named) - set(_pictures(golden)):
+    if set(named) - set(_images(golden)):
         return "a broken image is counted here and its sample left out (quirk 18)"
     if record["dataset_type"] != "Conversation":
         return None
     answers = [text for role, text, _ in raw["dialog"] if role == "ASSISTANT"]
     if 2 * len(answers) != len(raw["dialog"]) or any("ASSISTANT:" in text for text in answers):
         return "a turn without answer, or whose answer holds a role's name, unmasks the rest (quirk 16)"
-    whole = _build(golden, record, _pictures(golden), UNLIMITED).input_ids
+    whole = _build(golden, record, _images(golden), UNLIMITED).input_ids
     return "cut inside a span (quirk 15)" if _inside_a_span(golden, whole, record["model_max_length"]) else None
 
 
 def _inside_a_span(golden: Golden, ids: list[int], position: int) -> bool:
-    """Whether cutting before `position` would cut a span, or part a painted picture from its being read back."""
+    """Whether cutting before `position` would cut a span, or part a generated image from its being read back."""
     processor = golden.processor
     dream = processor.dream_span + processor.image_span
     for at in range(len(ids)):
@@ -207,7 +209,7 @@ def _case_names(golden: Golden) -> list[str]:
     return golden.records[STEM]["_common"]["case_keys"]
 
 
-def _pictures(golden: Golden) -> dict[str, Image.Image]:
+def _images(golden: Golden) -> dict[str, Image.Image]:
     prefix = "solid/"
     return {
         key.removeprefix(prefix): Image.fromarray(array.numpy())

@@ -15,9 +15,9 @@ from dreamllm.released import CLIP, DIFFUSION, QUERIES, _released_name
 from dreamllm.training.losses import (
     Draws,
     compute_losses,
+    conditioning_states,
     final_states,
     image_terms,
-    painted_states,
     signal_to_noise,
     unconditional_states,
 )
@@ -144,8 +144,8 @@ def _terms(
     model = golden.model
     ids = batch["input_ids"]
     hidden = final_states(model, ids, batch["attention_mask"], batch.get("pixel_values"))
-    plain = painted_states(model, hidden, ids, Draws(draws.posterior, draws.noise, draws.timesteps), settings)
-    states = painted_states(model, hidden, ids, draws, settings)
+    plain = conditioning_states(model, hidden, ids, Draws(draws.posterior, draws.noise, draws.timesteps), settings)
+    states = conditioning_states(model, hidden, ids, draws, settings)
     terms = image_terms(model, scheduler, states, batch["target_pixels"], draws, settings)
     posterior = model.image_decoder.vae.encode(batch["target_pixels"]).latent_dist
     arrays = {

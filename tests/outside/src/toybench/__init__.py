@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from dreambench import Model, Protocol, Request, Response, Sample, Score, Scored, Task, Text
+from dreambench import Model, Protocol, Request, Response, Sample, Score, Task, TaskResult, Text
 from dreambench.documents import document_text
 from dreambench.interfaces import OutOfMemoryError, sample_choice
 from dreambench.requests import Kind, sample_seed
@@ -15,7 +15,7 @@ WORDS = ("tree", "lamp", "river", "stone", "cloud", "horse")
 
 
 class Toy(Task):
-    """What is the last word? (60 questions in 20 groups, some with a picture to paint)"""
+    """What is the last word? (60 questions in 20 groups, some with an image to generate images)"""
 
     name = "toy"
     protocol_names: ClassVar[Mapping[str, str]] = {"exact": "the last word, letter by letter"}
@@ -39,24 +39,24 @@ class Toy(Task):
         return [Protocol("exact", 1, {"samples": sample_choice(samples)})]
 
     def request(self, sample: Sample) -> Request:
-        kind: Kind = "paint" if sample.id.endswith("7") else "read"
+        kind: Kind = "generate_image" if sample.id.endswith("7") else "generate_text"
         seed = sample_seed(self.options.seed, sample.id)
         return Request(sample.id, kind, sample.prompt, dict(self.generation), seed, sample.group)
 
-    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> Scored:
+    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         rows = [
             {"id": sample.id, "hit": float(document_text(responses[sample.id].document) == sample.targets["answer"])}
             for sample in samples
         ]
         value = sum(row["hit"] for row in rows) / len(rows)
         score = Score("accuracy", 100 * value, "%", len(rows), "exact", interval_method="none: a toy")
-        return Scored(rows, [score])
+        return TaskResult(rows, [score])
 
 
 class Parrot(Model):
     """Repeats the last word; with ``memory=N`` it can hold no more than N requests at once."""
 
-    capabilities = frozenset({"read", "paint"})
+    capabilities = frozenset({"generate_text", "generate_image"})
 
     def identity(self) -> Mapping[str, object]:
         return {"name": "parrot"}

@@ -1,0 +1,326 @@
+"""Any image-text-to-text model of transformers, asked through its own processor and chat template.
+
+Shapes: `R` requests of a batch, `T` prompt tokens, `C` tokens of a choice, `V` words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from dreambench.adapters.images import BrokenImageError, broken, decode_rgb
+from dreambench.adapters.sampling import Decoding, SeededSampling
+from dreambench.adapters.torch_tools import (
+    catch_out_of_memory,
+    group_by_settings,
+    resolve_checkpoint,
+    resolve_device,
+    resolve_dtype,
+    weights_digest,
+)
+from dreambench.documents import JSON, Text, digest
+from dreambench.errors import MissingWeightsError, ModelError, UsageError
+from dreambench.files import sha256_file
+from dreambench.interfaces import Model, ModelOptions
+from dreambench.requests import Kind, Request, Response
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from transformers import PreTrainedModel, ProcessorMixin
+
+__all__ = ["VisionLanguageModel"]
+
+
+class VisionLanguageModel(Model):
+    """``transformers:DIR_OR_HUB_ID``; ``--model-arg chat_template=FILE`` for a checkpoint that has no template.
+
+    Reads: the document is one user turn; the setting ``assistant_prefix`` begins the answer. Decoding is what the request's settings
+    say (`Decoding`); of the checkpoint's own generation defaults only the special tokens count. Likelihood: the sum of the
+    log-probabilities of a choice's tokens, tokenised by itself and set directly after the template's generation prompt (and prefix); no
+    end token, no division by length (``details["choice_tokens"]`` has the lengths). The code of a checkpoint's folder is never run.
+    """
+
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_text", "loglikelihood"})
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__(options)
+        options.only("chat_template")
+        if not options.location:
+            raise UsageError("--model transformers: write transformers:FOLDER or transformers:HUB_ID")
+        self.device = resolve_device(options.device)
+        self.dtype = resolve_dtype(options.dtype, self.device)
+        folder = resolve_checkpoint(options.location, options.offline, f"--model transformers:{options.location}")
+        self.weights = weights_digest(folder)
+        self.processing = digest([[path.name, sha256_file(path)] for path in _data_files(folder)])
+        self.model, self.processor = _load(folder, self.dtype)
+        with catch_out_of_memory(self.device):
+            self.model.to(self.device)  # pyright: ignore[reportArgumentType] - torch's own signature
+        self.tokenizer: Any = self.processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+        self.eos = _end_tokens(self.model, self.tokenizer)
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.eos[0])
+        self.chat_template = _chat_template(self.processor, options)
+
+    def identity(self) -> Mapping[str, JSON]:
+        image_processor = getattr(self.processor, "image_processor", None)
+        return {
+            "name": "transformers",
+            "architecture": type(self.model).__name__,
+            "weights_sha256": self.weights,
+            "files_sha256": self.processing,
+            "image_processor": type(image_processor).__name__,
+            "chat_template_sha256": digest(self.chat_template),
+        }
+
+    def environment(self) -> Mapping[str, JSON]:
+        attention = getattr(self.model.config, "_attn_implementation", None)
+        return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."), "attention": attention}
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
+        decodings = [Decoding.of(request, self.options.name) for request in requests]
+        images: dict[str, list[PIL.Image.Image]] = {}
+        for request in requests:
+            try:
+                images[request.id] = [decode_rgb(part) for part in request.document if not isinstance(part, Text)]
+            except BrokenImageError as error:
+                yield broken(request, error)
+        chosen = {request.id: decoding for request, decoding in zip(requests, decodings, strict=True)}
+        whole = [request for request in requests if request.id in images]
+        for with_images in (True, False):
+            for batch in group_by_settings([request for request in whole if bool(images[request.id]) == with_images]):
+                with torch.inference_mode(), catch_out_of_memory(self.device):
+                    if batch[0].kind == "loglikelihood":
+                        answers = self._loglikelihood(batch, images)
+                    else:
+                        answers = self._read(batch, images, chosen[batch[0].id])
+                yield from answers
+
+    def _inputs(
+        self, batch: Sequence[Request], images: Mapping[str, list[PIL.Image.Image]], side: str
+    ) -> dict[str, torch.Tensor]:
+        """The processor's tensors for a batch, padded on `side`: ``input_ids`` (R, T), ``attention_mask`` (R, T), pixels."""
+        conversations: list[Any] = []
+        for request in batch:
+            waiting = iter(images[request.id])
+            content = [
+                {"type": "text", "text": part.text}
+                if isinstance(part, Text)
+                else {"type": "image", "image": next(waiting)}
+                for part in request.document
+            ]
+            conversations.append([{"role": "user", "content": content}])
+        padding = {"padding": True, "padding_side": side, "return_tensors": "pt"}
+        inputs: Any = self.processor.apply_chat_template(
+            conversations,
+            chat_template=self._template(batch[0].settings.get("assistant_prefix")),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs=padding,
+        )
+        return {
+            key: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for key, value in inputs.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def _template(self, prefix: str | None) -> str:
+        """The chat template, with the first words of the answer at its end if any, a space before them where there is none yet."""
+        if not prefix:
+            return self.chat_template
+        turn: Any = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        ending: Any = self.processor.apply_chat_template(
+            turn, chat_template=self.chat_template, add_generation_prompt=True, tokenize=False
+        )
+        gap = "" if str(ending)[-1:].isspace() else " "
+        return f"{self.chat_template.removesuffix(chr(10))}{{{{ {json.dumps(gap + prefix)} }}}}"
+
+    def _read(
+        self, batch: Sequence[Request], images: Mapping[str, list[PIL.Image.Image]], decoding: Decoding
+    ) -> list[Response]:
+        from transformers import GenerationConfig
+        from transformers.generation.logits_process import LogitsProcessorList
+
+        inputs = self._inputs(batch, images, "left")
+        sampling = SeededSampling(decoding, [request.seed for request in batch]) if decoding.do_sample else None
+        config = GenerationConfig(
+            max_new_tokens=decoding.max_new_tokens,
+            num_beams=decoding.num_beams,
+            length_penalty=decoding.length_penalty,
+            repetition_penalty=decoding.repetition_penalty,
+            do_sample=False,
+            eos_token_id=self.eos,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        processors = LogitsProcessorList([] if sampling is None else [sampling])
+        generate: Any = self.model.generate
+        output = generate(**inputs, generation_config=config, logits_processor=processors)
+        prompt = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        return [
+            self._response(request, row[prompt:].tolist(), int(length))
+            for request, row, length in zip(batch, output, lengths, strict=True)
+        ]
+
+    def _response(self, request: Request, ids: list[int], prompt_tokens: int) -> Response:
+        """The text up to the first end token, which counts as a new token."""
+        end = next((place for place, token in enumerate(ids) if token in self.eos), None)
+        kept = ids if end is None else ids[: end + 1]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        return Response(
+            request.id,
+            (Text(text.encode("utf-8", "replace").decode()),),
+            "length" if end is None else "stop",
+            prompt_tokens,
+            len(kept),
+        )
+
+    def _loglikelihood(self, batch: Sequence[Request], images: Mapping[str, list[PIL.Image.Image]]) -> list[Response]:
+        """One pass over the prompts weighs all choices of one token; longer ones take one pass for each place in the list of choices."""
+        if self.model.config.is_encoder_decoder:
+            raise ModelError(
+                f"{type(self.model).__name__} has an encoder and a decoder: its log-likelihood are not offered"
+            )
+        inputs = self._inputs(batch, images, "right")
+        ids = [[self._choice(request, choice) for choice in request.choices] for request in batch]
+        scores: list[dict[int, float]] = [{} for _ in batch]
+        if any(len(choice) == 1 for choices in ids for choice in choices):
+            first = self._log_probs(inputs, [[] for _ in batch])
+            for row, choices in enumerate(ids):
+                scores[row] = {j: float(first[row][0, one[0]]) for j, one in enumerate(choices) if len(one) == 1}
+        for j in range(max(map(len, ids))):
+            tails = [choices[j] if j < len(choices) and len(choices[j]) > 1 else [] for choices in ids]
+            if not any(tails):
+                continue
+            rows = self._log_probs(inputs, [tail[:-1] for tail in tails])
+            for row, tail in enumerate(tails):
+                if tail:
+                    scores[row][j] = float(rows[row].gather(1, torch.tensor(tail)[:, None]).sum())
+        return [
+            Response(
+                request.id,
+                prompt_tokens=int(inputs["attention_mask"][row].sum()),
+                scores=tuple(scores[row][j] for j in range(len(choices))),
+                details={"choice_tokens": [len(choice) for choice in choices]},
+            )
+            for row, (request, choices) in enumerate(zip(batch, ids, strict=True))
+        ]
+
+    def _choice(self, request: Request, choice: str) -> list[int]:
+        ids: list[int] = self.tokenizer(choice, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ModelError(f"{request.id}: the choice {choice!r} has no token to be weighed")
+        return ids
+
+    def _log_probs(self, inputs: Mapping[str, torch.Tensor], tails: Sequence[list[int]]) -> list[torch.Tensor]:
+        """For each row the log-probabilities (1 + its tail's length, V) after the prompt and after each token of its tail.
+
+        Rows are padded on the right, so every token stands at the position that it has without batch mates.
+        """
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        extended = {key: _lengthened(key, inputs, tails, self.tokenizer.pad_token_id) for key in inputs}
+        start, stop = min(lengths) - 1, max(length + len(tail) for length, tail in zip(lengths, tails, strict=True))
+        forward: Any = self.model
+        keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        kept = {"logits_to_keep": torch.arange(start, stop, device=self.device)} if keeps else {}
+        logits = forward(**extended, **kept, use_cache=False).logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        offset = start if keeps else 0
+        return [
+            logits[row, length - 1 - offset : length + len(tail) - offset].log_softmax(-1).cpu()
+            for row, (length, tail) in enumerate(zip(lengths, tails, strict=True))
+        ]
+
+
+def _lengthened(key: str, inputs: Mapping[str, torch.Tensor], tails: Sequence[list[int]], pad: int) -> torch.Tensor:
+    """A tensor of the processor with the tails set after each row's prompt; pixels, which have no place for tokens, as they are."""
+    tensor, mask = inputs[key], inputs["attention_mask"]
+    longest = max(map(len, tails))
+    if tensor.shape != mask.shape or longest == 0:
+        return tensor
+    fill = pad if key == "input_ids" else 0
+    wide = torch.nn.functional.pad(tensor, (0, longest), value=fill)
+    for row, tail in enumerate(tails):
+        length = int(mask[row].sum())
+        if key == "input_ids":
+            wide[row, length : length + len(tail)] = torch.tensor(tail, dtype=wide.dtype, device=wide.device)
+        elif key == "attention_mask":
+            wide[row, length : length + len(tail)] = 1
+    return wide
+
+
+def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Model and processor of a folder, every weight from its safetensors files."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
+        )
+        processor = AutoProcessor.from_pretrained(folder, **local)
+    except (OSError, ValueError, ImportError) as error:
+        raise MissingWeightsError(
+            f"{folder}: transformers cannot load an image-text-to-text model from it ({_first_line(error)})"
+        ) from error
+    model, loading = loaded
+    if loading["missing_keys"]:
+        names = sorted(loading["missing_keys"])
+        raise MissingWeightsError(
+            f"{folder}: {len(names)} weights of {type(model).__name__} are not in its files, the first {names[0]}:"
+            " the checkpoint is incomplete or of another architecture"
+        )
+    if not hasattr(processor, "tokenizer"):
+        raise MissingWeightsError(f"{folder}: it has no processor of text and images (processor_config.json)")
+    return model.eval(), processor
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Configuration, tokenizer, template: all small files that change what the model sees."""
+    suffixes = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+    return sorted(
+        path for path in folder.iterdir() if path.suffix in suffixes and not path.name.endswith(".index.json")
+    )
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """The checkpoint's end tokens. Its other generation defaults are put aside: they are not part of what was asked."""
+    from transformers import GenerationConfig
+
+    given: Any = getattr(model.generation_config, "eos_token_id", None)
+    ends = [tokenizer.eos_token_id] if given is None else given
+    ends = [ends] if isinstance(ends, int) else [end for end in ends if end is not None]
+    if not ends:
+        raise ModelError(
+            f"{type(model).__name__}: neither its generation_config.json nor its tokenizer has an end token"
+        )
+    kept = {name: getattr(model.generation_config, name, None) for name in ("bos_token_id", "decoder_start_token_id")}
+    model.generation_config = GenerationConfig(**kept)
+    return ends
+
+
+def _chat_template(processor: ProcessorMixin, options: ModelOptions) -> str:
+    """The jinja text by which a turn becomes a prompt: the user's file, else the checkpoint's own."""
+    path = options.arguments.get("chat_template")
+    if path is not None:
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--model-arg chat_template={path}: cannot be read ({type(error).__name__})") from error
+    template = getattr(processor, "chat_template", None) or getattr(processor, "tokenizer", None).chat_template  # pyright: ignore
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        raise ModelError(
+            f"{options.location} has no chat template: write one into a file and give --model-arg chat_template=FILE"
+        )
+    return template

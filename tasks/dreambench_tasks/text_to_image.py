@@ -1,0 +1,270 @@
+"""What the image generation benchmarks share: settings, protocols, the choice among candidates, features, scores.
+
+A benchmark adds its captions and their sampling. Every protocol of a run is computed from the same images, each decoded once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dreambench.documents import JSON, Image, Text, digest
+from dreambench.errors import DataError, UsageError
+from dreambench.files import write_atomically
+from dreambench.interfaces import Task, TaskOptions, sample_choice
+from dreambench.requests import Failure, Request, Response, Sample, sample_seed
+from dreambench.scores import Protocol, TaskResult
+from dreambench.store import RunFolder
+
+if TYPE_CHECKING:
+    from dreambench.metrics.features import Extractor
+
+__all__ = ["PROTOCOLS", "TextToImageTask"]
+
+PROTOCOLS = {
+    "clean": "clean-fid's resize: bicubic, antialiased, unrounded (Parmar et al. 2022)",
+    "pytorch": "pytorch-fid's resize: bilinear, half-pixel centres, not antialiased",
+    "tf1": "torch-fidelity's resize: that of the TensorFlow 1 graph",
+    "torchmetrics": "torchmetrics' resize: bilinear, antialiased",
+    "dreamllm": "DreamLLM's script: short side to 256 and centre crop, then pytorch-fid",
+}
+DEFAULT: dict[str, JSON] = {
+    "scheduler": "dpm-solver++",
+    "num_inference_steps": 25,
+    "guidance_scale": 2.0,
+    "guidance_rescale": 0.0,
+    "negative_prompt": "",
+    "resolution": 0,
+    "candidates": 1,
+    "rerank": "",
+    "keep_candidates": False,
+}
+CANDIDATE_SETTINGS = ("rerank", "keep_candidates")
+EMBEDDED_FEATURES = "playground-clip"
+
+
+class TextToImageTask(Task):
+    """A benchmark of text-to-image: images for captions, held against images by Fréchet distance and its kin."""
+
+    protocol_names: ClassVar[Mapping[str, str]] = PROTOCOLS
+    uses: ClassVar[frozenset[str]] = frozenset({"images", "real", "split", "features"})
+    presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
+        "default": DEFAULT,
+        # The COCO script of the DreamLLM repository: best of 8 by CLIP ViT-L/14, to be given as rerank=clip:DIR.
+        "dreamllm": {
+            "scheduler": "ddpm",
+            "num_inference_steps": 150,
+            "guidance_scale": 2.0,
+            "resolution": 512,
+            "candidates": 8,
+            "rerank": "clip",
+        },
+    }
+
+    def __init__(self, options: TaskOptions) -> None:
+        super().__init__(options)
+        self.features = options.features or ("inception" if options.data else EMBEDDED_FEATURES)
+        self._extractor: Extractor | None = None
+        self._candidate_scorer: CandidateScorer | None = None
+        for name, least in {
+            "num_inference_steps": 1,
+            "resolution": 0,
+            "guidance_scale": 0,
+            "guidance_rescale": 0,
+        }.items():
+            if self.generation[name] < least:
+                raise UsageError(f"--generation {name}={self.generation[name]}: at least {least}")
+        candidates, rerank = self.generation["candidates"], self.generation["rerank"]
+        if candidates < 1:
+            raise UsageError(f"--generation candidates={candidates}: at least 1")
+        if candidates > 1 and rerank in ("", "clip"):
+            raise UsageError(
+                "choosing among candidates needs a CLIP folder: --generation rerank=clip:DIR (the published script: ViT-L/14)"
+            )
+
+    # --- what a benchmark adds ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def reference_images(self) -> list[Path]:
+        """The images of the reference set, in a fixed order; not asked for where ``--real`` is given."""
+
+    @abstractmethod
+    def sampling(self) -> Mapping[str, JSON]:
+        """Protocol fields: split, annotation file's hash, how captions and their repetitions were chosen."""
+
+    # --- asking ---------------------------------------------------------------------------------------------------------
+
+    def request(self, sample: Sample) -> Request:
+        """The caption as it stands is the prompt, in every benchmark of this kind: no template."""
+        seed = sample_seed(self.options.seed, sample.id)
+        settings = {key: value for key, value in self.generation.items() if key not in ("preset", *CANDIDATE_SETTINGS)}
+        return Request(sample.id, "generate_image", sample.prompt, settings, seed, sample.group)
+
+    def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
+        from dreambench.metrics.features import metric_name
+        from dreambench.metrics.reference import identity_of, read_reference
+        from dreambench.metrics.resize import get_resizer
+
+        extractor = self.extractor()
+        if len(samples) < 2:
+            raise UsageError("one image has no spread, so no Fréchet distance: take two samples at least")
+        shared = {
+            "task": self.name,
+            "metric": metric_name("frechet", extractor.name),
+            "prompt": "the caption as it stands",
+            **self.sampling(),
+            "samples": sample_choice(samples),
+            "pairs_sha256": digest([[sample.id, sample.targets["caption_id"]] for sample in samples]),
+            "reference": self._reference_fields(),
+            "quantisation": "PNG, 8 bits a channel, before any resize",
+        }
+        names = self.options.protocols or (next(iter(PROTOCOLS)),)
+        identities = {name: identity_of(extractor, get_resizer(name)) for name in names}
+        if self.options.real is not None and self.options.real.suffix == ".npz":
+            for identity in identities.values():
+                read_reference(self.options.real, extractor.dim, identity)
+        return [Protocol(name, 1, {**shared, **identity}) for name, identity in identities.items()]
+
+    def _reference_fields(self) -> JSON:
+        from dreambench.files import sha256_file
+        from dreambench.metrics.images import require_images
+        from dreambench.metrics.reference import fingerprint, list_images
+
+        real = self.options.real
+        if real is not None and real.suffix == ".npz":
+            if not real.is_file():
+                raise DataError(f"--real {real}: no such file; make it with `dreambench fid-stats DIR --out {real}`")
+            return {"kind": "statistics file", "sha256": sha256_file(real)}
+        images = self.reference_images() if real is None else list_images(real)
+        if len(images) < 2:
+            raise DataError(f"{images[0].parent}: one image has no spread; the reference needs two at least")
+        require_images(images)
+        return {"kind": "images of the split" if real is None else "folder", **fingerprint(images)}
+
+    def extractor(self) -> Extractor:
+        """The feature extractor, loaded on first use."""
+        if self._extractor is None:
+            from dreambench.adapters.torch_tools import resolve_device
+            from dreambench.metrics.features import load_extractor
+
+            device = resolve_device(self.options.device)
+            self._extractor = load_extractor(self.features, device, offline=self.options.offline)
+        return self._extractor
+
+    # --- choosing among candidates ------------------------------------------------------------------------------------------
+
+    def postprocess_batch(self, requests: Sequence[Request], responses: Sequence[Response]) -> Sequence[Response]:
+        """Keep the candidate that CLIP finds closest to its own caption; the scores of all are logged."""
+        wanted = self.generation["candidates"]
+        return [self._choose(*pair, wanted) for pair in zip(requests, responses, strict=True)]
+
+    def _choose(self, request: Request, response: Response, wanted: int) -> Response:
+        if response.error is not None:
+            return response
+        images = [part for part in response.document if isinstance(part, Image)]
+        if len(images) != wanted:
+            message = f"{len(images)} images came back where {wanted} were asked for"
+            return Response(response.id, error=Failure("no-image", message))
+        if wanted == 1:
+            return response
+        caption = "".join(part.text for part in request.document if isinstance(part, Text))
+        scores, cut = self.scorer().score(images, caption)
+        chosen = max(range(wanted), key=lambda j: (scores[j], -j))
+        order = [chosen, *(j for j in range(wanted) if j != chosen)] if self.generation["keep_candidates"] else [chosen]
+        details = {**response.details, "clip_scores": scores, "chosen": chosen, "kept": order, "caption_cut": cut}
+        return Response(
+            response.id, tuple(images[j] for j in order), prompt_tokens=response.prompt_tokens, details=details
+        )
+
+    def scorer(self) -> CandidateScorer:
+        """The CLIP that chooses, loaded on first use."""
+        if self._candidate_scorer is None:
+            self._candidate_scorer = CandidateScorer(self.generation["rerank"], self.options.device)
+        return self._candidate_scorer
+
+    def system(self) -> Mapping[str, JSON]:
+        system: dict[str, JSON] = {"generation": dict(self.generation)}
+        if self.generation["candidates"] > 1:
+            system["reranker"] = self.scorer().identity
+            # Where the folder lies on this machine is not what is measured.
+            system["generation"]["rerank"] = self.generation["rerank"].partition(":")[0]
+        return system
+
+    # --- facts for scoring ----------------------------------------------------------------------------------------------
+
+    def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
+        """Features of both sides under each protocol, and the images a report shows; what is there is not made again."""
+        from dreambench_tasks.text_to_image_features import collect_features
+        from dreambench_tasks.text_to_image_references import collect_reference_images
+
+        generated = [sample for sample in samples if responses[sample.id].error is None]
+        if len(generated) < 2:
+            many = "only one image" if generated else "no image"
+            raise DataError(
+                f"{run.path}: {many} was generated, every other request ended in an error; see its responses/"
+            )
+        _write_pairs(run, samples)
+        collect_features(self, run, generated, responses)
+        collect_reference_images(self, run, samples, responses)
+
+    def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
+        from dreambench_tasks.text_to_image_features import score_features
+
+        return score_features(run, samples, responses)
+
+
+def _write_pairs(run: RunFolder, samples: Sequence[Sample]) -> None:
+    """captions.csv: which caption of which image was generated."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "image_id", "caption_id", "caption"])
+    for sample in samples:
+        caption = "".join(part.text for part in sample.prompt if isinstance(part, Text))
+        writer.writerow([sample.id, sample.targets["image_id"], sample.targets["caption_id"], caption])
+    write_atomically(run.path / "captions.csv", text.getvalue().encode())
+
+
+class CandidateScorer:
+    """CLIP as a judge of images against one caption: ``clip:DIR``, or the playground's own by its name."""
+
+    def __init__(self, spec: str, device: str) -> None:
+        from dreambench.adapters.torch_tools import resolve_device
+        from dreambench.metrics.encoders import ClipScorer
+
+        name, _, location = spec.partition(":")
+        if spec == EMBEDDED_FEATURES:
+            from dreambench_tasks.playground import clip_directory
+
+            folder = clip_directory()
+        elif name == "clip" and location:
+            folder = Path(location)
+        else:
+            raise UsageError(f"--generation rerank={spec}: write rerank=clip:DIR or rerank={EMBEDDED_FEATURES}")
+        self._clip = ClipScorer(folder, device=resolve_device(device))
+        self.identity: dict[str, Any] = self._clip.identity
+
+    def score(self, images: Sequence[Image], caption: str) -> tuple[list[float], bool]:
+        """CLIPScore, 2.5 · max(cos, 0), of each image with the caption, and whether that was too long for the CLIP and cut."""
+        import torch
+
+        from dreambench.metrics.clip_score import clip_scores
+        from dreambench.metrics.images import read_bytes
+
+        pixels = torch.stack([read_bytes(image.read()) for image in images])
+        features = self._clip.image_features(pixels).cpu().numpy()
+        before = self._clip.truncated
+        text = self._clip.text_features([caption]).cpu().numpy().repeat(len(images), axis=0)
+        return [float(score) for score in clip_scores(features, text)], self._clip.truncated > before
+
+
+def thirty_thousand(split: str) -> tuple[str, int | None]:
+    """``val2014-30k`` as (``val2014``, 30000), ``val2017`` as (``val2017``, None)."""
+    match = re.fullmatch(r"([A-Za-z0-9_]+)(-30k)?", split)
+    if match is None:
+        raise UsageError(f"--split {split}: write for instance val2017, val2014 or val2014-30k")
+    return match[1], 30_000 if match[2] else None
