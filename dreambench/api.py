@@ -126,7 +126,7 @@ def prepare(asked: RunSpec, out: Path, model: Model | None = None) -> RunPlan:
         if kind not in model.capabilities:
             can = ", ".join(sorted(model.capabilities))
             raise ModelError(
-                f"the task {asked.task} asks to {kind}, the model {asked.model} can only {can}: choose another model"
+                f"the task {asked.task} needs {kind}, the model {asked.model} can only {can}: choose another model"
             )
     identity = {
         "task": task.name,

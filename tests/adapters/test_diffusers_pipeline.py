@@ -60,7 +60,7 @@ def generated(model: Pipeline, asked: Sequence[Request]) -> dict[str, list[bytes
 
 
 @pytest.mark.parametrize("scheduler", ["default", "ddim", "ddpm", "dpm-solver++"])
-def test_a_image_does_not_depend_on_batch_order_or_chunk(model: Pipeline, folder: Path, scheduler: str) -> None:
+def test_an_image_does_not_depend_on_batch_order_or_chunk(model: Pipeline, folder: Path, scheduler: str) -> None:
     """In float64, where batch mates cannot change a rounded pixel: the same bytes."""
     asked = requests(scheduler=scheduler, candidates=2)
     together = generated(model, asked)

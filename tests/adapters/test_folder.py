@@ -46,7 +46,7 @@ def ask(model: Folder, id_: str, group: str | None = None, candidates: int | Non
         ("only_0.png", "only", None, "id"),
     ],
 )
-def test_a_image_is_found_by_its_sample_s_or_image_s_id(
+def test_an_image_is_found_by_its_sample_s_or_image_s_id(
     tmp_path: Path, name: str, id_: str, group: str | None, matched_by: str
 ) -> None:
     put(tmp_path, "other.png", name)

@@ -63,16 +63,14 @@ def test_short_side_and_crop_equal_pillow_bit_for_bit(size: tuple[int, int], sid
 
 @pytest.mark.parametrize("size", [(480, 640), (427, 640), (640, 427), (512, 512), (256, 256), (100, 180)])
 def test_short_side_and_crop_equal_torchvision_on_sizes_that_occur(size: tuple[int, int]) -> None:
-    theirs = transforms.GenerateInterleaved([transforms.Resize(256), transforms.CenterCrop(256)])(
-        as_pillow(noise(*size))
-    )
+    theirs = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(256)])(as_pillow(noise(*size)))
     assert np.array_equal(short_side_crop(noise(*size), 256)[0].permute(1, 2, 0).numpy(), np.asarray(theirs))
 
 
 def test_dreamllm_is_the_crop_and_then_pytorch_fid() -> None:
     """As its fork of pytorch-fid does it: Pillow, ToTensor, bilinear, 2x - 1."""
     image = noise(512, 384)
-    crop = transforms.GenerateInterleaved([transforms.Resize(256), transforms.CenterCrop(256), transforms.ToTensor()])(
+    crop = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(256), transforms.ToTensor()])(
         as_pillow(image)
     )
     theirs = torch.nn.functional.interpolate(crop[None], size=(299, 299), mode="bilinear", align_corners=False) * 2 - 1
@@ -80,7 +78,7 @@ def test_dreamllm_is_the_crop_and_then_pytorch_fid() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RESIZERS))
-def test_a_image_is_resized_the_same_alone_and_in_a_batch(name: str) -> None:
+def test_an_image_is_resized_the_same_alone_and_in_a_batch(name: str) -> None:
     batch = torch.cat([noise(90, 120), noise(90, 120).flip(2), noise(90, 120).flip(3)])
     together = RESIZERS[name](batch, 224)
     assert together.shape == (3, 3, 224, 224)

@@ -139,7 +139,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(processor, monkeypatc
 
 
 @pytest.mark.parametrize("text", ["a <im_patch> b", "<im_start><im_patch><im_end>"])
-def test_text_cannot_pass_for_a_image(processor, image, text) -> None:
+def test_text_cannot_pass_for_an_image(processor, image, text) -> None:
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}]
     for build in (
         lambda: comprehension_pair(processor, text, image(0), LONG),

@@ -382,7 +382,7 @@ def test_a_changed_file_is_read_anew(processor, folder) -> None:
         ({"kind": "pairs", "path": "pairs.jsonl", "images": "none"}, "image folder .* is missing"),
         ({"kind": "films", "path": "x"}, r"data\.sources\.0\.kind"),
         ({"kind": "pairs", "path": "pairs.jsonl", "wieght": 1}, r"data\.sources\.0\.wieght"),
-        ({"kind": "pairs", "path": "pairs.jsonl", "mode": "both"}, "there are either, read, generate images"),
+        ({"kind": "pairs", "path": "pairs.jsonl", "mode": "both"}, "there are either, comprehension, generation"),
         ({"kind": "pairs", "path": "pairs.jsonl", "weight": 0}, "greater than 0"),
         ({"kind": "pairs", "path": ["pairs.jsonl", "pairs.json"]}, "must have one format"),
         ({"kind": "pairs", "path": "number.json"}, "neither a list nor COCO's"),

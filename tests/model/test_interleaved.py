@@ -75,7 +75,7 @@ def test_what_is_generated_and_written_equals_a_full_pass(model, processor, imag
     generate_images = model.generate_images
     monkeypatch.setattr(
         model,
-        "generation",
+        "generate_images",
         lambda **given: generated.append(given["prompt_embeds"]) or generate_images(**given),
         raising=False,
     )
@@ -103,7 +103,7 @@ def test_what_is_generated_and_written_equals_a_full_pass(model, processor, imag
                 assert int(before.argmax()) == int(ids[0, place])
 
 
-def test_a_image_is_what_image_generation_the_document_so_far_gives(model, processor) -> None:
+def test_an_image_is_what_image_generation_the_document_so_far_gives(model, processor) -> None:
     batch = processor(["a red circle"])
     force = LogitsProcessorList([DreamAt(model, {unpadded(batch)[0]: (3,)})])
     (document,) = model.generate_interleaved(

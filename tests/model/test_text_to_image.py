@@ -69,7 +69,7 @@ def test_images_in_a_prompt_change_what_is_generated(model, processor, image) ->
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpm-solver++"])
-def test_a_image_depends_on_its_own_seed_only(model, processor, scheduler) -> None:
+def test_an_image_depends_on_its_own_seed_only(model, processor, scheduler) -> None:
     options = {**FEW, "scheduler": scheduler}
     together = model.generate_images(processor(TEXTS), seeds=[5, 6, 7], **options)
     alone = torch.cat(

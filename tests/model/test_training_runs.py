@@ -226,7 +226,7 @@ def test_the_same_command_again_does_nothing_and_another_recipe_is_refused(
         run.train(make_recipe(raw), resume="never")
     model, processor = checkpoint.load(tmp_path / "out")
     assert model.config.training is not None
-    assert "reading (recipe " in model.config.training
+    assert "comprehension (recipe " in model.config.training
     assert not hasattr(model.config, "use_cache")
     assert processor.num_dream_queries == model.config.num_dream_queries
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -21,7 +21,7 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 import dreambench_tasks.playground.embedded as embedded
-from dreambench_tasks.playground.standins import autoencoder, decoder, diffusion, encoder, loop
+from dreambench_tasks.playground.surrogates import autoencoder, decoder, diffusion, encoder, loop
 from dreamllm.training.trainer import DreamLLMTrainer
 
 build, recipes, killed_in = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

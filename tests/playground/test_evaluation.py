@@ -100,7 +100,7 @@ def test_images_stand_after_the_sentence_that_describes_them(parts: tuple[Any, .
     assert all(evaluation._describes(text) == (image is not None) for text, image in told) is right
 
 
-def test_a_image_shows_its_sentence_if_that_names_all_that_is_seen() -> None:
+def test_an_image_shows_its_sentence_if_that_names_all_that_is_seen() -> None:
     seen = Seen("mint", {(0, 0): ("star", "blue", "small")})
     assert evaluation._names_all("The star turns blue in the top left on a mint background.", seen)
     assert not evaluation._names_all("The star turns red in the top left on a mint background.", seen)

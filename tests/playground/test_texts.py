@@ -150,7 +150,7 @@ def is_right(scene: Scene, question: str, option: str) -> bool:
     by_name = {t.name: t for t in scene.things}
     if question.startswith("Which color"):
         return option == scene.background
-    if question.startswith("What does the image show"):
+    if question.startswith("What does the picture show"):
         return all(name in option for name in by_name)
     if question.startswith("What color"):
         return [t.colour for t in scene.things if t.shape in question] == [option]

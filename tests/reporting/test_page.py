@@ -157,7 +157,7 @@ def test_candidates_stand_with_their_scores_and_the_chosen_one_is_marked(tmp_pat
             assert all(abs(a - b) < 8 for a, b in pairs), "the marked candidate is the generated image"
 
 
-def test_a_image_that_was_taken_away_leaves_a_gap_that_says_so(tmp_path: Path) -> None:
+def test_an_image_that_was_taken_away_leaves_a_gap_that_says_so(tmp_path: Path) -> None:
     run = image_run(tmp_path / "run", ["one", "two"])
     gone = next((run / "images").rglob("*.png"))
     gone.unlink()
@@ -166,7 +166,7 @@ def test_a_image_that_was_taken_away_leaves_a_gap_that_says_so(tmp_path: Path) -
     assert "the run keeps no image" in parsed.text
 
 
-def test_samples_without_a_image_are_counted_and_not_shown(tmp_path: Path) -> None:
+def test_samples_without_an_image_are_counted_and_not_shown(tmp_path: Path) -> None:
     parsed = Parsed(page([load(image_run(tmp_path / "run", ["one", "two"], failed=1))]))
     assert "Samples that ended in an error: 1" in parsed.text
     assert shown(HOSTILE[0]) in parsed.text

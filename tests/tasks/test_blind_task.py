@@ -53,7 +53,7 @@ def test_what_it_learnt_is_its_identity_not_where(tmp_path: Path) -> None:
     assert one.identity() != Blind(ModelOptions("blind")).identity()
 
 
-def test_it_is_the_row_below_every_text_generation_score_without_a_image_in_reach(tmp_path: Path) -> None:
+def test_it_is_the_row_below_every_text_generation_score_without_an_image_in_reach(tmp_path: Path) -> None:
     data = playground.write(tmp_path / "world", n=60, formats=["vqav2"])
     for image in (data / "val2017").iterdir():
         image.unlink()

@@ -225,7 +225,7 @@ def test_loglikelihood_goes_alone_and_only_with_a_model_that_has_it(folder: Path
     with pytest.raises(UsageError, match="layout=listed"):
         MMBenchTask(TaskOptions(data=folder, protocols=("loglikelihood",), generation=("dreamllm",)))
     model = replies(tmp_path / "a", all_right())
-    with pytest.raises(ModelError, match="can only read"):
+    with pytest.raises(ModelError, match="can only generate_text"):
         dreambench.run("mmbench", model, data=folder, protocol=["loglikelihood"], out=tmp_path / "runs")
 
 

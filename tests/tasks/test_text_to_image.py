@@ -326,7 +326,7 @@ def test_real_images_under_three_protocols(tmp_path: Path) -> None:
     assert all(abs(score.value or 0) < 1e-6 for score in heads)
 
 
-def test_a_image_that_is_missing_in_a_folder_is_counted_and_named(world: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_missing_in_a_folder_is_counted_and_named(world: Path, tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.mkdir()
     for number in range(1, 96):

@@ -38,7 +38,7 @@ def write(path: Path, content: Any) -> None:
 def folder(
     tmp_path: Path, questions: str = "questions.json", annotations: str | None = "annotations.json", **parts: Any
 ) -> Path:
-    write(tmp_path / questions, {"questions": parts.get("spec", QUESTIONS)})
+    write(tmp_path / questions, {"questions": parts.get("asked", QUESTIONS)})
     if annotations:
         write(tmp_path / annotations, {"annotations": parts.get("annotated", ANNOTATIONS)})
     return tmp_path

@@ -41,5 +41,5 @@ def merge(comprehension: str | Path, text_to_image: str | Path, target: str | Pa
             if name.startswith(GENERATED):
                 tensor.copy_(theirs[name])
     histories = [history or "not said" for history in (model.config.training, other.config.training)]
-    model.config.training = f"reading: {histories[0]}; image generation: {histories[1]}"
+    model.config.training = f"comprehension: {histories[0]}; generation: {histories[1]}"
     checkpoint.save(folder, model, processor)
