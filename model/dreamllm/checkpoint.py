@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from dreamllm import released
 from dreamllm.configuration import DreamLLMConfig
 from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.files import read_json
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def load_released(
 
 def find_parts(folder: str | Path, clip: str | Path | None, diffusion: str | Path | None) -> tuple[Path, Path, Path]:
     folder = Path(folder)
-    plugins = released.read_json(folder / "config.json")["plugins_init_kwargs"]
+    plugins = read_json(folder / "config.json")["plugins_init_kwargs"]
     names = {
         "clip": plugins.get(released.CLIP, {}).get("clip_vision_model_name_or_path"),
         "diffusion": plugins.get(released.DIFFUSION, {}).get("diffusion_name_or_path"),

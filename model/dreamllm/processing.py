@@ -20,7 +20,7 @@ from transformers import BatchFeature, CLIPImageProcessorPil, PreTrainedTokenize
 
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, DreamLLMConfig
 from dreamllm.errors import CheckpointError, InputError, UsageError
-from dreamllm.released import read_json
+from dreamllm.files import read_image, read_json, write_json
 from dreamllm.tokenizer import check_ids, read_tokenizer
 
 ImageInput = Image.Image | np.ndarray | torch.Tensor | str | Path
@@ -115,7 +115,7 @@ class DreamLLMProcessor:
 
     def pixel_values(self, images: Sequence[ImageInput]) -> torch.Tensor:
         """(n, 3, S, S) float32 for CLIP."""
-        opened = [_open(image) for image in images]
+        opened: Any = [read_image(image) if isinstance(image, str | Path) else image for image in images]
         return self.image_processor(images=opened, return_tensors="pt")["pixel_values"]
 
     def apply_chat_template(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True) -> str:
@@ -166,7 +166,7 @@ class DreamLLMProcessor:
             "num_image_tokens": self.num_image_tokens,
             "num_dream_queries": self.num_dream_queries,
         }
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, config)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> DreamLLMProcessor:
@@ -195,16 +195,6 @@ class DreamLLMProcessor:
         """The tokenizer beside the weights, the preprocessor with the CLIP configuration."""
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder / "clip")
-
-
-def _open(image: ImageInput) -> Any:
-    if not isinstance(image, str | Path):
-        return image
-    try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except OSError as error:
-        raise InputError(f"image {image} cannot be read: {error}") from None
 
 
 def _flat_content(content: str | Sequence[dict[str, Any]]) -> str:

@@ -24,6 +24,7 @@ from transformers import CONFIG_MAPPING, CLIPVisionConfig
 
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, DreamLLMConfig, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.files import read_json
 
 State = dict[str, torch.Tensor]
 CLIP, QUERIES, DIFFUSION = "clip_vision_embedding", "dream_embedding", "stable_diffusion_head"
@@ -66,15 +67,6 @@ NOT_TEXT = {
 
 def is_released(folder: Path) -> bool:
     return "plugins_init_kwargs" in read_json(folder / "config.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
 
 
 def find_submodel(folder: Path, given: str | Path | None, argument: str, name: str) -> Path:

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, CLIPImageProcessorPil, CLIPVision
 from dreamllm.checkpoint import from_state, torch_dtype
 from dreamllm.configuration import DreamLLMConfig, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.files import read_json
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.processing import CHAT_TEMPLATES, DreamLLMProcessor
 from dreamllm.projector import Projector
-from dreamllm.released import read_json
 from dreamllm.tokenizer import token_ids, tokenizer_from_file
 
 READ_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
