@@ -10,14 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dreambench.api import Result, RunSpec, rerun, run, score_run
+    from dreambench.api import Result, rerun, run, score_run
     from dreambench.documents import Document, Image, Text
-    from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions
+    from dreambench.interfaces import Model, ModelOptions, Task
     from dreambench.requests import Failure, Request, Response, Sample
-    from dreambench.scores import Protocol, Score, TaskResult
+    from dreambench.scores import Estimate, Protocol, Score, TaskResult
+    from dreambench.spec import RunSpec
 
 __all__ = [
     "Document",
+    "Estimate",
     "Failure",
     "Image",
     "Model",
@@ -30,7 +32,6 @@ __all__ = [
     "Sample",
     "Score",
     "Task",
-    "TaskOptions",
     "TaskResult",
     "Text",
     "rerun",
@@ -38,12 +39,13 @@ __all__ = [
     "score_run",
 ]
 
-_PLACES = {
-    "api": ("RunSpec", "Result", "rerun", "run", "score_run"),
+_MODULES = {
+    "api": ("Result", "rerun", "run", "score_run"),
     "documents": ("Document", "Image", "Text"),
-    "interfaces": ("Model", "ModelOptions", "Task", "TaskOptions"),
+    "interfaces": ("Model", "ModelOptions", "Task"),
     "requests": ("Failure", "Request", "Response", "Sample"),
-    "scores": ("Protocol", "Score", "TaskResult"),
+    "scores": ("Estimate", "Protocol", "Score", "TaskResult"),
+    "spec": ("RunSpec",),
 }
 
 
@@ -51,7 +53,7 @@ def __getattr__(name: str) -> Any:
     """Names are loaded when they are first used, so that ``import dreambench`` costs nothing."""
     from importlib import import_module
 
-    for module, names in _PLACES.items():
+    for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"dreambench.{module}"), name)
     raise AttributeError(f"module 'dreambench' has no attribute {name!r}")

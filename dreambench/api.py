@@ -1,73 +1,38 @@
-"""The verbs over runs as plain functions: what the command line calls, and what a notebook may."""
+"""Runs as plain functions: what the command line calls, and what a notebook may."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dreambench.adapters.responses import Responses
 from dreambench.documents import JSON, Image, canonical_json, digest, to_json
+from dreambench.environment import machine, versions
 from dreambench.errors import DataError, ModelError, RunError, UsageError
-from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions, data_place
+from dreambench.interfaces import Model, ModelOptions, Task
 from dreambench.lock import RunLock, rank_and_world
-from dreambench.plan import batches
 from dreambench.registry import load_model, load_task, model_class, parse_model
 from dreambench.requests import Request, Response, Sample
-from dreambench.runner import Progress, Worker, unanswered
+from dreambench.runner import Progress, Worker, batches, unanswered
 from dreambench.scores import Protocol, Score
+from dreambench.spec import RunSpec
 from dreambench.store import FORMAT, RunFolder
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Result", "RunPlan", "RunSpec", "execute", "prepare", "rerun", "run", "score_run"]
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """One run as the user asked for it; run.json keeps it, so that `rerun` can ask again."""
-
-    task: str
-    model: str = "dreamllm"
-    model_arguments: Mapping[str, str] = field(default_factory=dict[str, str])
-    options: TaskOptions = field(default_factory=TaskOptions)
-    limit: int | None = None
-    ids: Sequence[str] | None = None
-    batch_size: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-
-    def to_json(self) -> JSON:
-        return {
-            "task": self.task,
-            "model": self.model,
-            "model_arguments": dict(self.model_arguments),
-            "options": self.options.to_json(),
-            "limit": self.limit,
-            "ids": None if self.ids is None else list(self.ids),
-            "batch_size": self.batch_size,
-            "device": self.device,
-            "dtype": self.dtype,
-        }
-
-    @classmethod
-    def from_json(cls, line: Mapping[str, JSON]) -> RunSpec:
-        known: dict[str, Any] = {**line, "options": TaskOptions.from_json(line["options"])}
-        return cls(**known)
+__all__ = ["Result", "RunPlan", "check", "execute", "plan", "rerun", "run", "score_run"]
 
 
 @dataclass(frozen=True)
 class Result:
-    """Where a run lies and what came of it. `metrics` is None where other processes still owe answers."""
+    """Where a run is stored and its metrics, which are None while other processes have batches left."""
 
     folder: Path
     metrics: Mapping[str, JSON] | None
     repeated: bool = False
-    """True when a complete run was found and nothing was asked."""
+    """True when the run was already complete and nothing was computed."""
 
     @property
     def scores(self) -> list[Score]:
@@ -81,77 +46,78 @@ class Result:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run that is planned but not begun: what ``--dry-run`` shows."""
+    """A run before its first request: what ``--dry-run`` shows."""
 
-    asked: RunSpec
+    spec: RunSpec
     task: Task
     model: Model
     samples: list[Sample]
     requests: list[Request]
     protocols: list[Protocol]
+    system: JSON
     batch_size: int
     folder: Path
 
-    @property
-    def system(self) -> JSON:
-        return _system(self.model, self.task)
+
+def run(task: str, model: str = "dreamllm", *, out: str | Path = "runs", fresh: bool = False, **options: Any) -> Result:
+    """``dreambench run`` as a function; `options` are the other fields of `RunSpec`."""
+    return execute(RunSpec(task=task, model=model, **options), Path(out), fresh=fresh)
 
 
-def _system(model: Model, task: Task) -> JSON:
-    """What is measured. How answers that were made elsewhere were asked for and decoded, only their maker knows."""
-    made = task.system() if model.generates else {"generation": "made elsewhere"}
-    return {"model": dict(model.identity()), **made}
+def check(spec: RunSpec) -> None:
+    """Raise for every mistake in a spec that can be found without reading data or weights."""
+    load_task(spec)
+    model_class(parse_model(spec.model)[0])
 
 
-def prepare(asked: RunSpec, out: Path, model: Model | None = None) -> RunPlan:
-    """Load task and model, choose the samples, and find the run's folder. Writes nothing."""
-    task = load_task(asked.task, asked.options)
-    samples = choose(task.samples(), asked.limit, asked.ids)
+def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None) -> RunPlan:
+    """Load task and model, choose the samples, and name the run's folder. Writes nothing."""
+    task = load_task(spec)
+    samples = choose(task.samples(), spec.limit, spec.ids)
     requests = [task.request(sample) for sample in samples]
     protocols = task.protocols(samples)
-    name, location = parse_model(asked.model)
+    name, location = parse_model(spec.model)
     if (model_class(name) if model is None else type(model)).sees:
         _require_images(samples)
     if model is None:
-        model = load_model(
-            ModelOptions(name, location, asked.model_arguments, asked.device, asked.dtype, asked.options.offline)
-        )
-    if asked.options.generation and not model.generates:
-        raise UsageError(
-            f"--generation means nothing to answers that were made elsewhere ({asked.model}): leave it out"
-        )
+        model = load_model(ModelOptions(name, location, spec.model_arg, spec.device, spec.dtype, spec.offline))
+    if spec.generation and not model.generates:
+        raise UsageError(f"--generation has no effect on answers that were made elsewhere ({spec.model}): leave it out")
     if isinstance(model, Responses):
         model.bind(_known_answers(task, model.path, samples))
     for kind in sorted({request.kind for request in requests}):
         if kind not in model.capabilities:
             can = ", ".join(sorted(model.capabilities))
             raise ModelError(
-                f"the task {asked.task} needs {kind}, the model {asked.model} can only {can}: choose another model"
+                f"the task {spec.task} needs {kind}, the model {spec.model} can only {can}: choose another model"
             )
+    # How answers that were made elsewhere were prompted and decoded, only their maker knows.
+    settings = task.system() if model.generates else {"generation": "made elsewhere"}
+    system = {"model": dict(model.identity()), **settings}
     identity = {
         "task": task.name,
         "protocols": [protocol.id for protocol in protocols],
-        "system": _system(model, task),
+        "system": system,
         "requests": [request.identity() for request in requests],
     }
-    folder = out / f"{_slug(task.name)}-{_slug(asked.model)}-{digest(identity)[:8]}"
-    batch_size = asked.batch_size or min(model.batch_size(request.kind) for request in requests)
-    return RunPlan(asked, task, model, samples, requests, protocols, batch_size, folder)
+    folder = out / f"{_slug(task.name)}-{_slug(spec.model)}-{digest(identity)[:8]}"
+    batch_size = spec.batch_size or min(model.batch_size(request.kind) for request in requests)
+    return RunPlan(spec, task, model, samples, requests, protocols, system, batch_size, folder)
 
 
 def _known_answers(task: Task, path: Path, samples: Sequence[Sample]) -> Mapping[str, str]:
-    """Answers from a file, or `DataError` where none of them belongs to these samples."""
+    """Answers from a file; `DataError` where none of them belongs to these samples."""
     texts = task.read_responses(path)
     if not any(sample.id in texts for sample in samples):
         raise DataError(
-            f"{path}: none of its {len(texts)} answers is to a sample of these data (first ids: "
+            f"{path}: none of its {len(texts)} answers belongs to a sample of these data (first ids: "
             f"{next(iter(texts), 'none')} there, {samples[0].id} here)"
         )
     return texts
 
 
 def _require_images(samples: Sequence[Sample]) -> None:
-    """`DataError` before hours of work where images of the chosen samples are not on this machine."""
+    """`DataError`, before hours of work, where images of the chosen samples are missing."""
     paths = {part.path: None for sample in samples for part in sample.prompt if isinstance(part, Image) and part.path}
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
@@ -161,7 +127,7 @@ def _require_images(samples: Sequence[Sample]) -> None:
 
 
 def choose(samples: list[Sample], limit: int | None, ids: Sequence[str] | None) -> list[Sample]:
-    """The samples a run takes: all, the first `limit`, or those of `ids` in the task's order."""
+    """The samples of a run: all, the first `limit`, or those of `ids` in the task's order."""
     if not samples:
         raise UsageError("the split has no samples: look at --data and --split")
     seen: set[str] = set()
@@ -191,55 +157,8 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", head + tail).strip("-.")[:48]
 
 
-def run(
-    task: str,
-    model: str = "dreamllm",
-    *,
-    data: str | Path | None = None,
-    images: str | Path | None = None,
-    real: str | Path | None = None,
-    protocol: Sequence[str] = (),
-    split: str | None = None,
-    features: str | None = None,
-    judge: str | None = None,
-    generation: Sequence[str] = (),
-    model_arguments: Mapping[str, str] | None = None,
-    limit: int | None = None,
-    ids: Sequence[str] | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    offline: bool = False,
-    out: str | Path = "runs",
-    fresh: bool = False,
-) -> Result:
-    """``dreambench run`` as a function; the arguments are its options."""
-    place, dataset = data_place(data)
-    options = TaskOptions(
-        data=place,
-        dataset=dataset,
-        images=_absolute(images),
-        real=_absolute(real),
-        protocols=tuple(protocol),
-        split=split,
-        features=features,
-        judge=judge,
-        generation=tuple(generation),
-        seed=seed,
-        offline=offline,
-        device=device,
-    )
-    asked = RunSpec(task, model, model_arguments or {}, options, limit, ids, batch_size, device, dtype)
-    return execute(asked, Path(out), fresh=fresh)
-
-
-def _absolute(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path).absolute()
-
-
 def execute(
-    asked: RunSpec,
+    spec: RunSpec,
     out: Path = Path("runs"),
     *,
     fresh: bool = False,
@@ -247,26 +166,26 @@ def execute(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
-    """Predict and score; go on with what an earlier start left; return a complete run without asking anything."""
-    prepared = prepare(asked, out, model)
-    folder = RunFolder(prepared.folder)
+    """Predict and score. An interrupted run is resumed; a complete one is returned as it is."""
+    planned = plan(spec, out, model)
+    folder = RunFolder(planned.folder)
     rank, world = rank_and_world()
     if fresh and rank == 0 and folder.path.exists():
         _remove(folder.path)
-    if not fresh and (done := folder.metrics()) is not None:
-        return Result(folder.path, done, repeated=True)
+    if not fresh and (metrics := folder.metrics()) is not None:
+        return Result(folder.path, metrics, repeated=True)
     with RunLock(folder.path):
-        if folder.begin(_run_file(prepared), prepared.samples):
-            say(f"began {folder.path}")
+        if folder.begin(_run_file(planned), planned.samples):
+            say(f"starting {folder.path}")
         else:
-            _same_again(folder, prepared)
-            say(f"going on with {folder.path}")
-        planned = folder.plan_file()["plan"]["batches"]
-        Worker(folder, prepared.task, prepared.model, prepared.requests, planned, rank, world).work(progress)
-        if unanswered(folder, planned):
-            say("this process is done; others still owe answers, and the last one of them scores")
+            _require_same(folder, planned)
+            say(f"resuming {folder.path}")
+        stored = folder.run_file()["plan"]["batches"]
+        Worker(folder, planned.task, planned.model, planned.requests, stored, rank, world).work(progress)
+        if unanswered(folder, stored):
+            say("this process is done; the last of the others to finish will score the run")
             return Result(folder.path, None)
-        return _score_in_turn(folder, prepared.task, say)
+        return _score_once(folder, planned.task, say)
 
 
 def _remove(path: Path) -> None:
@@ -278,47 +197,44 @@ def _remove(path: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _run_file(prepared: RunPlan) -> JSON:
-    from dreambench.environment import machine, versions
-
+def _run_file(planned: RunPlan) -> JSON:
     return {
         "format": FORMAT,
-        "spec": prepared.asked.to_json(),
-        "task": prepared.task.name,
-        "model": prepared.asked.model,
-        "protocols": {protocol.id: protocol.to_json() for protocol in prepared.protocols},
-        "system": prepared.system,
-        "notes": list(prepared.model.notes()),
-        "environment": {"device": dict(prepared.model.environment()), "versions": versions(), "machine": machine()},
-        "plan": {"batch_size": prepared.batch_size, "batches": batches(prepared.requests, prepared.batch_size)},
+        "spec": planned.spec.to_json(),
+        "task": planned.task.name,
+        "model": planned.spec.model,
+        "protocols": {protocol.id: protocol.to_json() for protocol in planned.protocols},
+        "system": planned.system,
+        "notes": list(planned.model.notes()),
+        "environment": {"device": dict(planned.model.environment()), "versions": versions(), "machine": machine()},
+        "plan": {"batch_size": planned.batch_size, "batches": batches(planned.requests, planned.batch_size)},
     }
 
 
-def _same_again(folder: RunFolder, prepared: RunPlan) -> None:
-    """Refuse to go on in a way that would change the bytes of the result."""
-    begun = folder.plan_file()
-    device = dict(prepared.model.environment())
+def _require_same(folder: RunFolder, planned: RunPlan) -> None:
+    """Refuse to resume in a way that would change the bytes of the result."""
+    begun = folder.run_file()
+    device = dict(planned.model.environment())
     if begun["environment"]["device"] != device:
         raise RunError(
-            f"{folder.path} was begun with {begun['environment']['device']}, now it is {device}: use the same again, or --fresh"
+            f"{folder.path} was started with {begun['environment']['device']}, now it is {device}: use the same again, or --fresh"
         )
-    planned = begun["plan"]["batch_size"]
-    if prepared.asked.batch_size not in (None, planned):
+    batch_size = begun["plan"]["batch_size"]
+    if planned.spec.batch_size not in (None, batch_size):
         raise RunError(
-            f"{folder.path} was planned with --batch-size {planned}: leave the option out, or start with --fresh"
+            f"{folder.path} was planned with --batch-size {batch_size}: leave the option out, or start with --fresh"
         )
 
 
-def _score_in_turn(folder: RunFolder, task: Task, say: Callable[[str], None]) -> Result:
-    """Of several processes that see the last answer at once, one scores."""
+def _score_once(folder: RunFolder, task: Task, say: Callable[[str], None]) -> Result:
+    """Of several processes that finish at the same time, one scores."""
     turn = RunLock(folder.path, name="scoring", alone=True)
     try:
         turn.__enter__()
     except RunError:
         return Result(folder.path, None)
     try:
-        done = folder.metrics()
-        metrics = done if done is not None else _score(folder, task)
+        metrics = folder.metrics() or _score(folder, task)
         say("scored")
         return Result(folder.path, metrics)
     finally:
@@ -326,50 +242,48 @@ def _score_in_turn(folder: RunFolder, task: Task, say: Callable[[str], None]) ->
 
 
 def score_run(path: Path) -> Result:
-    """Score a run again from its own files: no model, nothing asked."""
+    """Score a run again from its own files: no model is loaded."""
     folder = RunFolder.open(path)
-    begun = folder.plan_file()
-    missing = unanswered(folder, begun["plan"]["batches"])
+    begun = folder.run_file()
+    missing = sum(len(members) for _, members in unanswered(folder, begun["plan"]["batches"]))
     if missing:
-        remaining = sum(len(members) for _, members in missing)
-        raise RunError(f"{path} still owes {remaining} answers: `dreambench rerun {path}` asks for them")
-    asked = RunSpec.from_json(begun["spec"])
+        raise RunError(f"{path} has {missing} requests without an answer: `dreambench rerun {path}` answers them")
     with RunLock(path):
-        return Result(path, _score(folder, load_task(asked.task, asked.options)))
+        return Result(path, _score(folder, load_task(folder.spec())))
 
 
 def rerun(path: Path, out: Path | None = None, *, fresh: bool = False, progress: Progress | None = None) -> Result:
-    """What run.json asked for, asked again: an unfinished run goes on; with `fresh` all is asked anew."""
-    asked = RunSpec.from_json(RunFolder.open(path).plan_file()["spec"])
-    return execute(asked, out or path.parent, fresh=fresh, progress=progress)
+    """Execute the spec in run.json again: an interrupted run is resumed; with `fresh` everything is computed anew."""
+    return execute(RunFolder.open(path).spec(), out or path.parent, fresh=fresh, progress=progress)
 
 
 def _score(folder: RunFolder, task: Task) -> Mapping[str, JSON]:
-    begun = folder.plan_file()
+    begun = folder.run_file()
     samples, responses = folder.samples(), folder.responses()
     task.collect_artifacts(folder, samples, responses)
-    scored = task.score(folder, samples, responses)
+    result = task.score(folder, samples, responses)
     folder.clear_leftovers()
-    folder.write_scores(scored.rows)
+    folder.write_scores(result.rows)
     metrics = {
         "task": begun["task"],
         "model": begun["model"],
         "system": begun["system"],
         "protocols": begun["protocols"],
         "protocol": next(iter(begun["protocols"])),
-        "scores": [score.to_json() for score in scored.scores],
+        "scores": [score.to_json() for score in result.scores],
         "errors": _errors(samples, responses),
-        "notes": [*begun["notes"], *scored.notes],
+        "notes": [*begun["notes"], *result.notes],
     }
     folder.write_metrics(metrics)
     return metrics
 
 
 def _errors(samples: Sequence[Sample], responses: Mapping[str, Response]) -> JSON:
-    """How many requests ended in an error, of which types, and which samples."""
-    failed = {sample.id: responses[sample.id].error for sample in samples if responses[sample.id].error is not None}
+    """How many requests ended in an error, by type, and which samples."""
     types: dict[str, list[str]] = {}
-    for id_, error in failed.items():
+    for sample in samples:
+        error = responses[sample.id].error
         if error is not None:
-            types.setdefault(error.type, []).append(id_)
-    return {"n": len(failed), "types": {name: {"n": len(ids), "ids": ids} for name, ids in sorted(types.items())}}
+            types.setdefault(error.type, []).append(sample.id)
+    n = sum(map(len, types.values()))
+    return {"n": n, "types": {name: {"n": len(ids), "ids": ids} for name, ids in sorted(types.items())}}

@@ -1,62 +1,72 @@
-"""Files that are whole or absent: written under another name, synced, renamed."""
+"""Reading and writing files: whole or absent when written, one `DreambenchError` that names file and line when they cannot be read."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
+import json
 import os
 import sys
 import uuid
+import zlib
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
-__all__ = ["cache_folder", "inside", "sha256_file", "write_atomically", "write_once"]
+from dreambench.documents import JSON
+from dreambench.errors import DataError, DreambenchError
+
+__all__ = [
+    "append_lines",
+    "cache_folder",
+    "inside",
+    "read_bytes",
+    "read_json",
+    "read_json_lines",
+    "read_text",
+    "replacing",
+    "sha256_file",
+    "write_atomically",
+    "write_once",
+]
+
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _write_aside(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return aside
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is safe only once its folder is; not every system lets one sync folders."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`; a reader sees the old bytes or the new ones, also after a crash."""
-    aside = _write_aside(path, data)
-    aside.replace(path)
-    _sync_folder(path.parent)
-
-
-def write_once(path: Path, data: bytes) -> bool:
-    """Create `path` with `data` unless it exists; True for the process that created it. Never seen half-written."""
-    aside = _write_aside(path, data)
+def read_bytes(path: Path, error: type[DreambenchError] = DataError) -> bytes:
+    """A file's bytes, decompressed if they are gzip, whatever the file is called."""
     try:
-        os.link(aside, path)
-    except FileExistsError:
-        return False
-    finally:
-        aside.unlink()
-    _sync_folder(path.parent)
-    return True
+        data = path.read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as reason:
+        what = reason.strerror if isinstance(reason, OSError) and reason.strerror else "its gzip data are damaged"
+        raise error(f"{path}: cannot be read ({what})") from reason
 
 
-def cache_folder() -> Path:
-    """What may be made again at any time: ``$XDG_CACHE_HOME/dreambench`` or ``~/.cache/dreambench`` (``%LOCALAPPDATA%`` on Windows)."""
-    if sys.platform == "win32" and "LOCALAPPDATA" in os.environ:
-        return Path(os.environ["LOCALAPPDATA"]) / "dreambench"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dreambench"
+def read_text(path: Path, error: type[DreambenchError] = DataError) -> str:
+    """A UTF-8 text file, plain or gzip, without a byte order mark."""
+    try:
+        return read_bytes(path, error).decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error(f"{path}: not UTF-8 text (byte {reason.start})") from reason
+
+
+def read_json(path: Path, error: type[DreambenchError] = DataError) -> JSON:
+    """The value in a JSON file, plain or gzip."""
+    try:
+        return json.loads(read_text(path, error))
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{path} is not JSON ({reason})") from reason
+
+
+def read_json_lines(path: Path, error: type[DreambenchError] = DataError) -> Iterator[tuple[int, JSON]]:
+    """(line number, value) of each line of a JSON Lines file, plain or gzip; empty lines are passed over."""
+    for number, line in enumerate(read_text(path, error).split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as reason:
+                raise error(f"{path}, line {number}: not JSON ({reason})") from reason
 
 
 def sha256_file(path: Path) -> str:
@@ -65,8 +75,79 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """A temporary path beside `path`, of the same suffix; what was written there is synced and takes its place at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`; a reader sees the old bytes or the new ones, also after a crash."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_once(path: Path, data: bytes) -> bool:
+    """Create `path` with `data` unless it exists; True for the process that created it. Never seen half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return True
+
+
+def append_lines(path: Path, lines: list[str]) -> None:
+    """Append lines (each with its line break); they are on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write("".join(lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is durable only once its folder is synced; not every system allows that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Files that can be made again at any time: ``$XDG_CACHE_HOME/dreambench``, ``~/.cache/dreambench`` or ``%LOCALAPPDATA%``."""
+    if sys.platform == "win32" and "LOCALAPPDATA" in os.environ:
+        return Path(os.environ["LOCALAPPDATA"]) / "dreambench"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dreambench"
+
+
 def inside(folder: Path, name: str) -> Path | None:
-    """`folder / name` if that is a place within `folder`, else None: names found in data never lead out of it."""
+    """`folder / name` if that lies within `folder`, else None: names found in data never lead out of it."""
     root = folder.resolve()
     path = (root / name).resolve()
     return path if path.is_relative_to(root) else None

@@ -1,14 +1,44 @@
-"""Images to bytes. PNG always: a generated image is never compressed with loss between the model and the metric."""
+"""Images to and from bytes. Generated images are stored as PNG: nothing is lost between the model and the metric."""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dreambench.documents import Image
 
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["encode_png"]
+__all__ = ["BrokenImageError", "contact_sheet", "decode", "decode_rgb", "encode_png"]
+
+
+class BrokenImageError(Exception):
+    """Bytes that Pillow cannot decode, or an image of an absurd size."""
+
+
+def decode(data: bytes, name: str = "an image") -> PIL.Image.Image:
+    """Encoded bytes as an RGB image, as Pillow decodes them: EXIF orientation and transparency are not applied.
+
+    Raises:
+        BrokenImageError: the bytes are no image, are cut short, or hold more pixels than Pillow finds plausible.
+    """
+    import PIL.Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # palette transparency, odd EXIF: the pixels are what they are
+            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            return PIL.Image.open(io.BytesIO(data)).convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError, Warning) as error:
+        raise BrokenImageError(f"{name} cannot be decoded ({type(error).__name__})") from error
+
+
+def decode_rgb(image: Image) -> PIL.Image.Image:
+    """`decode` for an image of a document. Raises `DataError` where its file is missing or has changed."""
+    return decode(image.read(), image.path or "an image")
 
 
 def encode_png(image: PIL.Image.Image) -> bytes:
@@ -16,3 +46,13 @@ def encode_png(image: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def contact_sheet(images: Sequence[PIL.Image.Image], columns: int, *, padding: int = 4) -> PIL.Image.Image:
+    """Images of one size in a grid of `columns`, on white."""
+    import torch
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+    from torchvision.utils import make_grid
+
+    pixels: Any = torch.stack([pil_to_tensor(image.convert("RGB")) for image in images])
+    return to_pil_image(make_grid(pixels, nrow=columns, padding=padding, pad_value=255))

@@ -7,18 +7,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from dreambench.answers import read_lines
 from dreambench.documents import JSON, digest
-from dreambench.errors import ModelError, UsageError
+from dreambench.errors import DataError, ModelError, UsageError
+from dreambench.files import read_json_lines
 from dreambench.requests import Kind, Request, Response, Sample
 from dreambench.scores import Protocol, TaskResult
+from dreambench.spec import RunSpec
 
 if TYPE_CHECKING:
     from dreambench.store import RunFolder
 
-__all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "TaskOptions", "data_place", "sample_choice"]
+__all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "sample_choice"]
 
 
 class OutOfMemoryError(ModelError):
@@ -88,66 +89,8 @@ class Model(ABC):
         return ()
 
 
-@dataclass(frozen=True)
-class TaskOptions:
-    """What the user asked of a task. Paths are absolute; None means the task's default, which its protocol then names.
-
-    `data` are official files; `dataset`, instead of them, is ``MAPPING[=LOCATION]``, a copy to be read under a named mapping.
-    """
-
-    data: Path | None = None
-    dataset: str | None = None
-    images: Path | None = None
-    real: Path | None = None
-    protocols: tuple[str, ...] = ()
-    split: str | None = None
-    features: str | None = None
-    judge: str | None = None
-    generation: tuple[str, ...] = ()
-    seed: int = 0
-    offline: bool = False
-    device: str = "auto"
-
-    def to_json(self) -> JSON:
-        return {
-            "data": _path(self.data),
-            "dataset": self.dataset,
-            "images": _path(self.images),
-            "real": _path(self.real),
-            "protocols": list(self.protocols),
-            "split": self.split,
-            "features": self.features,
-            "judge": self.judge,
-            "generation": list(self.generation),
-            "seed": self.seed,
-            "offline": self.offline,
-            "device": self.device,
-        }
-
-    @classmethod
-    def from_json(cls, line: Mapping[str, JSON]) -> TaskOptions:
-        paths: dict[str, Any] = {name: Path(line[name]) if line[name] else None for name in ("data", "images", "real")}
-        sequences: dict[str, Any] = {name: tuple(line[name]) for name in ("protocols", "generation")}
-        return cls(**{**line, **paths, **sequences})
-
-
-def _path(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def data_place(data: str | Path | None) -> tuple[Path | None, str | None]:
-    """``--data`` as the options `data` and `dataset`: a path, or ``datasets:MAPPING[=LOCATION]``; made absolute."""
-    mark, colon, spec = str(data or "").partition(":")
-    if mark != "datasets" or not colon:
-        return (None if data is None else Path(data).absolute()), None
-    name, equals, location = spec.partition("=")
-    if not name or (equals and not location):
-        raise UsageError(f"--data {data}: write datasets:MAPPING or datasets:MAPPING=LOCATION (docs/data.md)")
-    return None, f"{name}={Path(location).absolute()}" if equals else name
-
-
 class Task(ABC):
-    """A benchmark: load, prompt, score, aggregate. Constructed with `TaskOptions`; construction reads nothing.
+    """A benchmark: load, prompt, score, aggregate. Constructed with the `RunSpec`; construction checks it and reads no file.
 
     The order of calls is `samples`, `request`, `protocols` before the model answers; `postprocess_batch` on each answered batch;
     then, over the run's folder alone, `collect_artifacts` (impure and resumable: features, judgements) and `score` (pure).
@@ -161,19 +104,19 @@ class Task(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {"default": {}}
     """Generation settings by name; ``default`` is the benchmark's own, and further ones start from it."""
 
-    def __init__(self, options: TaskOptions) -> None:
-        self.options = options
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
         for name in ("images", "real", "split", "features", "judge"):
-            if getattr(options, name) is not None and name not in self.uses:
+            if getattr(spec, name) is not None and name not in self.uses:
                 raise UsageError(f"--{name} means nothing to the task {self.name}: leave it out")
-        if options.dataset is not None and "dataset" not in self.uses:
+        if spec.dataset is not None and "dataset" not in self.uses:
             raise UsageError(
-                f"--data datasets:{options.dataset}: {self.name} reads official files only; give their folder"
+                f"--data datasets:{spec.dataset}: {self.name} reads official files only; give their folder"
             )
-        for name in options.protocols:
+        for name in spec.protocol:
             if name not in self.protocol_names:
                 raise UsageError(f"--protocol {name}: {self.name} has {', '.join(self.protocol_names)}")
-        self.generation = resolve_generation(self.name, self.presets, options.generation)
+        self.generation = resolve_generation(self.name, self.presets, spec.generation)
 
     @abstractmethod
     def samples(self) -> list[Sample]:
@@ -189,7 +132,16 @@ class Task(ABC):
 
     def read_responses(self, path: Path) -> Mapping[str, str]:
         """Answers made elsewhere, by sample id: our own lines, and in a task that knows it the benchmark's result format."""
-        return read_lines(path)
+        texts: dict[str, str] = {}
+        for number, line in read_json_lines(path):
+            if not (
+                isinstance(line, dict) and isinstance(line.get("id"), str | int) and isinstance(line.get("text"), str)
+            ):
+                raise DataError(f'{path}, line {number}: not of the form {{"id": "...", "text": "..."}}')
+            if str(line["id"]) in texts:
+                raise DataError(f"{path}, line {number}: a second answer to {line['id']}")
+            texts[str(line["id"])] = line["text"]
+        return texts
 
     def postprocess_batch(self, requests: Sequence[Request], responses: Sequence[Response]) -> Sequence[Response]:
         """A last step on a batch's answers before they are written, for instance choosing among candidates."""

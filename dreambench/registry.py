@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from dreambench.errors import UsageError
-from dreambench.interfaces import Model, ModelOptions, Task, TaskOptions
+from dreambench.interfaces import Model, ModelOptions, Task
+from dreambench.spec import RunSpec
 
-__all__ = ["MODELS", "TASKS", "load_model", "load_task", "model_class", "names", "parse_model"]
+__all__ = [
+    "MODELS",
+    "TASKS",
+    "list_models",
+    "list_protocols",
+    "list_tasks",
+    "load_model",
+    "load_task",
+    "model_class",
+    "names",
+    "parse_model",
+]
 
 TASKS = "dreambench.tasks"
 MODELS = "dreambench.models"
@@ -51,9 +65,9 @@ def _find(group: str, name: str, kind: type[T]) -> type[T]:
     return found
 
 
-def load_task(name: str, options: TaskOptions) -> Task:
-    """The task of that name, given its options."""
-    return _find(TASKS, name, Task)(options)  # pyright: ignore[reportAbstractUsage] - a subclass, as _find has seen to
+def load_task(spec: RunSpec) -> Task:
+    """The task that the spec names, constructed with it."""
+    return _find(TASKS, spec.task, Task)(spec)  # pyright: ignore[reportAbstractUsage] - a subclass, as _find has seen to
 
 
 def parse_model(spec: str) -> tuple[str, str | None]:
@@ -73,3 +87,32 @@ def model_class(name: str) -> type[Model]:
 def load_model(options: ModelOptions) -> Model:
     """The model of that name, with its weights loaded."""
     return model_class(options.name)(options)  # pyright: ignore[reportAbstractUsage] - a subclass, as _find has seen to
+
+
+# --- ``dreambench list`` ------------------------------------------------------------------------------------------------
+
+
+def _about(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def list_tasks() -> Iterator[str]:
+    """One line per registered task."""
+    for name, point in names(TASKS).items():
+        yield f"{name:14s} {_about(point.load())}"
+
+
+def list_models() -> Iterator[str]:
+    """One line per registered model."""
+    for name, point in names(MODELS).items():
+        try:
+            yield f"{name:14s} {_about(point.load())}"
+        except ImportError as error:
+            yield f"{name:14s} not installed here ({error.name} is missing)"
+
+
+def list_protocols() -> Iterator[str]:
+    """One line per protocol of each registered task."""
+    for name, point in names(TASKS).items():
+        for protocol, meaning in point.load().protocol_names.items():
+            yield f"{name:14s} {protocol:24s} {meaning}"

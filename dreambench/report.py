@@ -116,21 +116,19 @@ def print_runs(folders: Sequence[Path]) -> None:
         _show(f"note: {different}")
 
 
-def print_plan(prepared: RunPlan) -> None:
+def print_plan(plan: RunPlan) -> None:
     """What a run would ask, for ``--dry-run``."""
-    count = len(prepared.requests)
-    batches = -(-count // prepared.batch_size)
-    _show(
-        f"{prepared.task.name} of {prepared.asked.model}: {count} requests in {batches} batches of {prepared.batch_size}"
-    )
-    for protocol in prepared.protocols:
+    count = len(plan.requests)
+    batches = -(-count // plan.batch_size)
+    _show(f"{plan.task.name} of {plan.spec.model}: {count} requests in {batches} batches of {plan.batch_size}")
+    for protocol in plan.protocols:
         _show(f"protocol {protocol.id}: {dict(protocol.fields)}")
-    _show(f"system: {prepared.system}")
-    for line in prepared.task.estimate(prepared.samples):
+    _show(f"system: {plan.system}")
+    for line in plan.task.estimate(plan.samples):
         _show(line)
-    for note in prepared.model.notes():
+    for note in plan.model.notes():
         _show(f"note: {note}")
-    _show(f"run: {prepared.folder} ({'exists' if prepared.folder.exists() else 'new'})")
+    _show(f"run: {plan.folder} ({'exists' if plan.folder.exists() else 'new'})")
 
 
 def thresholds(result: Result, max_errors: int | None, max_unscored: int | None) -> list[str]:

@@ -91,6 +91,11 @@ class Response:
     error: Failure | None = None
     details: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
 
+    @classmethod
+    def failed(cls, id_: str, type_: str, message: str) -> Response:
+        """No answer, for a typed reason; the message becomes one line."""
+        return cls(id_, finish_reason="error", error=Failure(type_, " ".join(message.split())))
+
     def to_json(self) -> JSON:
         line: dict[str, JSON] = {"id": self.id, "document": to_json(self.document), "finish_reason": self.finish_reason}
         if self.prompt_tokens is not None:

@@ -1,27 +1,66 @@
-"""The loop: ask for what is missing, batch by batch, and keep each batch before the next."""
+"""The plan of batches, and the loop that answers what is missing and stores each batch before the next."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from dreambench.errors import ModelError
 from dreambench.interfaces import Model, OutOfMemoryError, Task
-from dreambench.plan import split
 from dreambench.requests import Request, Response
 from dreambench.store import RunFolder
 
-__all__ = ["Progress", "Worker", "unanswered"]
+__all__ = ["Batch", "Progress", "Worker", "batches", "split", "unanswered"]
 
 Progress = Callable[[int, int], None]
-"""Called with (answers kept by this process, answers it owes in all)."""
+"""Called with (requests answered, requests in all) of the whole run, as far as this process knows."""
+
+Batch = tuple[str, list[int]]
+"""A batch's name and the indices of its requests. Batch 7 is ``"7"``, its halves ``"7.0"`` and ``"7.1"``, theirs ``"7.1.0"`` and so on."""
 
 
-def unanswered(run: RunFolder, planned: Sequence[Sequence[int]]) -> list[tuple[str, list[int]]]:
-    """The named batches that no process has answered yet."""
+def batches(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
+    """The plan: indices of `requests`, batch by batch. A pure function, fixed before the first answer: batch mates can change last digits.
+
+    Requests of one group (one image) stay together, so that a model may encode their image once; groups are ordered by
+    their longest request, longest first, so that a batch pads little and memory runs out early or never.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, request in enumerate(requests):
+        key = f"g{request.group}" if request.group is not None else f"r{index}"
+        groups.setdefault(key, []).append(index)
+    lengths = [request.length() for request in requests]
+    ordered = sorted(groups.values(), key=lambda members: (-max(lengths[i] for i in members), members[0]))
+    flat = [index for members in ordered for index in members]
+    return [flat[start : start + batch_size] for start in range(0, len(flat), batch_size)]
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """A batch cut in two, the first half the larger."""
+    name, members = batch
+    middle = (len(members) + 1) // 2
+    return (f"{name}.0", members[:middle]), (f"{name}.1", members[middle:])
+
+
+def split(planned: Sequence[Sequence[int]], halved: Collection[str]) -> list[Batch]:
+    """The plan as named batches, with those in `halved` cut in two."""
+
+    def pieces(batch: Batch) -> Iterator[Batch]:
+        if batch[0] not in halved:
+            yield batch
+        else:
+            for half in halves(batch):
+                yield from pieces(half)
+
+    return [piece for number, members in enumerate(planned) for piece in pieces((str(number), list(members)))]
+
+
+def unanswered(run: RunFolder, planned: Sequence[Sequence[int]]) -> list[Batch]:
+    """The batches that no process has answered yet."""
     answered = run.answered()
-    return [(name, members) for name, members in split(planned, run.splits()) if name not in answered]
+    return [batch for batch in split(planned, run.splits()) if batch[0] not in answered]
 
 
 @dataclass
@@ -37,58 +76,53 @@ class Worker:
     world: int = 1
 
     def work(self, progress: Progress | None = None) -> None:
-        """Answer this process's missing batches. Killed anywhere, a later call goes on with the first that is not on disk."""
+        """Answer this process's missing batches. Killed anywhere, a later call goes on with the first that is not stored."""
         self.run.truncate_torn_lines(self.rank)
-        mine = [batch for batch in unanswered(self.run, self.planned) if _number(batch[0]) % self.world == self.rank]
-        remaining, kept = sum(len(members) for _, members in mine), 0
-        queue = list(mine)
+        missing = unanswered(self.run, self.planned)
+        queue = deque(batch for batch in missing if int(batch[0].partition(".")[0]) % self.world == self.rank)
+        total = len(self.requests)
+        answered = total - sum(len(members) for _, members in missing)
+        if progress is not None:
+            progress(answered, total)
         while queue:
-            name, members = queue.pop(0)
-            batch = [self.requests[index] for index in members]
-            began = time.perf_counter()
+            batch = queue.popleft()
             try:
-                responses = ask(self.model, batch)
+                self._answer(*batch)
             except OutOfMemoryError as error:
-                queue = self._halve(name, members, error) + queue
+                queue.extendleft(reversed(self._halve(batch, error)))
                 continue
-            responses = self.task.postprocess_batch(batch, responses)
-            answered = time.perf_counter()
-            self.run.append(self.rank, name, responses)
-            kept += len(members)
-            self.run.note_timing(
-                self.rank,
-                {
-                    "batch": name,
-                    "n": len(members),
-                    "answer_s": round(answered - began, 6),
-                    "store_s": round(time.perf_counter() - answered, 6),
-                },
-            )
+            answered += len(batch[1])
             if progress is not None:
-                progress(kept, remaining)
+                progress(answered, total)
 
-    def _halve(self, name: str, members: Sequence[int], error: OutOfMemoryError) -> list[tuple[str, list[int]]]:
-        """Write the halving of a batch into the plan and give its two pieces."""
+    def _answer(self, name: str, members: Sequence[int]) -> None:
+        requests = [self.requests[index] for index in members]
+        began = time.perf_counter()
+        responses = self.task.postprocess_batch(requests, ask(self.model, requests))
+        answered = time.perf_counter()
+        self.run.append(self.rank, name, responses)
+        stored = time.perf_counter()
+        seconds = {"answer_s": round(answered - began, 6), "store_s": round(stored - answered, 6)}
+        self.run.note_timing(self.rank, {"batch": name, "n": len(members), **seconds})
+
+    def _halve(self, batch: Batch, error: OutOfMemoryError) -> tuple[Batch, Batch]:
+        """Record in the plan that a batch is answered in two halves."""
+        name, members = batch
         if len(members) == 1:
             raise ModelError(
                 f"a single request ({self.requests[members[0]].id}) does not fit into memory: {error}"
             ) from error
         self.run.note_split(self.rank, name)
-        middle = (len(members) + 1) // 2
-        return [(f"{name}.0", list(members[:middle])), (f"{name}.1", list(members[middle:]))]
-
-
-def _number(name: str) -> int:
-    return int(name.partition(".")[0])
+        return halves(batch)
 
 
 def ask(model: Model, requests: Sequence[Request]) -> list[Response]:
     """A model's answers in the order of `requests`; each exactly once, or `ModelError`."""
     answers: dict[str, Response] = {}
-    wanted = {request.id for request in requests}
+    expected = {request.id for request in requests}
     for response in model.answer(requests):
-        if response.id not in wanted:
-            raise ModelError(f"the model answered a request it was not asked ({response.id}): its adapter is at fault")
+        if response.id not in expected:
+            raise ModelError(f"the model answered {response.id}, which is not in the batch: its adapter is at fault")
         if response.id in answers:
             raise ModelError(f"the model answered {response.id} twice: its adapter is at fault")
         answers[response.id] = response

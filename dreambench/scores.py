@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dreambench.documents import JSON, digest
 
-__all__ = ["Protocol", "Score", "TaskResult"]
+__all__ = ["Estimate", "Protocol", "Score", "TaskResult"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,28 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Score:
-    """One score of a table.
+class Estimate:
+    """A value with its uncertainty, as a statistic gives it: no protocol yet.
 
-    `n` counts the units that were scored; `unscored` counts those that
-    could not be (errors, undecided answers, failed judgements), whose possible effect is in `bounds`. `interval` is None only where
-    `interval_method` says why. `notes` are sentences a reader must see beside the number.
+    `interval` and `standard_error` are None where they are undefined; `method` then begins with ``none:`` and says why.
+    """
+
+    value: float
+    interval: tuple[float, float] | None
+    method: str
+    n: int
+    standard_error: float | None = None
+    confidence: float = 0.95
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a table.
+
+    `n` counts the units that were scored; `unscored` counts those that could not be (errors, undecided answers, failed judgements),
+    whose possible effect is in `bounds`. `interval` is None only where `interval_method` says why. `notes` are sentences a reader must
+    see beside the number.
     """
 
     metric: str
@@ -57,19 +74,34 @@ class Score:
     bounds: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
 
-    def to_json(self) -> JSON:
-        line: dict[str, JSON] = {
-            "metric": self.metric,
-            "group": self.group,
-            "value": self.value,
-            "unit": self.unit,
-            "n": self.n,
-            "unscored": self.unscored,
-            "interval": None if self.interval is None else list(self.interval),
-            "confidence": self.confidence,
-            "interval_method": self.interval_method,
-            "protocol": self.protocol,
+    @classmethod
+    def of(cls, metric: str, estimate: Estimate, protocol: str, **fields: Any) -> Score:
+        """An estimate under a protocol; `fields` are the score's others: group, unscored, bounds, notes, value."""
+        known: dict[str, Any] = {
+            "value": estimate.value,
+            "unit": estimate.unit,
+            "n": estimate.n,
+            "interval": estimate.interval,
+            "confidence": estimate.confidence,
+            "interval_method": estimate.method,
         }
+        return cls(metric=metric, protocol=protocol, **(known | fields))
+
+    def to_json(self) -> JSON:
+        order = (
+            "metric",
+            "group",
+            "value",
+            "unit",
+            "n",
+            "unscored",
+            "interval",
+            "confidence",
+            "interval_method",
+            "protocol",
+        )
+        line: dict[str, JSON] = {name: getattr(self, name) for name in order}
+        line["interval"] = None if self.interval is None else list(self.interval)
         if self.bounds is not None:
             line["bounds"] = list(self.bounds)
         if self.notes:
@@ -78,26 +110,14 @@ class Score:
 
     @classmethod
     def from_json(cls, line: Mapping[str, JSON]) -> Score:
-        interval, bounds = line["interval"], line.get("bounds")
-        return cls(
-            metric=line["metric"],
-            value=line["value"],
-            unit=line["unit"],
-            n=line["n"],
-            protocol=line["protocol"],
-            group=line["group"],
-            unscored=line["unscored"],
-            interval=None if interval is None else (interval[0], interval[1]),
-            confidence=line["confidence"],
-            interval_method=line["interval_method"],
-            bounds=None if bounds is None else (bounds[0], bounds[1]),
-            notes=tuple(line.get("notes", ())),
-        )
+        pairs: dict[str, Any] = {name: tuple(line[name]) if line.get(name) else None for name in ("interval", "bounds")}
+        known: dict[str, Any] = {**line, **pairs, "notes": tuple(line.get("notes", ()))}
+        return cls(**known)
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a task's scorer returns: one row per sample (plain scalars by column) and the table's scores, headline first."""
+    """What a task's `score` returns: one row per sample (plain scalars by column) and the table's scores, headline first."""
 
     rows: list[dict[str, JSON]]
     scores: list[Score]

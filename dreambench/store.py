@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from dreambench.documents import JSON, Document, Image, Part, canonical_json, from_json, to_json
-from dreambench.errors import RunError
-from dreambench.files import inside, write_atomically, write_once
+from dreambench.errors import RunError, UsageError
+from dreambench.files import append_lines, inside, read_json, write_atomically, write_once
 from dreambench.requests import Response, Sample
+from dreambench.spec import RunSpec
 
 __all__ = ["FORMAT", "RunFolder"]
 
@@ -34,19 +35,19 @@ class RunFolder:
         if not (path / "run.json").is_file():
             raise RunError(f"{path} is not a run (no run.json in it): give a folder that `dreambench run` made")
         run = cls(path)
-        run.plan_file()
+        run.run_file()
         return run
 
-    # --- what was asked and planned -------------------------------------------------------------------------------
+    # --- the spec and the plan ------------------------------------------------------------------------------------
 
-    def begin(self, asked: JSON, samples: Sequence[Sample]) -> bool:
+    def begin(self, run_file: JSON, samples: Sequence[Sample]) -> bool:
         """Write samples and run.json; False where another process, or an earlier start, already did."""
         if (self.path / "run.json").exists():
             return False
         write_atomically(self.path / "samples.parquet", _samples_table(samples))
-        return write_once(self.path / "run.json", (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
+        return write_once(self.path / "run.json", (json.dumps(run_file, indent=1, ensure_ascii=False) + "\n").encode())
 
-    def plan_file(self) -> dict[str, JSON]:
+    def run_file(self) -> dict[str, JSON]:
         """run.json; `RunError` where it is damaged or of another layout."""
         path, advice = self.path / "run.json", "start again with --fresh"
         made = _json_object(path, ("format",), advice)["format"]
@@ -57,6 +58,14 @@ class RunFolder:
         return _json_object(
             path, ("spec", "task", "model", "protocols", "system", "notes", "environment", "plan"), advice
         )
+
+    def spec(self) -> RunSpec:
+        """What the user asked for when the run was started."""
+        path = self.path / "run.json"
+        try:
+            return RunSpec(**self.run_file()["spec"])
+        except (TypeError, UsageError) as error:
+            raise RunError(f"{path} is damaged ({error}): start again with --fresh") from error
 
     def samples(self) -> list[Sample]:
         """The samples as they were when the run began, in the task's order; image paths absolute."""
@@ -104,11 +113,11 @@ class RunFolder:
                 **replace(response, document=self._keep_images(response)).to_json(),
             }
             lines.append(canonical_json(line) + "\n")
-        self._append_lines(self._answers_file(rank), lines)
+        append_lines(self._answers_file(rank), lines)
 
     def note_split(self, rank: int, batch: str) -> None:
         """Make it part of the plan that `batch` is answered in two halves."""
-        self._append_lines(self.path / "responses" / f"splits-{rank:05d}.jsonl", [canonical_json(batch) + "\n"])
+        append_lines(self.path / "responses" / f"splits-{rank:05d}.jsonl", [canonical_json(batch) + "\n"])
 
     def splits(self) -> set[str]:
         """Names of the batches that were halved."""
@@ -169,13 +178,6 @@ class RunFolder:
         parts = tuple(resolve(part) if isinstance(part, Image) else part for part in response.document)
         return replace(response, document=parts)
 
-    def _append_lines(self, path: Path, lines: Sequence[str]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-
     # --- results ------------------------------------------------------------------------------------------------------
 
     def clear_leftovers(self) -> None:
@@ -209,8 +211,8 @@ class RunFolder:
 def _json_object(path: Path, wanted: Sequence[str], advice: str) -> dict[str, JSON]:
     """A file of ours that holds one object with at least these keys; `RunError` with the advice where it does not."""
     try:
-        found: JSON = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = read_json(path, RunError)
+    except RunError as error:
         raise RunError(f"{path} is damaged ({error}): {advice}") from error
     if not isinstance(found, dict) or not all(name in found for name in wanted):
         raise RunError(f"{path} is damaged (no object with {', '.join(wanted)}): {advice}")

@@ -12,7 +12,6 @@ from PIL import Image as PILImage
 from transformers.utils import logging as transformers_logging
 
 import dreamllm
-from dreambench.adapters.images import BrokenImageError, decode_rgb
 from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
     group_by_settings,
@@ -24,7 +23,7 @@ from dreambench.adapters.torch_tools import (
 )
 from dreambench.documents import JSON, Document, Image, Text
 from dreambench.errors import DataError, MissingWeightsError, ModelError
-from dreambench.images import encode_png
+from dreambench.images import BrokenImageError, decode_rgb, encode_png
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Failure, Kind, Request, Response
 from dreambench.threads import threads_for
@@ -186,7 +185,7 @@ class DreamLLM(Model):
                     if isinstance(part, Image) and part.digest() not in images:
                         images[part.digest()] = decode_rgb(part)
             except (DataError, BrokenImageError) as error:
-                failed.append(Response(request.id, error=Failure("broken-image", " ".join(str(error).split()))))
+                failed.append(Response(request.id, error=Failure("broken-image", str(error))))
             else:
                 readable.append(request)
         return readable, images, failed
@@ -259,7 +258,7 @@ class DreamLLM(Model):
             mine = generated[index * candidates : (index + 1) * candidates]
             if not bool(torch.isfinite(mine).all()):
                 message = f"the image has pixels that are not finite in {self.dtype}: use --dtype float32"
-                yield Response(request.id, finish_reason="error", error=Failure("not-finite", message))
+                yield Response.failed(request.id, "not-finite", message)
                 continue
             document = tuple(Image(data=encode_png(image)) for image in to_pil(mine))
             yield Response(request.id, document, prompt_tokens=int(inputs["attention_mask"][index].sum()))

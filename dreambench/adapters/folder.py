@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from dreambench.adapters.images import BrokenImageError, decode_rgb
 from dreambench.documents import JSON, Image, digest
 from dreambench.errors import DataError, UsageError
 from dreambench.files import sha256_file
+from dreambench.images import BrokenImageError, decode_rgb
 from dreambench.interfaces import Model, ModelOptions
-from dreambench.requests import Failure, Kind, Request, Response
+from dreambench.requests import Kind, Request, Response
 
 __all__ = ["Folder"]
 
@@ -66,14 +66,14 @@ class Folder(Model):
             sought = f"{request.id}" + (f" or {request.group}" if request.group and self.match != "id" else "")
             wanted = "" if count == 1 else f" with the candidates _0 to _{count - 1}"
             message = f"{self.path.name} has no image named {sought}{wanted}"
-            return Response(request.id, finish_reason="error", error=Failure("no-image", message))
+            return Response.failed(request.id, "no-image", message)
         images = [Image(data=self.files[name].read_bytes()) for name in names]
         try:
             for image in images:
                 decode_rgb(image)
         except BrokenImageError:
             message = f"{', '.join(self.files[name].name for name in names)} cannot be decoded"
-            return Response(request.id, finish_reason="error", error=Failure("broken-image", message))
+            return Response.failed(request.id, "broken-image", message)
         details = {"files": [self.files[name].name for name in names], "matched_by": matched_by}
         return Response(request.id, tuple(images), details=details)
 

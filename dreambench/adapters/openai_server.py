@@ -6,7 +6,6 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from dreambench.adapters.images import BrokenImageError, broken, decode_rgb
 from dreambench.chat import (
     ChatServer,
     Conversation,
@@ -17,9 +16,9 @@ from dreambench.chat import (
 )
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import ModelError
-from dreambench.images import encode_png
+from dreambench.images import BrokenImageError, decode_rgb, encode_png
 from dreambench.interfaces import Model, ModelOptions
-from dreambench.requests import Failure, Kind, Request, Response
+from dreambench.requests import Kind, Request, Response
 
 __all__ = ["ServedModel"]
 
@@ -71,11 +70,11 @@ class ServedModel(Model):
             ]
             reply = conversation.ask([{"role": "user", "content": content}], max_tokens, settings)
         except BrokenImageError as error:
-            return broken(request, error)
+            return Response.failed(request.id, "broken-image", str(error))
         except RefusedError as error:
-            return Response(request.id, finish_reason="error", error=Failure("refused", str(error)))
+            return Response.failed(request.id, "refused", str(error))
         except MalformedReplyError as error:
-            return Response(request.id, finish_reason="error", error=Failure("malformed-reply", str(error)))
+            return Response.failed(request.id, "malformed-reply", str(error))
         return Response(
             request.id,
             (Text(reply.text.strip()),),

@@ -10,7 +10,7 @@ from dreambench.documents import JSON, Text
 from dreambench.errors import DataError, UsageError
 from dreambench.files import sha256_file
 from dreambench.interfaces import Model, ModelOptions
-from dreambench.requests import Failure, Kind, Request, Response
+from dreambench.requests import Kind, Request, Response
 
 __all__ = ["Responses"]
 
@@ -53,8 +53,6 @@ class Responses(Model):
         for request in requests:
             text = self._texts.get(request.id)
             if text is None:
-                yield Response(
-                    request.id, error=Failure("no-answer", f"{self.path.name} has no answer to {request.id}")
-                )
+                yield Response.failed(request.id, "no-answer", f"{self.path.name} has no answer to {request.id}")
             else:
                 yield Response(request.id, (Text(text),))

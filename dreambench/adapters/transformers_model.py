@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from dreambench.adapters.images import BrokenImageError, broken, decode_rgb
 from dreambench.adapters.sampling import Decoding, SeededSampling
 from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
@@ -26,6 +25,7 @@ from dreambench.adapters.torch_tools import (
 from dreambench.documents import JSON, Text, digest
 from dreambench.errors import MissingWeightsError, ModelError, UsageError
 from dreambench.files import sha256_file
+from dreambench.images import BrokenImageError, decode_rgb
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
 
@@ -88,7 +88,7 @@ class VisionLanguageModel(Model):
             try:
                 images[request.id] = [decode_rgb(part) for part in request.document if not isinstance(part, Text)]
             except BrokenImageError as error:
-                yield broken(request, error)
+                yield Response.failed(request.id, "broken-image", str(error))
         chosen = {request.id: decoding for request, decoding in zip(requests, decodings, strict=True)}
         whole = [request for request in requests if request.id in images]
         for with_images in (True, False):

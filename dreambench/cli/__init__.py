@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
 
 __all__ = ["main"]
 
 INTERRUPTED = 130
-GOES_ON = "interrupted: what was answered is safe, the same command goes on"
+RESUMES = "interrupted: every stored answer is kept; run the same command again to resume"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status: 0 done, 1 a threshold missed, 2 the user must act, 130 interrupted."""
-    from dreambench.cli.app import build
     from dreambench.errors import DreambenchError
 
     for stream in (sys.stdout, sys.stderr):
@@ -22,14 +25,14 @@ def main(arguments: list[str] | None = None) -> None:
     status: object = 0
     try:
         # Not standalone, the parser gives a verb's `typer.Exit`, and Ctrl-C, back as a number.
-        status = build()(args=arguments, prog_name="dreambench", standalone_mode=False)
+        status = _build()(args=arguments, prog_name="dreambench", standalone_mode=False)
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):
             # The reader of our output has left (`| head`); there is nobody to tell.
             sys.exit(0)
         raise
     except KeyboardInterrupt:
-        _leave(GOES_ON, INTERRUPTED)
+        _leave(RESUMES, INTERRUPTED)
     except DreambenchError as error:
         _leave(f"error: {error}", error.exit_status)
     except OSError as error:
@@ -41,8 +44,35 @@ def main(arguments: list[str] | None = None) -> None:
         _leave_if_usage(error)
         raise
     if status == INTERRUPTED:
-        _leave(GOES_ON, INTERRUPTED)
+        _leave(RESUMES, INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _build() -> typer.Typer:
+    """The whole application. No verb loads its machinery before it runs, so that ``--help`` is quick."""
+    from dreambench.cli import playground, runs, tools
+
+    app = typer.Typer(
+        help="Evaluate models that read and generate images: exact, resumable, every number with its protocol and interval.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def version(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    ) -> None:
+        if version:
+            print(f"dreambench {metadata.version('dreambench')}")
+            raise typer.Exit
+
+    for verb in (runs.run, runs.score, runs.rerun, runs.report, tools.fid, tools.fid_stats, tools.doctor):
+        app.command(verb.__name__.replace("_", "-"))(verb)
+    app.command("list")(tools.list_)
+    app.add_typer(playground.app, name="playground")
+    return app
 
 
 def _leave_if_usage(error: Exception) -> None:
@@ -51,7 +81,7 @@ def _leave_if_usage(error: Exception) -> None:
     if status is None:
         return
     if type(error).__name__ == "Abort":
-        _leave(GOES_ON, INTERRUPTED)
+        _leave(RESUMES, INTERRUPTED)
     message = getattr(error, "format_message", lambda: "")()
     if message:
         _leave(f"error: {' '.join(message.split())} (--help shows an example)", 2)

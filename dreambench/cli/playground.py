@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dreambench.cli.options import words
 from dreambench.progress import say
+from dreambench.spec import words
 
 __all__ = ["app"]
 
@@ -36,7 +36,7 @@ def write(
     """
     from dreambench_tasks import playground
 
-    playground.write(directory, split=split, n=n, seed=seed, formats=words(format_) or None)
+    playground.write(directory, split=split, n=n, seed=seed, formats=words(format_ or []) or None)
     say(f"wrote {n} scenes of {split} to {directory}")
 
 

@@ -3,129 +3,80 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dreambench.cli.options import (
-    Data,
-    Features,
-    Judge,
-    Offline,
-    Out,
-    Protocol,
-    Seed,
-    absolute,
-    pairs,
-    read_ids,
-    words,
-)
+from dreambench.cli.options import with_spec_options
 from dreambench.errors import UsageError
+from dreambench.spec import RunSpec, words
 
 if TYPE_CHECKING:
-    from dreambench.api import RunSpec
+    from collections.abc import Sequence
 
 __all__ = ["report", "rerun", "run", "score"]
 
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that holds runs.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew, even if this run exists.")]
+MaxErrors = Annotated[
+    int | None,
+    typer.Option("--max-errors", metavar="N", min=0, help="Exit with status 1 if more than N samples end in an error."),
+]
+MaxUnscored = Annotated[
+    int | None,
+    typer.Option("--max-unscored", metavar="N", min=0, help="Exit with status 1 if more than N samples are unscored."),
+]
 
+
+@with_spec_options(*(name for name in RunSpec.model_fields if name != "task"))
 def run(
-    task: Annotated[list[str], typer.Option("--task", help="TASK[,TASK...]; `dreambench list tasks` names them.")],
-    model: Annotated[
-        str, typer.Option("--model", help="NAME[:LOCATION]; `dreambench list models` names them.")
-    ] = "dreamllm",
-    model_arg: Annotated[
-        list[str] | None, typer.Option("--model-arg", help="KEY=VALUE for the model; may be repeated.")
-    ] = None,
-    data: Data = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Where the images are.")] = None,
-    real: Annotated[
-        Path | None, typer.Option("--real", help="Real images (a folder) or their statistics (.npz).")
-    ] = None,
-    protocol: Protocol = None,
-    split: Annotated[str | None, typer.Option("--split", help="Part of the benchmark, for instance val2017.")] = None,
-    features: Features = None,
-    judge: Judge = None,
-    generation: Annotated[
-        list[str] | None,
-        typer.Option("--generation", help="Preset or KEY=VALUE: prompt wording and decoding; may be repeated."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N samples.")] = None,
-    ids: Annotated[
-        Path | None, typer.Option("--ids", help="Only the samples whose ids stand in FILE, one a line.")
-    ] = None,
-    seed: Seed = 0,
-    batch_size: Annotated[str, typer.Option("--batch-size", help="N or auto.")] = "auto",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda[:i].")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
-    max_errors: Annotated[
-        int | None, typer.Option("--max-errors", min=0, help="Exit status 1 above N failed samples.")
-    ] = None,
-    max_unscored: Annotated[
-        int | None, typer.Option("--max-unscored", min=0, help="Exit status 1 above N unscored ones.")
-    ] = None,
+    task: Annotated[
+        list[str],
+        typer.Option("--task", metavar="TASK[,TASK...]", help="Benchmarks; `dreambench list tasks` shows them."),
+    ],
+    options: dict[str, Any],
+    max_errors: MaxErrors = None,
+    max_unscored: MaxUnscored = None,
     out: Out = Path("runs"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run of the same command.")] = False,
-    offline: Offline = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked, and ask nothing.")] = False,
+    fresh: Fresh = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; run nothing.")] = False,
 ) -> None:
-    """Ask a model the questions of a benchmark and score its answers.
+    """Run a model on benchmarks and score its answers.
+
+    The same command finds the same run: an interrupted run is resumed, a complete one is printed.
 
     Example: dreambench run --task coco_fid --model dreamllm:DIR --data coco --features efficientnet-lite0
-
-    The same command finds the same run: stopped anywhere it goes on, complete it is printed.
     """
-    from dreambench.api import RunSpec
-    from dreambench.interfaces import TaskOptions, data_place
-
     tasks = words(task)
     if not tasks:
         raise UsageError("--task: name at least one; `dreambench list tasks` shows them")
-    place, dataset = data_place(data)
-    options = TaskOptions(
-        data=place,
-        dataset=dataset,
-        images=absolute(images),
-        real=absolute(real),
-        protocols=tuple(words(protocol)),
-        split=split,
-        features=features,
-        judge=judge,
-        generation=tuple(words(generation)),
-        seed=seed,
-        offline=offline,
-        device=device,
-    )
-    asked = [
-        RunSpec(
-            task=name,
-            model=model,
-            model_arguments=pairs(model_arg, "--model-arg"),
-            options=options,
-            limit=limit,
-            ids=read_ids(ids),
-            batch_size=_batch_size(batch_size),
-            device=device,
-            dtype=dtype,
-        )
-        for name in tasks
-    ]
-    _execute(asked, out, fresh=fresh, dry_run=dry_run, max_errors=max_errors, max_unscored=max_unscored)
+    specs = [RunSpec(task=name, **options) for name in tasks]
+    _execute(specs, out, fresh=fresh, dry_run=dry_run, max_errors=max_errors, max_unscored=max_unscored)
 
 
 def _execute(
-    asked: list[RunSpec], out: Path, *, fresh: bool, dry_run: bool, max_errors: int | None, max_unscored: int | None
+    specs: Sequence[RunSpec],
+    out: Path,
+    *,
+    fresh: bool,
+    dry_run: bool = False,
+    max_errors: int | None = None,
+    max_unscored: int | None = None,
 ) -> None:
-    from dreambench.api import execute, prepare
+    """Execute specs in turn, after all of them have been checked."""
+    from dreambench.api import check, execute, plan
     from dreambench.progress import progress_bar, say
     from dreambench.report import print_plan, print_result, thresholds
 
+    for spec in specs:
+        check(spec)
     missed: list[str] = []
-    for one in asked:
+    for spec in specs:
         if dry_run:
-            print_plan(prepare(one, out))
+            print_plan(plan(spec, out))
             continue
-        with progress_bar(one.task) as progress:
-            result = execute(one, out, fresh=fresh, progress=progress, say=say)
+        with progress_bar(spec.task) as progress:
+            result = execute(spec, out, fresh=fresh, progress=progress, say=say)
         print_result(result)
         missed += thresholds(result, max_errors, max_unscored)
     for line in missed:
@@ -134,46 +85,37 @@ def _execute(
         raise typer.Exit(1)
 
 
-def _batch_size(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) == 0:
-        raise UsageError(f"--batch-size {text}: write a number of at least 1, or auto")
-    return int(text)
-
-
+@with_spec_options("data", "images", "protocol", "split", "judge", "limit", "offline")
 def score(
-    run: Annotated[Path | None, typer.Argument(help="A run, to be scored again from its own files.")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="The benchmark that the answers belong to.")] = None,
-    data: Data = None,
+    options: dict[str, Any],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run, to be scored again from its own files.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="TASK", help="The benchmark that the answers belong to.")
+    ] = None,
     responses: Annotated[
         Path | None,
         typer.Option(
-            "--responses", help='Answers made elsewhere: the benchmark\'s result format, or {"id", "text"} lines.'
+            "--responses",
+            metavar="FILE",
+            help='Answers made elsewhere: the benchmark\'s result format, or {"id", "text"} lines.',
         ),
     ] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Where the images are.")] = None,
-    protocol: Protocol = None,
-    split: Annotated[str | None, typer.Option("--split", help="Part of the benchmark, for instance val2014.")] = None,
-    judge: Judge = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N samples.")] = None,
-    max_unscored: Annotated[
-        int | None, typer.Option("--max-unscored", min=0, help="Exit status 1 above N unscored ones.")
-    ] = None,
+    max_errors: MaxErrors = None,
+    max_unscored: MaxUnscored = None,
     out: Out = Path("runs"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run of the same command.")] = False,
-    offline: Offline = False,
+    fresh: Fresh = False,
 ) -> None:
     """Score a run again, or answers that were made elsewhere.
 
     Example: dreambench score --task vqav2 --data vqa --responses results.json
     """
-    from dreambench.api import RunSpec, score_run
-    from dreambench.interfaces import TaskOptions, data_place
+    from dreambench.api import score_run
     from dreambench.report import print_result
 
     if run is not None:
-        if task is not None or responses is not None or data is not None:
+        if task is not None or responses is not None or options.get("data") is not None:
             raise UsageError("score takes either a run, or --task with --responses")
         print_result(score_run(run))
         return
@@ -181,49 +123,39 @@ def score(
         raise UsageError("score needs a run, or --task TASK --data DIR --responses FILE")
     if not responses.is_file():
         raise UsageError(f"--responses {responses}: no such file")
-    place, dataset = data_place(data)
-    options = TaskOptions(
-        data=place,
-        dataset=dataset,
-        images=absolute(images),
-        protocols=tuple(words(protocol)),
-        split=split,
-        judge=judge,
-        offline=offline,
-    )
-    asked = RunSpec(task=task, model=f"responses:{responses.absolute()}", options=options, limit=limit)
-    _execute([asked], out, fresh=fresh, dry_run=False, max_errors=None, max_unscored=max_unscored)
+    spec = RunSpec(task=task, model=f"responses:{responses.absolute()}", **options)
+    _execute([spec], out, fresh=fresh, max_errors=max_errors, max_unscored=max_unscored)
 
 
 def rerun(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Another folder for runs.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ask everything anew.")] = False,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Another folder for runs.")] = None,
+    fresh: Fresh = False,
 ) -> None:
-    """Ask again what a run's run.json asked: finish an unfinished run, or repeat it with --fresh.
+    """Execute a run's run.json again: resume an interrupted run, or repeat it with --fresh.
 
     Example: dreambench rerun runs/coco_fid-dreamllm-1a2b3c4d --fresh
     """
-    from dreambench.api import RunSpec
     from dreambench.store import RunFolder
 
-    asked = RunSpec.from_json(RunFolder.open(run).plan_file()["spec"])
-    _execute([asked], out or run.parent, fresh=fresh, dry_run=False, max_errors=None, max_unscored=None)
+    _execute([RunFolder.open(run).spec()], out or run.parent, fresh=fresh)
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="One or more runs.")],
-    html: Annotated[Path | None, typer.Option("--html", help="Write everything to one self-contained page.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...|RUNS_DIR", help="Runs, or folders that hold runs.")],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write everything to one self-contained page.")
+    ] = None,
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Write a image generation run's images to one PNG.")
+        Path | None, typer.Option("--sheet", metavar="FILE", help="Write the generated images of a run to one PNG.")
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the table as CSV, in full precision.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="Print the table in LaTeX.")] = False,
 ) -> None:
-    """Show the tables of runs on the terminal, or as a page, for a paper, for a program.
+    """Show the tables of runs on the terminal, as a page, or as CSV, Markdown or LaTeX.
 
-    Example: dreambench report runs/* --html report.html
+    Example: dreambench report runs --html report.html
     """
     from dreambench.report import print_runs
     from dreambench.reporting.files import write_page, write_sheet
@@ -231,16 +163,16 @@ def report(
     from dreambench.reporting.tables import to_csv, to_latex, to_markdown
 
     forms = {"--csv": (as_csv, to_csv), "--markdown": (as_markdown, to_markdown), "--latex": (as_latex, to_latex)}
-    wanted = {name: form for name, (asked, form) in forms.items() if asked}
-    if len(wanted) > 1:
-        raise UsageError(f"{' and '.join(wanted)} print the same table: choose one")
+    chosen = {name: form for name, (wanted, form) in forms.items() if wanted}
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} print the same table: choose one")
     if sheet is not None and len(runs) > 1:
         raise UsageError("--sheet takes one run")
-    for form in wanted.values():
+    for form in chosen.values():
         print(form(load_all(runs)), end="")
     if html is not None:
         write_page(runs, html)
     if sheet is not None:
         write_sheet(runs[0], sheet)
-    if not wanted and html is None and sheet is None:
+    if not chosen and html is None and sheet is None:
         print_runs(runs)

@@ -40,7 +40,7 @@ def compare_folders(
     device: str = "auto",
     offline: bool = False,
     infinity: bool = False,
-    floor: bool = False,
+    real_vs_real: bool = False,
 ) -> list[Score]:
     """The scores of a folder of generated images against real ones, under each protocol, each image decoded once.
 
@@ -48,7 +48,7 @@ def compare_folders(
         real: a folder, or statistics of `save_folder_statistics` or of another tool (``.npz`` with mu and sigma).
         protocols: names of resizers: clean, pytorch, tf1, torchmetrics, dreamllm.
         infinity: also FID-infinity (Chong and Forsyth 2020), an extrapolation over the number of generated images.
-        floor: also the distance between two halves of the real images, every other one in each: what no model can be
+        real_vs_real: also the distance between two halves of the real images, every other one in each: what no model can be
             told apart from.
     """
     resizers = [_resizer(name) for name in protocols]
@@ -67,14 +67,14 @@ def compare_folders(
         scores += compare({"features": one}, reference, extractor.name, protocol)
         if infinity:
             scores.append(_at_infinity(one, reference, extractor.name, protocol))
-        if floor:
-            scores.append(_floor(reference, extractor.name, protocol))
+        if real_vs_real:
+            scores.append(_real_vs_real(reference, extractor.name, protocol))
     return scores
 
 
-def _floor(reference: Reference, extractor: str, protocol: str) -> Score:
+def _real_vs_real(reference: Reference, extractor: str, protocol: str) -> Score:
     if reference.features is None:
-        raise UsageError("--floor compares real images with real ones: give their folder, not statistics")
+        raise UsageError("--real-vs-real compares halves of the reference images: give their folder, not statistics")
     half = GaussianStatistics.from_features(reference.features[1::2])
     estimate = frechet_jackknife(reference.features[::2], half)
     return Score(

@@ -69,7 +69,7 @@ class _Section:
 
 
 def _section(run: Loaded, count: int) -> _Section:
-    environment = run.run.plan_file()["environment"]
+    environment = run.run.run_file()["environment"]
     return _Section(
         run=run,
         strips=strips(run, count) if run.generates else [],

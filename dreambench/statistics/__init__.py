@@ -20,7 +20,6 @@ from dreambench.statistics.comparisons import (
 )
 from dreambench.statistics.intervals import (
     Bootstrap,
-    Estimate,
     bootstrap_mean,
     clustered_standard_error,
     mean_estimate,
@@ -39,7 +38,6 @@ from dreambench.statistics.planning import (
 
 __all__ = [
     "Bootstrap",
-    "Estimate",
     "McNemar",
     "PairedDifference",
     "SignedRank",

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dreambench.scores import Estimate
+
 Clusters = Iterable[Hashable]
 
 # Rounding leaves about 1e-17 where scores cancel; a standard error that small is no spread at all.
@@ -18,23 +20,6 @@ _NOTHING = 1e-13
 
 # Replicates are drawn in blocks of at most this many counts (32 MiB of int64). A constant, so that a seed always draws the same.
 _BLOCK = 1 << 22
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its uncertainty, in `unit` ("%" is 100 times the mean of the scores).
-
-    `interval` and `standard_error` are None where they are undefined: fewer than two independent observations. `method` names how the
-    interval was made: ``wilson``, ``normal``, ``cluster by NAME`` or ``wilson over NAMEs``.
-    """
-
-    value: float
-    interval: tuple[float, float] | None
-    method: str
-    n: int
-    standard_error: float | None
-    confidence: float = 0.95
-    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,7 @@ def standard_error(scores: ArrayLike, *, ddof: int = 1) -> float:
     values = as_scores(scores)
     if values.size <= ddof:
         return math.nan
-    return _postprocess_batch(float(values.std(ddof=ddof)) / math.sqrt(values.size), values)
+    return _zero_if_rounding(float(values.std(ddof=ddof)) / math.sqrt(values.size), values)
 
 
 def clustered_standard_error(
@@ -113,10 +98,10 @@ def clustered_standard_error(
     variance = float(sums @ sums) / values.size**2
     if correction == "CR1":
         variance *= count / (count - 1)
-    return _postprocess_batch(math.sqrt(variance), values)
+    return _zero_if_rounding(math.sqrt(variance), values)
 
 
-def _postprocess_batch(error: float, values: NDArray[np.float64]) -> float:
+def _zero_if_rounding(error: float, values: NDArray[np.float64]) -> float:
     return 0.0 if error <= _NOTHING * float(np.abs(values).max()) else error
 
 
@@ -200,7 +185,7 @@ def mean_estimate(
     else:
         codes = cluster_codes(clusters, values.size)
         error, units = clustered_standard_error(values, codes), int(codes.max()) + 1
-        method = f"cluster by {cluster_name}"
+        method = f"cluster by {cluster_name}" if units > 1 else f"none: a single {cluster_name}"
         if binary and float(np.ptp(values)) == 0 and units > 1:
             method = f"wilson over {cluster_name}s"
     interval = None

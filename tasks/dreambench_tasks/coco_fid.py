@@ -26,8 +26,8 @@ class CocoFid(TextToImageTask):
     @cached_property
     def data(self) -> Path:
         """COCO's folder, or the embedded playground's."""
-        if self.options.data is not None:
-            return self.options.data
+        if self.spec.data_path is not None:
+            return self.spec.data_path
         from dreambench_tasks.playground import ensure_default
 
         return ensure_default()
@@ -35,8 +35,8 @@ class CocoFid(TextToImageTask):
     @cached_property
     def split(self) -> tuple[str, int | None]:
         """The annotation file's split and how many images are taken from it, None for all."""
-        if self.options.split is not None:
-            return thirty_thousand(self.options.split)
+        if self.spec.split is not None:
+            return thirty_thousand(self.spec.split)
         has_2014 = any((self.data / place / "captions_val2014.json").is_file() for place in ("annotations", "."))
         return ("val2014", 30_000) if has_2014 else ("val2017", None)
 
@@ -46,7 +46,7 @@ class CocoFid(TextToImageTask):
 
     def samples(self) -> list[Sample]:
         """One caption per image by (seed, image id); of 30,000, the images whose own number by (seed, image id) is lowest."""
-        seed, (_, wanted) = self.options.seed, self.split
+        seed, (_, wanted) = self.spec.seed, self.split
         images = list(self.captions.by_image)
         if wanted is not None:
             if len(images) < wanted:
@@ -66,9 +66,9 @@ class CocoFid(TextToImageTask):
         return {
             "split": self.split[0],
             "annotations_sha256": self.captions.sha256,
-            "caption_choice": {"rule": "one per image, by sha256 of (seed, image id)", "seed": self.options.seed},
+            "caption_choice": {"rule": "one per image, by sha256 of (seed, image id)", "seed": self.spec.seed},
             "images_taken": self.split[1] or "all",
         }
 
     def reference_images(self) -> list[Path]:
-        return find_images(list(self.captions.by_image), self.data, self.options.images, self.split[0])
+        return find_images(list(self.captions.by_image), self.data, self.spec.images, self.split[0])

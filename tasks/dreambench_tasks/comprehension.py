@@ -5,10 +5,10 @@ A benchmark adds its files, its prompt, its scorer and its protocols.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,7 +22,7 @@ from dreambench.statistics import mean_estimate
 if TYPE_CHECKING:
     from dreambench_tasks.copies import CopyMapping
 
-__all__ = ["DREAMLLM_DECODING", "GREEDY", "ComprehensionTask", "answer_text", "keep_whole", "mean_score"]
+__all__ = ["DREAMLLM_DECODING", "GREEDY", "ComprehensionTask", "answer_text", "mean_score"]
 
 # `assistant_prefix` are the first words of the answer, put into the model's mouth.
 GREEDY: dict[str, JSON] = {"system_prompt": "", "prompt": "", "assistant_prefix": "", "num_beams": 1}
@@ -36,8 +36,8 @@ class ComprehensionTask(Task):
     @cached_property
     def data(self) -> Path:
         """The benchmark's folder, or the one that a copy was written out into, or the embedded playground's."""
-        if self.options.data is not None:
-            return self.options.data
+        if self.spec.data_path is not None:
+            return self.spec.data_path
         if self._copy is not None:
             return self._copy[1]
         from dreambench_tasks.playground import ensure_default
@@ -46,13 +46,13 @@ class ComprehensionTask(Task):
 
     @cached_property
     def _copy(self) -> tuple[CopyMapping, Path] | None:
-        if self.options.dataset is None:
+        if self.spec.dataset is None:
             return None
         from dreambench.files import cache_folder
         from dreambench_tasks.copies import local_files
         from dreambench_tasks.mappings import MAPPINGS
 
-        given, cache = self.options, cache_folder() / "datasets"
+        given, cache = self.spec, cache_folder() / "datasets"
         return local_files(MAPPINGS, self.name, str(given.dataset), given.split, cache=cache, offline=given.offline)
 
     def data_fields(self) -> dict[str, JSON]:
@@ -72,7 +72,7 @@ class ComprehensionTask(Task):
         if given["assistant_prefix"]:
             settings["assistant_prefix"] = given["assistant_prefix"]
         document = (*system, image, Text(text + given["prompt"]))
-        seed = sample_seed(self.options.seed, sample.id)
+        seed = sample_seed(self.spec.seed, sample.id)
         return Request(sample.id, kind, document, settings, seed, sample.group, choices)
 
 
@@ -108,26 +108,7 @@ def mean_score(
         method = "none: nothing was scored"
         return Score(metric, None, "%", 0, protocol, group, unscored, None, 0.95, method, bounds, notes)
     estimate = mean_estimate(values, clusters, cluster_name=cluster_name)
-    method = estimate.method if estimate.interval else f"none: a single {cluster_name}"
-    return Score(
-        metric=metric,
-        value=estimate.value if value is None else value,
-        unit="%",
-        n=n,
-        protocol=protocol,
-        group=group,
-        unscored=unscored,
-        interval=estimate.interval,
-        confidence=estimate.confidence,
-        interval_method=method,
-        bounds=bounds,
-        notes=notes,
-    )
-
-
-def keep_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` make a file beside `path`, of the same suffix, and move it there: whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".unfinished.{path.name}")
-    write(aside)
-    aside.replace(path)
+    fields: dict[str, Any] = {"group": group, "unscored": unscored, "bounds": bounds, "notes": notes}
+    if value is not None:
+        fields["value"] = value
+    return Score.of(metric, estimate, protocol, **fields)

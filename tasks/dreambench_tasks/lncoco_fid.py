@@ -35,8 +35,8 @@ class LnCocoFid(TextToImageTask):
     @cached_property
     def data(self) -> Path:
         """The narratives' folder or file, or the embedded playground."""
-        if self.options.data is not None:
-            return self.options.data
+        if self.spec.data_path is not None:
+            return self.spec.data_path
         from dreambench_tasks.playground import ensure_default
 
         return ensure_default()
@@ -47,7 +47,7 @@ class LnCocoFid(TextToImageTask):
 
     @cached_property
     def split(self) -> str:
-        chosen = self.options.split or "val2017"
+        chosen = self.spec.split or "val2017"
         if chosen not in self.rules:
             raise UsageError(f"--split {chosen}: {self.name} has {', '.join(self.rules)}")
         return chosen
@@ -65,7 +65,7 @@ class LnCocoFid(TextToImageTask):
         """(image id, narrative, turn), image after image, again and again."""
         for turn in count():
             for image, texts in self.narratives.by_image.items():
-                yield image, sample_seed(self.options.seed, f"narrative {image} {turn}") % len(texts), turn
+                yield image, sample_seed(self.spec.seed, f"narrative {image} {turn}") % len(texts), turn
 
     def _sample(self, image: int, narrative: int, turn: int) -> Sample:
         id_ = f"{image}-{narrative}" if turn == 0 else f"{image}-{narrative}-{turn}"
@@ -77,9 +77,9 @@ class LnCocoFid(TextToImageTask):
         return {
             "split": self.split,
             "annotations_sha256": self.narratives.sha256,
-            "caption_choice": {"rule": self.rules[self.split], "seed": self.options.seed},
+            "caption_choice": {"rule": self.rules[self.split], "seed": self.spec.seed},
         }
 
     def reference_images(self) -> list[Path]:
         folder = self.data.parent if self.data.is_file() else self.data
-        return find_images(list(self.narratives.by_image), folder, self.options.images, "val2017")
+        return find_images(list(self.narratives.by_image), folder, self.spec.images, "val2017")

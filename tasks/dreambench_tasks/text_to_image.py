@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dreambench.documents import JSON, Image, Text, digest
 from dreambench.errors import DataError, UsageError
 from dreambench.files import write_atomically
-from dreambench.interfaces import Task, TaskOptions, sample_choice
-from dreambench.requests import Failure, Request, Response, Sample, sample_seed
+from dreambench.interfaces import Task, sample_choice
+from dreambench.requests import Request, Response, Sample, sample_seed
 from dreambench.scores import Protocol, TaskResult
+from dreambench.spec import RunSpec
 from dreambench.store import RunFolder
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ class TextToImageTask(Task):
         },
     }
 
-    def __init__(self, options: TaskOptions) -> None:
-        super().__init__(options)
-        self.features = options.features or ("inception" if options.data else EMBEDDED_FEATURES)
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(spec)
+        self.features = spec.features or ("inception" if spec.data else EMBEDDED_FEATURES)
         self._extractor: Extractor | None = None
         self._candidate_scorer: CandidateScorer | None = None
         for name, least in {
@@ -101,7 +102,7 @@ class TextToImageTask(Task):
 
     def request(self, sample: Sample) -> Request:
         """The caption as it stands is the prompt, in every benchmark of this kind: no template."""
-        seed = sample_seed(self.options.seed, sample.id)
+        seed = sample_seed(self.spec.seed, sample.id)
         settings = {key: value for key, value in self.generation.items() if key not in ("preset", *CANDIDATE_SETTINGS)}
         return Request(sample.id, "generate_image", sample.prompt, settings, seed, sample.group)
 
@@ -123,11 +124,11 @@ class TextToImageTask(Task):
             "reference": self._reference_fields(),
             "quantisation": "PNG, 8 bits a channel, before any resize",
         }
-        names = self.options.protocols or (next(iter(PROTOCOLS)),)
+        names = self.spec.protocol or (next(iter(PROTOCOLS)),)
         identities = {name: identity_of(extractor, get_resizer(name)) for name in names}
-        if self.options.real is not None and self.options.real.suffix == ".npz":
+        if self.spec.real is not None and self.spec.real.suffix == ".npz":
             for identity in identities.values():
-                read_reference(self.options.real, extractor.dim, identity)
+                read_reference(self.spec.real, extractor.dim, identity)
         return [Protocol(name, 1, {**shared, **identity}) for name, identity in identities.items()]
 
     def _reference_fields(self) -> JSON:
@@ -135,7 +136,7 @@ class TextToImageTask(Task):
         from dreambench.metrics.images import require_images
         from dreambench.metrics.reference import fingerprint, list_images
 
-        real = self.options.real
+        real = self.spec.real
         if real is not None and real.suffix == ".npz":
             if not real.is_file():
                 raise DataError(f"--real {real}: no such file; make it with `dreambench fid-stats DIR --out {real}`")
@@ -152,8 +153,8 @@ class TextToImageTask(Task):
             from dreambench.adapters.torch_tools import resolve_device
             from dreambench.metrics.features import load_extractor
 
-            device = resolve_device(self.options.device)
-            self._extractor = load_extractor(self.features, device, offline=self.options.offline)
+            device = resolve_device(self.spec.device)
+            self._extractor = load_extractor(self.features, device, offline=self.spec.offline)
         return self._extractor
 
     # --- choosing among candidates ------------------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ class TextToImageTask(Task):
         images = [part for part in response.document if isinstance(part, Image)]
         if len(images) != wanted:
             message = f"{len(images)} images came back where {wanted} were asked for"
-            return Response(response.id, error=Failure("no-image", message))
+            return Response.failed(response.id, "no-image", message)
         if wanted == 1:
             return response
         caption = "".join(part.text for part in request.document if isinstance(part, Text))
@@ -184,7 +185,7 @@ class TextToImageTask(Task):
     def scorer(self) -> CandidateScorer:
         """The CLIP that chooses, loaded on first use."""
         if self._candidate_scorer is None:
-            self._candidate_scorer = CandidateScorer(self.generation["rerank"], self.options.device)
+            self._candidate_scorer = CandidateScorer(self.generation["rerank"], self.spec.device)
         return self._candidate_scorer
 
     def system(self) -> Mapping[str, JSON]:

@@ -48,7 +48,7 @@ def _folder(run: RunFolder, protocol: str) -> Path:
 
 
 def _protocols(run: RunFolder) -> dict[str, dict[str, JSON]]:
-    return run.plan_file()["protocols"]
+    return run.run_file()["protocols"]
 
 
 def _chosen(response: Response) -> Image:
@@ -119,7 +119,7 @@ def _collect_real(task: TextToImageTask, run: RunFolder, protocols: Mapping[str,
     from dreambench.metrics.resize import get_resizer
 
     extractor = task.extractor()
-    given = task.options.real
+    given = task.spec.real
     if given is not None and given.suffix == ".npz":
         for id_, name in protocols.items():
             reference = read_reference(given, extractor.dim, identity_of(extractor, get_resizer(name)))
@@ -137,7 +137,7 @@ def _collect_real(task: TextToImageTask, run: RunFolder, protocols: Mapping[str,
 
 def reference_image_files(task: TextToImageTask) -> list[Path]:
     """The real side as files; none where only its statistics are given."""
-    given = task.options.real
+    given = task.spec.real
     if given is None:
         return task.reference_images()
     return [] if given.suffix == ".npz" else list_images(given)

@@ -114,7 +114,7 @@ def test_the_first_words_of_the_answer_stand_at_the_end_of_the_prompt(model: Vis
 
 
 def pixels(request: Request) -> list[object]:
-    from dreambench.adapters.images import decode_rgb
+    from dreambench.images import decode_rgb
 
     return [decode_rgb(part) for part in request.document if isinstance(part, Image)]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import dreambench
-from dreambench.api import RunSpec, execute, score_run
+from dreambench.api import execute, score_run
 from dreambench.errors import DataError, ModelError, RunError, UsageError
+from dreambench.spec import RunSpec
 
 TOY, PARROT = "toybench:Toy", "toybench:Parrot"
 
@@ -24,12 +25,12 @@ def test_a_task_and_a_model_from_outside_by_name_and_by_class(tmp_path: Path) ->
 def test_a_complete_run_is_printed_not_repeated_and_fresh_asks_anew(tmp_path: Path) -> None:
     log = tmp_path / "log"
     arguments = {"log": str(log)}
-    first = dreambench.run(TOY, "echo", model_arguments=arguments, out=tmp_path / "runs")
-    again = dreambench.run(TOY, "echo", model_arguments=arguments, out=tmp_path / "runs")
+    first = dreambench.run(TOY, "echo", model_arg=arguments, out=tmp_path / "runs")
+    again = dreambench.run(TOY, "echo", model_arg=arguments, out=tmp_path / "runs")
     assert again.repeated
     assert not first.repeated
     assert len(log.read_text().splitlines()) == 60
-    dreambench.run(TOY, "echo", model_arguments=arguments, out=tmp_path / "runs", fresh=True)
+    dreambench.run(TOY, "echo", model_arg=arguments, out=tmp_path / "runs", fresh=True)
     assert len(log.read_text().splitlines()) == 120
 
 
@@ -55,7 +56,7 @@ def test_scoring_again_needs_only_the_folder(tmp_path: Path) -> None:
 
 
 def test_memory_that_runs_out_halves_batches_and_the_plan_remembers(tmp_path: Path) -> None:
-    asked = RunSpec(TOY, PARROT, {"memory": "3"}, batch_size=8)
+    asked = RunSpec(task=TOY, model=PARROT, model_arg={"memory": "3"}, batch_size=8)
     result = execute(asked, tmp_path)
     assert result.scores[0].n == 60
     lines = [json.loads(line) for line in (result.folder / "responses" / "rank-00000.jsonl").read_text().splitlines()]
@@ -68,7 +69,7 @@ def test_memory_that_runs_out_halves_batches_and_the_plan_remembers(tmp_path: Pa
 
 def test_one_request_too_large_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="toy-"):
-        execute(RunSpec(TOY, PARROT, {"memory": "0"}, batch_size=2), tmp_path)
+        execute(RunSpec(task=TOY, model=PARROT, model_arg={"memory": "0"}, batch_size=2), tmp_path)
 
 
 def test_another_batch_size_on_a_begun_run_is_refused(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_another_batch_size_on_a_begun_run_is_refused(tmp_path: Path) -> None:
         ("toy", "echo", {"features": "inception"}, "--features means nothing"),
         ("toy", "echo", {"generation": ["wild"]}, "--generation wild"),
         ("toy", "echo", {"generation": ["max_new_tokens=many"]}, "is not a int"),
-        ("toy", "echo", {"model_arguments": {"speed": "9"}}, "--model-arg speed"),
+        ("toy", "echo", {"model_arg": {"speed": "9"}}, "--model-arg speed"),
         ("toy", "echo", {"ids": ["toy-99"]}, "toy-99"),
     ],
 )

@@ -13,10 +13,10 @@ import pytest
 
 import dreambench
 from dreambench.api import Result, choose, score_run
-from dreambench.cli.options import read_ids
 from dreambench.documents import Text
 from dreambench.errors import DataError, RunError, UsageError
 from dreambench.requests import Sample
+from dreambench.spec import RunSpec
 
 TOY = "toybench:Toy"
 
@@ -95,13 +95,13 @@ def test_a_destination_that_cannot_be_written_is_one_line(tmp_path: Path, outsid
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_ids_may_begin_with_a_byte_order_mark_and_stand_once(tmp_path: Path) -> None:
+def test_a_file_of_ids_may_begin_with_a_byte_order_mark_and_lists_each_once(tmp_path: Path) -> None:
     ids = tmp_path / "ids"
     ids.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
-    assert read_ids(ids) == ["one", "two"]
+    assert RunSpec(task=TOY, ids=ids).ids == ("one", "two")
     ids.write_text("one\ntwo\none\n")
-    with pytest.raises(UsageError, match="one stands there 2 times"):
-        read_ids(ids)
+    with pytest.raises(UsageError, match="--ids one is listed 2 times"):
+        RunSpec(task=TOY, ids=ids)
 
 
 @pytest.mark.parametrize("sample", [Sample("a", (Text("\ud800"),)), Sample("a", (), {"share": float("nan")})])
@@ -116,13 +116,13 @@ def test_a_dtype_means_nothing_to_a_model_without_weights(tmp_path: Path) -> Non
 
 
 def test_scored_is_said_only_of_what_was_scored(tmp_path: Path) -> None:
-    from dreambench.api import RunSpec, execute
+    from dreambench.api import execute
 
     folder = run(tmp_path).folder
     (folder / "metrics.json").unlink()
     os.truncate(folder / "samples.parquet", 10)
     said: list[str] = []
     with pytest.raises(RunError):
-        execute(RunSpec(TOY, "echo", batch_size=8), tmp_path, say=said.append)
+        execute(RunSpec(task=TOY, model="echo", batch_size=8), tmp_path, say=said.append)
     assert "scored" not in said
     assert json.loads((folder / "run.json").read_text())["format"] == 1

@@ -152,7 +152,7 @@ def test_interrupted_it_says_so_and_goes_on(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert "the same command goes on" in errors
+    assert "run the same command again to resume" in errors
     assert "Traceback" not in errors
     subprocess.run(command(out), env=outside_environment, check=True, capture_output=True)
     assert results(out) == undisturbed

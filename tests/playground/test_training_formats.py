@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from dreambench.documents import document_text
-from dreambench.interfaces import TaskOptions
 from dreambench.judges.rule import contained_fraction
+from dreambench.spec import RunSpec
 from dreambench_tasks.mmbench.task import MMBenchTask
 from dreambench_tasks.playground import FORMATS, write
 from dreambench_tasks.playground.conversations import LETTER_PROMPT, SHORT_PROMPT, conversation
@@ -168,7 +168,7 @@ def test_choices_are_asked_in_the_words_of_the_task(tmp_path: Path) -> None:
             assert answer in options
             row = {"index": index, "question": question, "hint": "\n".join(head), **options, "answer": answer}
             table.writerow({**row, "category": "c", "l2-category": "l", "image": image, "split": "dev"})
-    task = MMBenchTask(TaskOptions(data=tmp_path))
+    task = MMBenchTask(RunSpec(task="mmbench", data=tmp_path))
     said = [document_text(task.request(sample).document) for sample in task.samples()]
     assert said == [text for text, _ in asked]
 

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image as PILImage
 
 import dreambench
-from dreambench.api import Result, RunSpec, prepare, rerun
+from dreambench.api import Result, plan, rerun
 from dreambench.errors import DataError, UsageError
-from dreambench.interfaces import TaskOptions, data_place
+from dreambench.spec import RunSpec
 from dreambench_tasks.mappings import MAPPINGS
 from dreambench_tasks.mmbench import data as mmbench
 from dreambench_tasks.vqav2.task import VQAv2Task
@@ -183,7 +183,7 @@ def test_scores_equal_those_of_the_official_files_and_the_protocol_names_the_map
 
 def test_vqav2_is_written_as_the_official_files(tmp_path: Path, cache: Path) -> None:
     vqav2(tmp_path / "official", tmp_path / "clone")
-    task = VQAv2Task(TaskOptions(dataset=f"lmms-lab/VQAv2={tmp_path / 'clone'}", split="val"))
+    task = VQAv2Task(RunSpec(task="vqav2", data=f"datasets:lmms-lab/VQAv2={tmp_path / 'clone'}", split="val"))
     samples = task.samples()
     folder = the_folder(cache)
     for name, entries in (
@@ -212,8 +212,8 @@ def test_answers_that_the_copy_holds_back_are_exported(tmp_path: Path) -> None:
 
 def test_mmbench_is_written_as_the_official_tsv(tmp_path: Path, cache: Path) -> None:
     mmbench_files(tmp_path / "official", tmp_path / "clone")
-    options = TaskOptions(dataset=f"lmms-lab/MMBench={tmp_path / 'clone'}", split="mmbench_dev_en")
-    prepare(RunSpec("mmbench", "echo", options=options), tmp_path)
+    data = f"datasets:lmms-lab/MMBench={tmp_path / 'clone'}"
+    plan(RunSpec(task="mmbench", model="echo", data=data, split="mmbench_dev_en"), tmp_path)
     ours = mmbench.load(tmp_path / "official" / "MMBench_DEV_EN.tsv")
     theirs = mmbench.load(the_folder(cache) / "MMBench_DEV_EN.tsv")
     assert theirs.rows == ours.rows
@@ -223,8 +223,8 @@ def test_mmbench_is_written_as_the_official_tsv(tmp_path: Path, cache: Path) -> 
 
 def test_a_configuration_that_lacks_columns_by_its_card_is_read_without_them(tmp_path: Path) -> None:
     mmbench_files(tmp_path / "official", tmp_path / "clone")
-    options = TaskOptions(dataset=f"lmms-lab/MMBench={tmp_path / 'clone'}", split="CCBench")
-    prepared = prepare(RunSpec("mmbench", "echo", options=options), tmp_path)
+    data = f"datasets:lmms-lab/MMBench={tmp_path / 'clone'}"
+    prepared = plan(RunSpec(task="mmbench", model="echo", data=data, split="CCBench"), tmp_path)
     assert [sample.id for sample in prepared.samples] == ["1"]
 
 
@@ -380,12 +380,19 @@ def test_a_copy_is_real_data_and_so_mmvet_has_no_default_judge(tmp_path: Path) -
         dreambench.run("mmvet", "echo", data=f"datasets:lmms-lab/MMVet={tmp_path / 'clone'}", out=tmp_path)
 
 
-def test_places() -> None:
-    assert data_place(None) == (None, None)
-    assert data_place("here") == (Path("here").absolute(), None)
-    assert data_place("datasets") == (Path("datasets").absolute(), None)
-    assert data_place("datasets:a/b") == (None, "a/b")
-    assert data_place("datasets:a/b=c/d=e") == (None, f"a/b={Path('c/d=e').absolute()}")
+def test_data_is_a_path_or_a_copy() -> None:
+    def data(value: str | Path | None) -> tuple[Path | None, str | None]:
+        spec = RunSpec(task="vqav2", data=value)
+        return spec.data_path, spec.dataset
+
+    assert data(None) == (None, None)
+    assert data("here") == (Path("here").absolute(), None)
+    assert data("datasets") == (Path("datasets").absolute(), None)
+    assert data("datasets:a/b") == (None, "a/b")
+    assert data("datasets:a/b=c/d=e") == (None, f"a/b={Path('c/d=e').absolute()}")
+    for wrong in ("datasets:", "datasets:a/b="):
+        with pytest.raises(UsageError, match="--data datasets:"):
+            data(wrong)
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -401,8 +408,8 @@ def test_the_command(tmp_path: Path) -> None:
 def test_official_files_need_no_datasets(tmp_path: Path) -> None:
     vqav2(tmp_path / "official", tmp_path / "clone")
     code = (
-        "import sys; from pathlib import Path; from dreambench.interfaces import TaskOptions;"
+        "import sys; from pathlib import Path; from dreambench.spec import RunSpec;"
         "from dreambench_tasks.vqav2.task import VQAv2Task;"
-        f"VQAv2Task(TaskOptions(data=Path({str(tmp_path / 'official')!r}))).samples(); assert 'datasets' not in sys.modules"
+        f"VQAv2Task(RunSpec(task='vqav2', data=Path({str(tmp_path / 'official')!r}))).samples(); assert 'datasets' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

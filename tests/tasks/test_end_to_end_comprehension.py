@@ -93,7 +93,7 @@ def test_real_questions_about_real_images(tmp_path: Path) -> None:
     result = dreambench.run(
         "vqav2",
         f"dreamllm:{GOLDEN / 'checkpoint'}",
-        model_arguments={"clip": str(GOLDEN / "clip"), "diffusion": str(GOLDEN / "sd")},
+        model_arg={"clip": str(GOLDEN / "clip"), "diffusion": str(GOLDEN / "sd")},
         data=QUESTIONS,
         images=REFERENCE_IMAGES,
         out=tmp_path,

@@ -15,11 +15,12 @@ from judges.chat_server import Answer, serving
 from PIL import Image as PILImage
 
 import dreambench
-from dreambench.api import Result, RunSpec, execute, score_run
+from dreambench.api import Result, execute, score_run
 from dreambench.documents import Image, Text
 from dreambench.errors import DataError, ModelError, UsageError
-from dreambench.interfaces import Model, ModelOptions, TaskOptions
+from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Request, Response
+from dreambench.spec import RunSpec
 from dreambench_tasks.mmbench.task import MMBenchTask
 
 COLUMNS = ["index", "question", "hint", "A", "B", "C", "answer", "category", "image", "l2-category", "split"]
@@ -114,7 +115,7 @@ def test_what_no_rule_decides_is_unscored_and_bounded(folder: Path, tmp_path: Pa
 
 
 def test_rotations_stay_together_and_share_one_image(folder: Path) -> None:
-    samples = MMBenchTask(TaskOptions(data=folder)).samples()
+    samples = MMBenchTask(RunSpec(task="mmbench", data=folder)).samples()
     assert [sample.id for sample in samples[:3]] == ["1", "1000001", "2000001"]
     assert [sample.group for sample in samples] == ["1"] * 3 + ["2"] * 2 + ["3"] * 3
     assert len({id(sample.prompt[0]) for sample in samples}) == 3
@@ -122,7 +123,7 @@ def test_rotations_stay_together_and_share_one_image(folder: Path) -> None:
 
 def test_the_prompts(folder: Path) -> None:
     def request(index: int, **options: object) -> Request:
-        task = MMBenchTask(TaskOptions(data=folder, **options))  # type: ignore[arg-type]
+        task = MMBenchTask(RunSpec(task="mmbench", data=folder, **options))  # type: ignore[arg-type]
         return task.request(next(sample for sample in task.samples() if sample.id == str(index)))
 
     image, text = request(1_000_001).document
@@ -130,7 +131,7 @@ def test_the_prompts(folder: Path) -> None:
     ask = "Answer with the option's letter from the given choices directly."
     assert text == Text(f"look well\nwhich 1?\nA. hare\nB. cat\nC. dog\n{ask}")
     assert request(2).document[1] == Text(f"which 2?\nA. red\nB. blue\n{ask}")
-    weighed = request(2, protocols=("loglikelihood",))
+    weighed = request(2, protocol=("loglikelihood",))
     assert (weighed.kind, weighed.choices) == ("loglikelihood", ("A", "B"))
     published = request(2, generation=("dreamllm",))
     assert published.document[0] == Text("This is an exam, please answer according to the image, hint and question.")
@@ -212,7 +213,7 @@ class Weigher(Model):
 
 
 def test_loglikelihood_takes_the_best_letter_and_leaves_ties_open(folder: Path, tmp_path: Path) -> None:
-    asked = RunSpec("mmbench", "echo", options=TaskOptions(data=folder, protocols=("loglikelihood",)))
+    asked = RunSpec(task="mmbench", model="echo", data=folder, protocol=("loglikelihood",))
     result = execute(asked, tmp_path, model=Weigher(ModelOptions("weigher")))
     circular = scores(result)["circular_accuracy", None]
     assert (circular.value, circular.n, circular.unscored) == (100, 2, 1)
@@ -221,9 +222,9 @@ def test_loglikelihood_takes_the_best_letter_and_leaves_ties_open(folder: Path, 
 
 def test_loglikelihood_goes_alone_and_only_with_a_model_that_has_it(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="by itself"):
-        MMBenchTask(TaskOptions(data=folder, protocols=("loglikelihood", "vlmevalkit")))
+        MMBenchTask(RunSpec(task="mmbench", data=folder, protocol=("loglikelihood", "vlmevalkit")))
     with pytest.raises(UsageError, match="layout=listed"):
-        MMBenchTask(TaskOptions(data=folder, protocols=("loglikelihood",), generation=("dreamllm",)))
+        MMBenchTask(RunSpec(task="mmbench", data=folder, protocol=("loglikelihood",), generation=("dreamllm",)))
     model = replies(tmp_path / "a", all_right())
     with pytest.raises(ModelError, match="can only generate_text"):
         dreambench.run("mmbench", model, data=folder, protocol=["loglikelihood"], out=tmp_path / "runs")
@@ -244,9 +245,9 @@ def test_held_back_answers_leave_a_submission_instead_of_a_score(tmp_path: Path)
 def test_one_of_several_files_is_chosen_by_name(folder: Path) -> None:
     table(folder / "mmbench_dev_20230712.tsv", rows()[:3])
     with pytest.raises(DataError, match="--split"):
-        MMBenchTask(TaskOptions(data=folder)).samples()
-    assert len(MMBenchTask(TaskOptions(data=folder, split="DEV_EN")).samples()) == 8
-    assert len(MMBenchTask(TaskOptions(data=folder, split="mmbench_dev_20230712")).samples()) == 3
+        MMBenchTask(RunSpec(task="mmbench", data=folder)).samples()
+    assert len(MMBenchTask(RunSpec(task="mmbench", data=folder, split="DEV_EN")).samples()) == 8
+    assert len(MMBenchTask(RunSpec(task="mmbench", data=folder, split="mmbench_dev_20230712")).samples()) == 3
 
 
 def test_a_file_without_rotations_has_a_vanilla_score_only(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from judges.chat_server import Answer, serving
 from PIL import Image as PILImage
 
 import dreambench
-from dreambench.api import Result, RunSpec, prepare, score_run
+from dreambench.api import Result, plan, score_run
 from dreambench.documents import Image, Text
 from dreambench.errors import DataError, JudgeError, UsageError
-from dreambench.interfaces import TaskOptions
 from dreambench.judges.calibration import calibration_requests
+from dreambench.spec import RunSpec
 from dreambench_tasks.mmvet.data import read_grades
 from dreambench_tasks.mmvet.task import MMVetTask
 
@@ -68,12 +68,12 @@ def scores(result: Result) -> dict[tuple[str, str | None], dreambench.Score]:
 
 
 def test_the_prompts(folder: Path) -> None:
-    task = MMVetTask(TaskOptions(data=folder))
+    task = MMVetTask(RunSpec(task="mmvet", data=folder))
     sample = task.samples()[0]
     image, text = task.request(sample).document
     assert isinstance(image, Image)
     assert text == Text("What is number 0?")
-    published = MMVetTask(TaskOptions(data=folder, generation=("dreamllm",))).request(sample).document
+    published = MMVetTask(RunSpec(task="mmvet", data=folder, generation=("dreamllm",))).request(sample).document
     assert published[0] == Text("This is an exam, please answer according to the image and question.")
     assert published[2] == Text("What is number 0?Please provide an accurate, detailed and comprehensive answer.")
 
@@ -83,10 +83,10 @@ def test_real_data_have_no_default_judge(folder: Path, tmp_path: Path) -> None:
         dreambench.run("mmvet", answers(tmp_path / "a"), data=folder, out=tmp_path / "runs")
 
 
-@pytest.mark.parametrize("spec", ["official", "grades"])
-def test_a_protocol_is_what_its_judge_makes_it(folder: Path, tmp_path: Path, asked: str) -> None:
-    with pytest.raises(UsageError, match=f"--protocol {asked} is --judge .*; this judge's is rule"):
-        dreambench.run("mmvet", answers(tmp_path / "a"), data=folder, judge="rule", protocol=[asked], out=tmp_path)
+@pytest.mark.parametrize("protocol", ["official", "grades"])
+def test_a_protocol_is_what_its_judge_makes_it(folder: Path, tmp_path: Path, protocol: str) -> None:
+    with pytest.raises(UsageError, match=f"--protocol {protocol} is --judge .*; this judge's is rule"):
+        dreambench.run("mmvet", answers(tmp_path / "a"), data=folder, judge="rule", protocol=[protocol], out=tmp_path)
 
 
 def test_groups_and_an_answer_that_is_missing(folder: Path, tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_a_grade_file_of_other_questions_is_refused(folder: Path, tmp_path: Path
 
 def test_a_dry_run_tells_calls_tokens_and_cost(folder: Path, tmp_path: Path) -> None:
     judge = "openai:m@http://127.0.0.1:9/v1,runs=5,price_in=2,price_out=8"
-    asked = RunSpec("mmvet", answers(tmp_path / "a"), options=TaskOptions(data=folder, judge=judge))
-    prepared = prepare(asked, tmp_path / "runs")
+    asked = RunSpec(task="mmvet", model=answers(tmp_path / "a"), data=folder, judge=judge)
+    prepared = plan(asked, tmp_path / "runs")
     calls, cost = prepared.task.estimate(prepared.samples)
     assert f" {5 * COUNT + len(calibration_requests())} calls" in calls
     assert "tokens" in calls

@@ -352,8 +352,8 @@ def _score(result: Result, metric: str) -> dreambench.Score:
     return next(score for score in result.scores if score.metric == metric)
 
 
-def test_the_floor_is_small_and_not_nothing(world: Path) -> None:
-    scores = compare_folders(world / "val2017", world / "val2017", ["clean"], "playground-clip", floor=True)
+def test_the_real_vs_real_baseline_is_small_and_not_nothing(world: Path) -> None:
+    scores = compare_folders(world / "val2017", world / "val2017", ["clean"], "playground-clip", real_vs_real=True)
     floor = next(score for score in scores if "real halves" in score.metric)
     assert 0 < (floor.value or 0) < 20
     assert floor.n == 48

@@ -15,11 +15,12 @@ from benchmarks import vqa_oracle
 from PIL import Image as PILImage
 
 import dreambench
-from dreambench.api import Result, RunSpec, execute, score_run
+from dreambench.api import Result, execute, score_run
 from dreambench.documents import Image, Text
 from dreambench.errors import DataError
-from dreambench.interfaces import Model, ModelOptions, TaskOptions
+from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Request, Response
+from dreambench.spec import RunSpec
 from dreambench_tasks.vqav2.data import read_results
 from dreambench_tasks.vqav2.index import build_index
 from dreambench_tasks.vqav2.scoring import score_answers
@@ -152,7 +153,7 @@ def test_images_are_found_by_coco_id_and_a_missing_one_is_named_before_anything_
 
 
 def test_the_prompts(folder: Path) -> None:
-    task = VQAv2Task(TaskOptions(data=folder))
+    task = VQAv2Task(RunSpec(task="vqav2", data=folder))
     sample = task.samples()[7]
     request = task.request(sample)
     image, text = request.document
@@ -160,7 +161,7 @@ def test_the_prompts(folder: Path) -> None:
     assert text == Text("What is 7?\nAnswer the question using a single word or phrase.")
     assert request.settings == {"max_new_tokens": 16, "num_beams": 1}
     assert request.group == "2"
-    published = VQAv2Task(TaskOptions(data=folder, generation=("dreamllm",))).request(sample)
+    published = VQAv2Task(RunSpec(task="vqav2", data=folder, generation=("dreamllm",))).request(sample)
     assert published.document == (
         Text("Based on the image, please answer the question."),
         image,
@@ -177,7 +178,7 @@ def test_the_published_finish_of_an_answer_belongs_to_its_preset(folder: Path, t
     assert clip_answer('"Red". It is, or so') == "red it is"
     model = Shouting(ModelOptions("shouting"))
     plain, clipped = (
-        execute(RunSpec("vqav2", "echo", options=TaskOptions(data=folder, generation=preset)), tmp_path, model=model)
+        execute(RunSpec(task="vqav2", model="echo", data=folder, generation=preset), tmp_path, model=model)
         for preset in ((), ("dreamllm",))
     )
     assert set(pd.read_parquet(plain.folder / "scores.parquet")["answer"]) == {'RED, "perhaps".'}

@@ -12,19 +12,19 @@ from typing import ClassVar, Literal
 
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, UsageError
-from dreambench.files import sha256_file
-from dreambench.interfaces import TaskOptions, sample_choice
+from dreambench.files import replacing, sha256_file
+from dreambench.interfaces import sample_choice
 from dreambench.judges import GradeRequest, Judge, JudgementLog, ask_missing, judged
 from dreambench.judges.grading import missing
 from dreambench.requests import Request, Response, Sample
 from dreambench.scores import Protocol, Score, TaskResult
+from dreambench.spec import RunSpec
 from dreambench.store import RunFolder
 from dreambench_tasks.comprehension import (
     DREAMLLM_DECODING,
     GREEDY,
     ComprehensionTask,
     answer_text,
-    keep_whole,
     mean_score,
 )
 from dreambench_tasks.mmbench.data import MMBench, Row, load, read_predictions, write_submission
@@ -71,9 +71,9 @@ class MMBenchTask(ComprehensionTask):
         },
     }
 
-    def __init__(self, options: TaskOptions) -> None:
-        super().__init__(options)
-        self.names = options.protocols or ("vlmevalkit",)
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(spec)
+        self.names = spec.protocol or ("vlmevalkit",)
         self.uses_loglikelihood = "loglikelihood" in self.names
         layout = self.generation["layout"]
         if layout not in LAYOUTS:
@@ -82,7 +82,7 @@ class MMBenchTask(ComprehensionTask):
             raise UsageError(
                 "--protocol log-likelihood asks for log-likelihood, the others for answers: run it by itself"
             )
-        if self.uses_loglikelihood and (options.judge or layout != "listed"):
+        if self.uses_loglikelihood and (spec.judge or layout != "listed"):
             raise UsageError("--protocol log-likelihood weighs letters: it goes with layout=listed and without --judge")
 
     # --- data -----------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class MMBenchTask(ComprehensionTask):
             path.name.removesuffix(".gz").removesuffix(".tsv"): path
             for path in sorted([*self.data.glob("*.tsv"), *self.data.glob("*.tsv.gz")])
         }
-        wanted = self.options.split
+        wanted = self.spec.split
         if wanted is not None:
             forms = {wanted.casefold(), f"mmbench_{wanted}".casefold()}
             found = {name: path for name, path in found.items() if name.casefold() in forms}
@@ -160,9 +160,9 @@ class MMBenchTask(ComprehensionTask):
     @cached_property
     def matcher(self) -> Judge | None:
         """Who decides what the rules leave open."""
-        if self.options.judge is None:
+        if self.spec.judge is None:
             return None
-        return matcher(self.options.judge, offline=self.options.offline, device=self.options.device)
+        return matcher(self.spec.judge, offline=self.spec.offline, device=self.spec.device)
 
     def read_responses(self, path: Path) -> Mapping[str, str]:
         return {str(index): reply for index, reply in read_predictions(path).items()}
@@ -177,7 +177,7 @@ class MMBenchTask(ComprehensionTask):
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         """Matches of what the rules leave open, and the submission where the answers are held back, into the run."""
-        fields = next(iter(run.plan_file()["protocols"].values()))
+        fields = next(iter(run.run_file()["protocols"].values()))
         if fields["answers"] == HELD_BACK:
             self._write_submission(run, samples, responses)
         elif fields["judge"] is not None:
@@ -192,10 +192,11 @@ class MMBenchTask(ComprehensionTask):
             return
         data = replace(self.benchmark, rows=[row for row in self.benchmark.rows if row.index in given])
         for suffix in ("tsv", "xlsx") if find_spec("openpyxl") else ("tsv",):
-            keep_whole(run.path / f"submission.{suffix}", lambda path: write_submission(path, data, given))
+            with replacing(run.path / f"submission.{suffix}") as path:
+                write_submission(path, data, given)
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
-        protocols = run.plan_file()["protocols"]
+        protocols = run.run_file()["protocols"]
         fields = next(iter(protocols.values()))
         rows = {sample.id: _result(sample, responses[sample.id]) for sample in samples}
         if fields["answers"] == HELD_BACK:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, UsageError
-from dreambench.files import sha256_file, write_atomically
+from dreambench.files import replacing, sha256_file, write_atomically
 from dreambench.interfaces import sample_choice
 from dreambench.judges import GradeRequest, GradesFile, Judge, JudgementLog, ask_missing, calibrate, judged, parse_judge
 from dreambench.judges.calibration import calibration_requests
@@ -25,7 +25,6 @@ from dreambench_tasks.comprehension import (
     GREEDY,
     ComprehensionTask,
     answer_text,
-    keep_whole,
     mean_score,
 )
 from dreambench_tasks.mmvet.data import Grade, data_file, load, read_answers, read_grades, write_grades
@@ -73,7 +72,7 @@ class MMVetTask(ComprehensionTask):
                 {"reference": one.answer, "capabilities": list(one.capabilities)},
                 group=one.image.name,
             )
-            for one in load(self.data, self.options.images)
+            for one in load(self.data, self.spec.images)
         ]
 
     def request(self, sample: Sample) -> Request:
@@ -86,15 +85,15 @@ class MMVetTask(ComprehensionTask):
     @cached_property
     def judge(self) -> Judge | GradesFile:
         """Who grades. Real data have no default judge: scores of different judges are different measures."""
-        spec = self.options.judge
+        spec = self.spec.judge
         if spec is None:
-            if self.options.data is not None or self.options.dataset is not None:
+            if self.spec.data_path is not None or self.spec.dataset is not None:
                 raise UsageError(
                     "MM-Vet's answers are graded by a judge, which has no default: --judge openai:MODEL@URL[,prompt=FILE],"
                     " grades:FILE, model:NAME[:LOCATION] or rule (docs/judges.md)"
                 )
             spec = "rule"
-        return parse_judge(spec, offline=self.options.offline, device=self.options.device)
+        return parse_judge(spec, offline=self.spec.offline, device=self.spec.device)
 
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
         judge = self.judge
@@ -103,7 +102,7 @@ class MMVetTask(ComprehensionTask):
             identity: dict[str, JSON] = {"name": "grades", "sha256": sha256_file(judge.path)}
         else:
             name, runs, identity = judge.prompt_name, judge.runs, dict(judge.identity())
-        wrong = [asked for asked in self.options.protocols if asked != name]
+        wrong = [asked for asked in self.spec.protocol if asked != name]
         if wrong:
             raise UsageError(f"--protocol {wrong[0]} is {self.protocol_names[wrong[0]]}; this judge's is {name}")
         fields = {
@@ -143,11 +142,12 @@ class MMVetTask(ComprehensionTask):
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         """Every grade into the run: ``judgements.jsonl`` as they come, ``grades.json`` in the official form when all are there."""
-        fields = next(iter(run.plan_file()["protocols"].values()))
+        fields = next(iter(run.run_file()["protocols"].values()))
         identity, runs = fields["judge"], fields["grading_runs"]
         if identity["name"] == "grades":
             if not (run.path / GRADES).exists():
-                keep_whole(run.path / GRADES, lambda path: write_grades(path, self._given(samples)))
+                with replacing(run.path / GRADES) as path:
+                    write_grades(path, self._given(samples))
             return
         items = _items(samples, _answers(samples, responses), runs)
         log = JudgementLog(run.path / JUDGEMENTS)
@@ -158,10 +158,11 @@ class MMVetTask(ComprehensionTask):
             with progress_bar("grading") as progress:
                 ask_missing(self.judge, items, log, progress)
         grades = _graded(identity, samples, responses, runs, log)
-        keep_whole(run.path / GRADES, lambda path: write_grades(path, grades))
+        with replacing(run.path / GRADES) as path:
+            write_grades(path, grades)
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
-        id_, fields = next(iter(run.plan_file()["protocols"].items()))
+        id_, fields = next(iter(run.run_file()["protocols"].items()))
         if fields["judge"]["name"] == "grades":
             grades = read_grades(run.path / GRADES)
         else:

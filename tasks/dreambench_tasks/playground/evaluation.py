@@ -1,7 +1,7 @@
 """How good the embedded model is in its world, on scenes it was not trained on: what the model card says.
 
-Reading is asked of the test part, image generation is judged by the probe, stories are generated from requests of the val part. All of it is
-a function of the weights and of the numbers below.
+Reading is asked of the test part, image generation is judged by the probe, stories are generated from requests of the val part. All
+of it is a function of the weights and of the numbers below.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import numpy as np
 
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, RunError
+from dreambench.files import replacing
 from dreambench.interfaces import sample_choice
 from dreambench.requests import Request, Response, Sample
 from dreambench.scores import Protocol, Score, TaskResult
@@ -21,7 +22,6 @@ from dreambench_tasks.comprehension import (
     GREEDY,
     ComprehensionTask,
     answer_text,
-    keep_whole,
     mean_score,
 )
 from dreambench_tasks.vqav2.data import VQAv2, load, read_results, write_evalai
@@ -73,7 +73,7 @@ class VQAv2Task(ComprehensionTask):
         """The split's questions and references."""
         from dreambench.files import cache_folder
 
-        return load(self.data, self.options.split, cache=cache_folder() / "vqav2")
+        return load(self.data, self.spec.split, cache=cache_folder() / "vqav2")
 
     # --- asking ---------------------------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class VQAv2Task(ComprehensionTask):
 
     def _images(self, image_ids: set[int]) -> dict[int, Image]:
         """The image of each image id, or where it would be looked for: a model that opens it is not begun without it."""
-        place = self.options.images or self.data
+        place = self.spec.images or self.data
         if not place.is_dir():
             raise DataError(f"--images {place}: no such folder")
         found = image_index(place)
@@ -113,7 +113,7 @@ class VQAv2Task(ComprehensionTask):
             "samples": sample_choice(samples),
             "prompt": "image and question; wording and decoding are the system's",
         }
-        return [Protocol(name, 1, shared) for name in self.options.protocols or ("official",)]
+        return [Protocol(name, 1, shared) for name in self.spec.protocol or ("official",)]
 
     def read_responses(self, path: Path) -> Mapping[str, str]:
         return {str(question): answer for question, answer in read_results(path).items()}
@@ -132,7 +132,8 @@ class VQAv2Task(ComprehensionTask):
         answers = self._answers(samples, responses)
         if len(answers) == len(samples):
             questions = [question for question in self.benchmark.questions if question.question_id in wanted]
-            keep_whole(run.path / UPLOAD, lambda path: write_evalai(path, questions, answers))
+            with replacing(run.path / UPLOAD) as path:
+                write_evalai(path, questions, answers)
 
     def _answers(self, samples: Sequence[Sample], responses: Mapping[str, Response]) -> dict[int, str]:
         """Answers by question id; questions that ended in an error have none."""
@@ -142,7 +143,7 @@ class VQAv2Task(ComprehensionTask):
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         answers = self._answers(samples, responses)
-        protocols = run.plan_file()["protocols"]
+        protocols = run.run_file()["protocols"]
         if any(fields["references"] == "held back" for fields in protocols.values()):
             return _unscored(run, samples, answers)
         references = load_index(run.path / REFERENCES)

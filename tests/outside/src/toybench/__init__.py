@@ -40,7 +40,7 @@ class Toy(Task):
 
     def request(self, sample: Sample) -> Request:
         kind: Kind = "generate_image" if sample.id.endswith("7") else "generate_text"
-        seed = sample_seed(self.options.seed, sample.id)
+        seed = sample_seed(self.spec.seed, sample.id)
         return Request(sample.id, kind, sample.prompt, dict(self.generation), seed, sample.group)
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:

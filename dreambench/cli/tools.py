@@ -1,0 +1,98 @@
+"""fid, fid-stats, list, doctor."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dreambench.cli.options import with_spec_options
+from dreambench.spec import RunSpec
+
+__all__ = ["doctor", "fid", "fid_stats", "list_"]
+
+
+def _checked(options: dict[str, Any], protocol: str = "clean") -> RunSpec:
+    """The options of a comparison of folders, validated."""
+    return RunSpec(**({"task": "fid", "protocol": protocol, "features": "inception"} | options))
+
+
+@with_spec_options("protocol", "features", "device", "offline")
+def fid(
+    real: Annotated[
+        Path, typer.Argument(metavar="REAL", help="Reference images: a folder, or their statistics, .npz.")
+    ],
+    fake: Annotated[Path, typer.Argument(metavar="FAKE", help="Generated images: a folder.")],
+    options: dict[str, Any],
+    infinity: Annotated[
+        bool, typer.Option("--infinity", help="Also extrapolate the distance to infinitely many images.")
+    ] = False,
+    real_vs_real: Annotated[
+        bool, typer.Option("--real-vs-real", help="Also compare the two halves of the reference images: a baseline.")
+    ] = False,
+) -> None:
+    """Compare two folders of images.
+
+    Example: dreambench fid coco/val2017 generated --protocol clean,pytorch,tf1
+    """
+    from dreambench.metrics.folders import compare_folders
+    from dreambench.report import print_scores
+
+    given = _checked(options)
+    names, features = list(given.protocol), str(given.features)
+    print_scores(
+        "fid", compare_folders(real, fake, names, features, given.device, given.offline, infinity, real_vs_real)
+    )
+
+
+@with_spec_options("features", "device", "offline")
+def fid_stats(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The images.")],
+    options: dict[str, Any],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.npz", help="The file to write.")],
+    protocol: Annotated[
+        str, typer.Option("--protocol", metavar="NAME", help="The resize of the statistics: clean, pytorch, tf1, ...")
+    ] = "clean",
+) -> None:
+    """Save the statistics of a folder of images, for `--real` and `fid`.
+
+    Example: dreambench fid-stats coco/val2017 --out val2017.npz --protocol pytorch
+    """
+    from dreambench.metrics.folders import save_folder_statistics
+    from dreambench.progress import say
+
+    given = _checked(options)
+    n = save_folder_statistics(folder, out, protocol, str(given.features), given.device, given.offline)
+    say(f"wrote the statistics of {n} images under {protocol} to {out}")
+
+
+class Listed(StrEnum):
+    """What can be listed."""
+
+    tasks = "tasks"
+    models = "models"
+    protocols = "protocols"
+
+
+def list_(what: Annotated[Listed, typer.Argument(help="tasks, models or protocols.")]) -> None:
+    """List the tasks, models or protocols that are installed.
+
+    Example: dreambench list tasks
+    """
+    from dreambench.registry import list_models, list_protocols, list_tasks
+
+    for line in {Listed.tasks: list_tasks, Listed.models: list_models, Listed.protocols: list_protocols}[what]():
+        print(line)
+
+
+def doctor() -> None:
+    """Check this machine: what is installed, what is missing, and how to get it.
+
+    Example: dreambench doctor
+    """
+    from dreambench.doctor import examine
+
+    for line in examine():
+        print(line)

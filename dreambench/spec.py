@@ -1,0 +1,173 @@
+"""Everything a user can ask of a run, written once: the command line's options, the arguments of `dreambench.run` and run.json."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+
+from dreambench.documents import JSON
+from dreambench.errors import UsageError
+
+__all__ = ["RunSpec", "one_line", "words"]
+
+
+def words(value: Any) -> Any:
+    """Comma-separated and repeated values as one list: ``"a,b"`` and ``["a", "b"]`` are the same."""
+    parts = [value] if isinstance(value, str) else value
+    if isinstance(parts, Sequence) and all(isinstance(part, str) for part in parts):
+        return [word.strip() for part in parts for word in part.split(",") if word.strip()]
+    return value
+
+
+def _pairs(value: Any) -> Any:
+    """``KEY=VALUE`` words as a mapping; a mapping as it is."""
+    if isinstance(value, Mapping):
+        return value
+    found: dict[str, str] = {}
+    for word in [value] if isinstance(value, str) else value:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{word}: write KEY=VALUE")
+        if key in found:
+            raise ValueError(f"{key} is given twice")
+        found[key] = text
+    return found
+
+
+def _ids(value: Any) -> Any:
+    """Sample ids: a sequence, or the path of a file with one id a line."""
+    if value is None:
+        return None
+    if isinstance(value, (str, Path)):
+        try:
+            lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{value}: cannot be read as text ({type(error).__name__}); write one sample id a line"
+            ) from error
+        value = [line.strip() for line in lines if line.strip()]
+    if isinstance(value, Sequence) and not value:
+        raise ValueError("the file holds no ids; write one sample id a line")
+    [(most, times)] = Counter(value).most_common(1)
+    if times > 1:
+        raise ValueError(f"{most} is listed {times} times; list each sample once")
+    return value
+
+
+def _data(value: Any) -> Any:
+    """A path made absolute, or ``datasets:MAPPING[=LOCATION]`` with its location made absolute."""
+    if value is None:
+        return None
+    mark, colon, copy = str(value).partition(":")
+    if mark != "datasets" or not colon:
+        return str(Path(value).absolute())
+    name, equals, location = copy.partition("=")
+    if not name or (equals and not location):
+        raise ValueError(f"{value}: write datasets:MAPPING or datasets:MAPPING=LOCATION (docs/data.md)")
+    return f"datasets:{name}={Path(location).absolute()}" if equals else f"datasets:{name}"
+
+
+def _absolute(value: Any) -> Any:
+    return Path(value).absolute() if isinstance(value, (str, Path)) else value
+
+
+def _device(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is None:
+        raise ValueError(f"{value}: the devices are auto, cpu, cuda and cuda:NUMBER")
+    return value
+
+
+def _batch_size(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(words)]
+Directory = Annotated[Path | None, BeforeValidator(_absolute)]
+
+
+def _option(default: Any, metavar: str | None, text: str) -> Any:
+    """A field with what the command line says of it."""
+    return Field(default, description=text, json_schema_extra={"metavar": metavar})
+
+
+class RunSpec(BaseModel):
+    """One run as the user asked for it. Paths are absolute; None means the task's or the model's default.
+
+    Raises:
+        UsageError: a field has a value that is not accepted; one line that names the option.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str = _option(..., "TASK", "A benchmark; `dreambench list tasks` shows them.")
+    model: str = _option("dreamllm", "NAME[:LOCATION]", "The model; `dreambench list models` shows them.")
+    model_arg: Annotated[dict[str, str], BeforeValidator(_pairs)] = _option(
+        {}, "KEY=VALUE", "An argument of the model; may be repeated."
+    )
+    data: Annotated[str | None, BeforeValidator(_data)] = _option(
+        None, "PATH", "Official files, or datasets:MAPPING[=LOCATION], a Hub copy; default: the embedded data."
+    )
+    images: Directory = _option(None, "DIR", "The folder of the benchmark's images.")
+    real: Directory = _option(None, "DIR|FILE.npz", "Reference images (a folder) or their statistics (.npz).")
+    protocol: Words = _option((), "NAME[,NAME...]", "How to measure; the first protocol gives the headline.")
+    split: str | None = _option(None, "NAME", "The split of the benchmark, for instance val2017.")
+    features: str | None = _option(
+        None, "EXTRACTOR", "Feature extractor, for instance inception or efficientnet-lite0."
+    )
+    judge: str | None = _option(
+        None, "JUDGE", "openai:MODEL@URL, grades:FILE, model:NAME[:LOCATION], replay:FILE or rule."
+    )
+    generation: Words = _option((), "PRESET|KEY=VALUE", "Prompt wording and decoding; may be repeated.")
+    limit: PositiveInt | None = _option(None, "N", "Only the first N samples.")
+    ids: Annotated[tuple[str, ...] | None, BeforeValidator(_ids)] = _option(
+        None, "FILE", "Only the samples whose ids are in FILE, one a line."
+    )
+    seed: int = _option(0, "N", "Seed of caption choice, noise and sampling, derived per sample.")
+    batch_size: Annotated[PositiveInt | None, BeforeValidator(_batch_size)] = _option(
+        None, "N|auto", "Requests per batch; auto leaves it to the model."
+    )
+    device: Annotated[str, BeforeValidator(_device)] = _option("auto", "DEVICE", "auto, cpu, cuda or cuda:NUMBER.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = _option(
+        "auto", "DTYPE", "auto, float32, bfloat16, float16 or float64."
+    )
+    offline: bool = _option(False, None, "Download nothing.")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise UsageError(one_line(error)) from None
+
+    @property
+    def data_path(self) -> Path | None:
+        """`data` where it is a path."""
+        return None if self.data is None or self.dataset is not None else Path(self.data)
+
+    @property
+    def dataset(self) -> str | None:
+        """``MAPPING[=LOCATION]`` where `data` is ``datasets:MAPPING[=LOCATION]``."""
+        return None if self.data is None or not self.data.startswith("datasets:") else self.data.partition(":")[2]
+
+    def to_json(self) -> JSON:
+        """Plain data for run.json."""
+        return self.model_dump(mode="json")
+
+    def updated(self, **values: Any) -> Self:
+        """The same with other values, validated."""
+        return type(self)(**{**self.model_dump(), **values})
+
+
+def one_line(error: ValidationError) -> str:
+    """The first complaint of pydantic as one line that names the option."""
+    first = error.errors(include_url=False)[0]
+    option = "--" + str(first["loc"][0]).replace("_", "-")
+    if first["type"] == "value_error":
+        return f"{option} {first['ctx']['error']}"  # pyright: ignore[reportTypedDictNotRequiredAccess] - always there
+    if first["type"] == "extra_forbidden":
+        return f"{option}: there is no such option"
+    return f"{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"
