@@ -30,14 +30,14 @@ JSON: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A stretch of text."""
+    """Text."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image file by path, or its encoded bytes (PNG, JPEG, ...) on their way to one."""
+    """An image file by path, or encoded bytes (PNG, JPEG, ...) that are not stored yet."""
 
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
@@ -55,11 +55,11 @@ class Image:
             data = Path(self.path or "").read_bytes()
         except OSError as error:
             raise DataError(
-                f"image {self.path}: {error.strerror or error}; say where the images are with --images DIR"
+                f"image {self.path}: {error.strerror or error}; name their folder with --images DIR"
             ) from error
         if self.sha256 is not None and hashlib.sha256(data).hexdigest() != self.sha256:
             raise DataError(
-                f"image {self.path} is not the file that was recorded (its sha256 differs): restore it or start with --fresh"
+                f"image {self.path} has changed since it was recorded (its sha256 differs): restore it or start with --fresh"
             )
         return data
 
@@ -73,12 +73,12 @@ Document: TypeAlias = tuple[Part, ...]
 
 
 def document_text(document: Document) -> str:
-    """The text parts of a document, joined as they stand."""
+    """The text parts of a document, joined."""
     return "".join(part.text for part in document if isinstance(part, Text))
 
 
 def to_json(document: Document) -> JSON:
-    """Plain data for a log: texts as they are; images by path, or by digest where they are still bytes."""
+    """Plain data for a log: text as it is, images by path, or by digest where they are still bytes."""
     parts: list[JSON] = []
     for part in document:
         if isinstance(part, Text):
@@ -102,7 +102,7 @@ def from_json(parts: Sequence[Mapping[str, JSON]]) -> Document:
 
 
 def canonical_json(value: JSON) -> str:
-    """One string per value: sorted keys, no spaces, no NaN. What is hashed and what is logged."""
+    """One string per value: sorted keys, no spaces, no NaN. Used for hashing and logging."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

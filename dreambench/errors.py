@@ -1,4 +1,4 @@
-"""Errors that are the user's to solve, each one line: what is wrong, where, and what to type next.
+"""Errors that the user can solve, one line each: what is wrong, where, and what to type next.
 
     DreambenchError
     ├── UsageError            an option, a name or a combination of them is not accepted
@@ -7,9 +7,9 @@
     ├── MissingExtraError     an optional dependency is not installed
     ├── ModelError            a model cannot do what a task asks of it, or broke while answering
     ├── JudgeError            a judge cannot be reached or does not answer in its format
-    └── RunError              a run's folder is held by another process, damaged, or of another make
+    └── RunError              a run's folder is locked, damaged, or of another version
 
-The command line prints them without a traceback and leaves with exit status 2. Anything else is a bug and shows its traceback.
+The command line prints them without a traceback and exits with status 2. Any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class DreambenchError(Exception):
-    """The user must do something. ``str(error)`` is one line that says what, where, and what to do."""
+    """The user has to act. ``str(error)`` is one line: what, where, and what to do."""
 
     exit_status = 2
 
@@ -60,4 +60,4 @@ class JudgeError(DreambenchError):
 
 
 class RunError(DreambenchError):
-    """A run's folder is held by another process, damaged, or made by something else."""
+    """A run's folder is locked by another launch, damaged, or of another version."""

@@ -1,4 +1,4 @@
-"""The two small interfaces that everything else hangs on: a task and a model."""
+"""The two interfaces of the harness: a task and a model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "sample_choice"]
 
 
 class OutOfMemoryError(ModelError):
-    """A batch did not fit; the runner halves it and writes the halves into the plan."""
+    """A batch did not fit into memory; the runner halves it and records that in the plan."""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is to be loaded. `location` is what follows the colon of ``--model NAME:LOCATION``."""
+    """How to load a model. `location` is what follows the colon in ``--model NAME:LOCATION``."""
 
     name: str
     location: str | None = None
@@ -38,7 +38,7 @@ class ModelOptions:
     offline: bool = False
 
     def only(self, *known: str) -> None:
-        """Refuse ``--model-arg`` keys that this model does not have: every flag acts or errors."""
+        """Raise `UsageError` for a ``--model-arg`` key that the model does not have: no option is ignored."""
         for key in self.arguments:
             if key not in known:
                 accepted = ", ".join(known) if known else "none"
@@ -47,33 +47,33 @@ class ModelOptions:
                 )
 
     def without_weights(self) -> None:
-        """Refuse ``--dtype`` where nothing is computed with weights of ours."""
+        """Raise `UsageError` for ``--dtype`` in a model that runs no weights here."""
         if self.dtype != "auto":
-            raise UsageError(f"--dtype {self.dtype} means nothing to the model {self.name}: leave it out")
+            raise UsageError(f"--dtype {self.dtype} has no effect on the model {self.name}: leave it out")
 
 
 class Model(ABC):
-    """Something that answers requests. Constructed with `ModelOptions`; construction loads the weights."""
+    """Answers requests. Constructed with `ModelOptions`; construction loads the weights."""
 
     capabilities: ClassVar[frozenset[Kind]]
     sees: ClassVar[bool] = True
-    """Whether it opens the images of a request. Where it does not (answers made elsewhere), they need not be on this machine."""
+    """Whether the model reads the images of a request. Answers made elsewhere need no images on this machine."""
     generates: ClassVar[bool] = True
-    """False where the answers were made elsewhere, so that the task's settings did not act on them and are not recorded."""
+    """False for answers made elsewhere: the task's generation settings had no effect on them and are not recorded."""
 
     def __init__(self, options: ModelOptions) -> None:
         self.options = options
 
     @abstractmethod
     def identity(self) -> Mapping[str, JSON]:
-        """What is measured: at least ``name``; weights' hash; ``training`` where there is something to say. Part of the run's id."""
+        """The system under test: ``name``, the hash of its weights, ``training`` where it is known. Part of the run's id."""
 
     @abstractmethod
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         """Answer a batch, in any order, each request exactly once.
 
-        A request that cannot be answered (a broken image, a refusal of the server) yields a `Response` with an `error`; what
-        makes every further request pointless (a server that is gone) raises `ModelError`. `OutOfMemoryError` has the batch halved.
+        A request that cannot be answered (a broken image, a refusal) yields `Response.failed`. Raise `ModelError` when no further
+        request can be answered (the server is gone), and `OutOfMemoryError` to have the batch halved.
         """
 
     def batch_size(self, kind: Kind) -> int:
@@ -81,11 +81,11 @@ class Model(ABC):
         return 16
 
     def environment(self) -> Mapping[str, JSON]:
-        """Device, dtype and the like: recorded, and not to be changed within a run."""
+        """Device, dtype and the like: recorded, and the same when a run is resumed."""
         return {}
 
     def notes(self) -> Sequence[str]:
-        """Sentences to be shown with every score, for instance that the weights are untrained."""
+        """Sentences to print beside every score, for instance that the weights are untrained."""
         return ()
 
 
@@ -98,17 +98,17 @@ class Task(ABC):
 
     name: ClassVar[str]
     protocol_names: ClassVar[Mapping[str, str]]
-    """What ``--protocol`` accepts, each with a line about it; the first is the default."""
+    """What ``--protocol`` accepts, with one line about each; the first is the default."""
     uses: ClassVar[frozenset[str]] = frozenset()
-    """Which of the options images, real, split, features, judge, dataset mean something here; the others are refused."""
+    """Which of the options images, real, split, features, judge, dataset the task uses; it refuses the others."""
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {"default": {}}
-    """Generation settings by name; ``default`` is the benchmark's own, and further ones start from it."""
+    """Generation settings by name; ``default`` is the benchmark's own, and the others start from it."""
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         for name in ("images", "real", "split", "features", "judge"):
             if getattr(spec, name) is not None and name not in self.uses:
-                raise UsageError(f"--{name} means nothing to the task {self.name}: leave it out")
+                raise UsageError(f"--{name} has no effect on the task {self.name}: leave it out")
         if spec.dataset is not None and "dataset" not in self.uses:
             raise UsageError(
                 f"--data datasets:{spec.dataset}: {self.name} reads official files only; give their folder"
@@ -124,14 +124,14 @@ class Task(ABC):
 
     @abstractmethod
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
-        """The protocols asked for, headline first. Whatever they need (weights, references) is looked for here, before hours of work."""
+        """The protocols of the run, headline first. What they need (weights, references) is checked here, before hours of work."""
 
     @abstractmethod
     def request(self, sample: Sample) -> Request:
-        """The sample's request; the prompt text of the benchmark is visible in here."""
+        """The request for a sample: the prompt text of the benchmark is written here."""
 
     def read_responses(self, path: Path) -> Mapping[str, str]:
-        """Answers made elsewhere, by sample id: our own lines, and in a task that knows it the benchmark's result format."""
+        """Answers made elsewhere, by sample id. Here JSON lines ``{"id", "text"}``; a task may add the benchmark's result format."""
         texts: dict[str, str] = {}
         for number, line in read_json_lines(path):
             if not (
@@ -144,38 +144,38 @@ class Task(ABC):
         return texts
 
     def postprocess_batch(self, requests: Sequence[Request], responses: Sequence[Response]) -> Sequence[Response]:
-        """A last step on a batch's answers before they are written, for instance choosing among candidates."""
+        """A last step on the answers to a batch before they are stored, for instance choosing among candidates."""
         return responses
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
-        """Collect the facts that scoring needs beyond the answers, into the run's folder. Called again, it goes on."""
+        """Store what scoring needs beyond the answers (features, judgements) in the run. Called again, it resumes."""
         return
 
     @abstractmethod
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
-        """Rows and scores from the run's files alone: no clock, no network, no unseeded chance."""
+        """Rows and scores from the run's files alone: no clock, no network, no unseeded randomness."""
 
     def estimate(self, samples: Sequence[Sample]) -> Sequence[str]:
-        """Lines for ``--dry-run`` about what scoring will cost, for instance a judge's calls and tokens."""
+        """Lines for ``--dry-run`` about the cost of scoring, for instance a judge's calls and tokens."""
         return ()
 
     def system(self) -> Mapping[str, JSON]:
-        """What the benchmark leaves open and this run fixes: prompt wording and decoding."""
+        """What the benchmark leaves open and this run decides: prompt wording and decoding."""
         return {"generation": dict(self.generation)}
 
 
 def sample_choice(samples: Sequence[Sample]) -> JSON:
-    """The protocol field that says which samples were taken, in which order."""
+    """The protocol field that identifies the samples and their order."""
     return {"n": len(samples), "ids_sha256": digest([sample.id for sample in samples])}
 
 
 def resolve_generation(
-    task: str, presets: Mapping[str, Mapping[str, JSON]], asked: Sequence[str]
+    task: str, presets: Mapping[str, Mapping[str, JSON]], words: Sequence[str]
 ) -> Mapping[str, JSON]:
-    """Settings from ``--generation``: a preset's name first, then KEY=VALUE pairs whose keys the default has."""
+    """Settings from ``--generation``: the name of a preset, then KEY=VALUE pairs whose keys the default has."""
     settings: dict[str, JSON] = dict(presets["default"])
     settings["preset"] = "default"
-    for word in asked:
+    for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             if key not in presets:
@@ -191,15 +191,15 @@ def resolve_generation(
     return settings
 
 
-def _typed(value: str, like: JSON, word: str) -> JSON:
-    if isinstance(like, str):
+def _typed(value: str, default: JSON, word: str) -> JSON:
+    if isinstance(default, str):
         return value
     try:
-        if isinstance(like, bool):
+        if isinstance(default, bool):
             return {"true": True, "false": False}[value]
-        typed = type(like)(value)
+        typed = type(default)(value)
         if not math.isfinite(typed):
             raise ValueError(value)
         return typed
     except (KeyError, ValueError) as error:
-        raise UsageError(f"--generation {word}: {value!r} is not a {type(like).__name__}") from error
+        raise UsageError(f"--generation {word}: {value!r} is not a {type(default).__name__}") from error

@@ -1,9 +1,9 @@
 """One launch at a time on a run.
 
-The lock is a folder, made by exclusive creation (which network file systems keep, unlike flock); it names the launch and holds one file
-per process of it, with host, process id and a heartbeat. Process 0 of a launch takes the lock and the others join it. A lock all of
-whose processes are gone is taken over: on this host by looking for them, on another host when no heart has beaten for two
-minutes by this host's clock, nor beats while it is watched.
+The lock is a folder, made by exclusive creation, which works on network file systems where flock does not. It names the launch and holds
+one file per process with host, process id and a heartbeat. Process 0 of a launch takes the lock and the others join it. A lock whose
+processes are all gone is taken over: on this host the process table says so, on another host a heartbeat older than two minutes that does
+not change while it is watched.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["HEARTBEAT_S", "STALE_S", "RunLock", "launch_id", "rank_and_world"]
 HEARTBEAT_S = 15.0
 STALE_S = 120.0
 JOIN_S = 120.0
-"""How long process k waits for process 0 to have taken the lock."""
+"""Seconds that process k waits for process 0 to take the lock."""
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -35,7 +35,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def launch_id() -> str:
-    """One name for all processes of a launch and no other."""
+    """A name that the processes of one launch share."""
     _, world = rank_and_world()
     if world == 1:
         return uuid.uuid4().hex
@@ -43,13 +43,13 @@ def launch_id() -> str:
         os.environ.get(name, "")
         for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
     ]
-    # Two launches on one host may share all of these; their launcher, the parent of local processes, they do not share.
+    # Two launches on one host may have all of these in common, but not their launcher, the parent of local processes.
     local = [] if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" else [socket.gethostname(), str(os.getppid())]
     return "-".join([*parts, *local]).strip("-") or f"parent-{os.getppid()}"
 
 
 def _started(pid: int) -> str | None:
-    """When the kernel says process `pid` began, so that a reused number is not taken for the same process; None where unknown."""
+    """When process `pid` started, by the kernel, so that a reused pid is not mistaken for it; None where unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -59,8 +59,8 @@ def _started(pid: int) -> str | None:
 def _is_alive(file: Path, watch: bool) -> bool:
     """Whether the process of this file is alive, by its heartbeat alone.
 
-    Hosts' clocks differ: where `watch`, a beat that looks old, or is yet to come, is watched for two beats before its process is
-    called dead.
+    Clocks of hosts differ: with `watch`, a heartbeat that looks old, or lies in the future, is watched for two beats before the process
+    is considered dead.
     """
     last = file.stat().st_mtime
     if abs(time.time() - last) < STALE_S:
@@ -77,7 +77,7 @@ class RunLock:
     """``with RunLock(folder):`` raises `RunError` while another launch writes there."""
 
     def __init__(self, folder: Path, *, name: str = "lock", alone: bool = False) -> None:
-        """`alone` has every process count as a launch of its own, also those of one launch."""
+        """With `alone`, every process counts as a launch of its own."""
         self.path = folder / name
         self.rank = 0 if alone else rank_and_world()[0]
         self.launch = uuid.uuid4().hex if alone else launch_id()
@@ -107,7 +107,7 @@ class RunLock:
 
     def _take(self) -> None:
         for _ in range(3):
-            # Made aside and renamed into place, a lock is never seen without its owner; the rename fails where a lock stands.
+            # Made aside and renamed into place, a lock is never seen without its owner; the rename fails if a lock exists.
             aside = self.path.with_name(f".lock-{uuid.uuid4().hex}")
             aside.mkdir(parents=True)
             (aside / "launch").write_text(self.launch)
@@ -124,7 +124,7 @@ class RunLock:
                     f"{self.path.parent} is being written by another launch ({holder}): wait for it, or stop it and start again"
                 )
             self._set_aside()
-        raise RunError(f"{self.path} changes hands too fast: several launches are started on one run; start one")
+        raise RunError(f"{self.path}: several launches compete for this run; start one")
 
     def _join(self) -> None:
         deadline = time.monotonic() + JOIN_S
@@ -149,7 +149,7 @@ class RunLock:
         )
 
     def _holder(self, *, watch: bool = True) -> str | None:
-        """Who of the standing lock is alive, for the message; None when nobody is."""
+        """A process of the lock that is alive, for the message; None if there is none."""
         for file in sorted(self.path.glob("rank-*.json")):
             try:
                 who = json.loads(file.read_text())
@@ -163,7 +163,7 @@ class RunLock:
         return None
 
     def _set_aside(self) -> None:
-        """Move a dead lock away. If a live one came into its place meanwhile, it is put back."""
+        """Move a dead lock away. A live one that has replaced it meanwhile is put back."""
         aside = self.path.with_name(f".lock-{uuid.uuid4().hex}")
         try:
             self.path.rename(aside)

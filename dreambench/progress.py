@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
-    """A function to be called with (done, of how many)."""
+    """Yields a function to call with (done, total)."""
     if not sys.stderr.isatty():
         yield _plain(title)
         return
@@ -43,26 +43,38 @@ def progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        began = time.monotonic()
         row = bar.add_task(title, total=None, rate="")
+        rate = _rate()
 
         def update(done: int, total: int) -> None:
-            rate = done / max(time.monotonic() - began, 1e-9)
-            bar.update(row, completed=done, total=total, rate=f"{rate:.1f}/s")
+            per_second = rate(done)
+            bar.update(row, completed=done, total=total, rate=f"{per_second:.1f}/s" if per_second else "")
 
         yield update
 
 
+def _rate() -> Callable[[int], float]:
+    """Items per second since the first call: what an earlier start of the run did does not count."""
+    first: tuple[int, float] | None = None
+
+    def rate(done: int) -> float:
+        nonlocal first
+        now = time.monotonic()
+        first = first or (done, now)
+        return (done - first[0]) / max(now - first[1], 1e-9)
+
+    return rate
+
+
 def _plain(title: str) -> Callable[[int, int], None]:
-    began = last = time.monotonic()
+    last, rate = time.monotonic(), _rate()
 
     def update(done: int, total: int) -> None:
         nonlocal last
-        now = time.monotonic()
-        if done == total or now - last >= PLAIN_EVERY_S:
+        now, per_second = time.monotonic(), rate(done)
+        if per_second and (done == total or now - last >= PLAIN_EVERY_S):
             last = now
-            rate = done / max(now - began, 1e-9)
-            left = (total - done) / rate
-            say(f"{title}: {done} of {total} answered, {rate:.1f}/s, {left:.0f} s left")
+            left = (total - done) / per_second
+            say(f"{title}: {done} of {total} answered, {per_second:.1f}/s, {left:.0f} s left")
 
     return update

@@ -1,4 +1,4 @@
-"""What a task asks of a model, and what the model answers."""
+"""Samples of a benchmark, requests to a model and its responses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Kind: TypeAlias = Literal["generate_text", "generate_image", "generate_interleav
 
 
 def sample_seed(seed: int, sample_id: str) -> int:
-    """A seed in [0, 2**63) that depends on the run's seed and the sample's id only: never on batch, order or process."""
+    """A seed in [0, 2**63) that depends on the run's seed and the sample's id only, not on batch, order or process."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{sample_id}".encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One item of a benchmark. `targets` holds whatever its scorer needs, as plain JSON; `group` says which samples share an image."""
+    """One item of a benchmark. `targets` is what its scorer needs, as plain JSON; samples of one `group` share an image."""
 
     id: str
     prompt: Document
@@ -32,10 +32,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question to a model.
+    """One request to a model.
 
-    `settings` are the task's generation settings (field names of the trade: ``max_new_tokens``, ``num_inference_steps``, ...);
-    `choices` are the continuations to be weighed by a ``loglikelihood`` request; `seed` is already the sample's own.
+    `settings` are the generation settings of the task (``max_new_tokens``, ``num_inference_steps``, ...); `choices` are the
+    continuations that a ``loglikelihood`` request scores; `seed` is the sample's own.
     """
 
     id: str
@@ -47,32 +47,21 @@ class Request:
     choices: tuple[str, ...] = ()
 
     def length(self) -> int:
-        """Characters of text: the length rule by which the plan puts requests together."""
+        """Characters of text: the length by which the plan sorts requests into batches."""
         return len(document_text(self.document)) + sum(map(len, self.choices))
 
     def identity(self) -> JSON:
-        """What makes this request this request. Image files count by name: their folder may move."""
+        """What a run's id depends on. Image files count by name, so that their folder may move."""
         parts = [
             part.text if isinstance(part, Text) else [PurePath(part.path).name if part.path else part.digest()]
             for part in self.document
         ]
         return [self.id, self.kind, parts, dict(self.settings), self.seed, self.group, list(self.choices)]
 
-    def to_json(self) -> JSON:
-        return {
-            "id": self.id,
-            "kind": self.kind,
-            "document": to_json(self.document),
-            "settings": dict(self.settings),
-            "seed": self.seed,
-            "group": self.group,
-            "choices": list(self.choices),
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request has no answer: a typed reason, counted and named in the results."""
+    """Why a request has no answer: a typed reason, counted in the results."""
 
     type: str
     message: str

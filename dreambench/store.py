@@ -1,4 +1,4 @@
-"""A run's folder: every answer is safe in it before the next is asked for, and nothing outside it is needed to score again."""
+"""A run's folder: every answer is stored before the next request, and nothing outside the folder is needed to score again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dreambench.spec import RunSpec
 __all__ = ["FORMAT", "RunFolder"]
 
 FORMAT = 1
-"""The layout of the folder; a run of another layout is refused rather than misread."""
+"""Version of the layout; a run of another version is refused."""
 
 
 class RunFolder:
@@ -33,7 +33,7 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """An existing run. Raises `RunError` where there is none."""
         if not (path / "run.json").is_file():
-            raise RunError(f"{path} is not a run (no run.json in it): give a folder that `dreambench run` made")
+            raise RunError(f"{path} is not a run (no run.json in it): give the folder of a run")
         run = cls(path)
         run.run_file()
         return run
@@ -41,14 +41,14 @@ class RunFolder:
     # --- the spec and the plan ------------------------------------------------------------------------------------
 
     def begin(self, run_file: JSON, samples: Sequence[Sample]) -> bool:
-        """Write samples and run.json; False where another process, or an earlier start, already did."""
+        """Write samples and run.json; False if another process, or an earlier start, already did."""
         if (self.path / "run.json").exists():
             return False
         write_atomically(self.path / "samples.parquet", _samples_table(samples))
         return write_once(self.path / "run.json", (json.dumps(run_file, indent=1, ensure_ascii=False) + "\n").encode())
 
     def run_file(self) -> dict[str, JSON]:
-        """run.json; `RunError` where it is damaged or of another layout."""
+        """run.json; `RunError` if it is damaged or of another version."""
         path, advice = self.path / "run.json", "start again with --fresh"
         made = _json_object(path, ("format",), advice)["format"]
         if made != FORMAT:
@@ -68,7 +68,7 @@ class RunFolder:
             raise RunError(f"{path} is damaged ({error}): start again with --fresh") from error
 
     def samples(self) -> list[Sample]:
-        """The samples as they were when the run began, in the task's order; image paths absolute."""
+        """The samples as they were when the run started, in the task's order; image paths are absolute."""
         import pyarrow.parquet as pq
 
         path = self.path / "samples.parquet"
@@ -94,7 +94,7 @@ class RunFolder:
         return self.path / "responses" / f"rank-{rank:05d}.jsonl"
 
     def truncate_torn_lines(self, rank: int) -> None:
-        """Cut off the last lines that a killed process of this number left torn."""
+        """Cut off the incomplete last line that a killed process of this rank may have left."""
         responses = self.path / "responses"
         for path in (self._answers_file(rank), responses / f"splits-{rank:05d}.jsonl"):
             if path.exists():
@@ -104,7 +104,7 @@ class RunFolder:
                     os.truncate(path, end)
 
     def append(self, rank: int, batch: str, responses: Sequence[Response]) -> None:
-        """Add a batch's answers, on disk when this returns. Image bytes become files first, so that a line never names a missing one."""
+        """Store the answers to a batch; they are on disk when this returns. Images become files first, so that no line names a missing one."""
         lines: list[str] = []
         for response in responses:
             line = {
@@ -116,7 +116,7 @@ class RunFolder:
         append_lines(self._answers_file(rank), lines)
 
     def note_split(self, rank: int, batch: str) -> None:
-        """Make it part of the plan that `batch` is answered in two halves."""
+        """Record in the plan that `batch` is answered in two halves."""
         append_lines(self.path / "responses" / f"splits-{rank:05d}.jsonl", [canonical_json(batch) + "\n"])
 
     def splits(self) -> set[str]:
@@ -125,13 +125,13 @@ class RunFolder:
         return {name for path in files for name in _whole_lines(path)}
 
     def note_timing(self, rank: int, timing: Mapping[str, JSON]) -> None:
-        """Seconds and memory, kept apart from everything that is scored."""
+        """Seconds per batch, apart from everything that is scored."""
         path = self.path / "timings.jsonl" if rank == 0 else self.path / f"timings-{rank:05d}.jsonl"
         with path.open("a", encoding="utf-8") as file:
             file.write(canonical_json(dict(timing)) + "\n")
 
     def answered(self) -> dict[str, dict[str, Response]]:
-        """Complete batches by name, each with its answers by request id. Leftovers of a batch that was cut short are passed over."""
+        """Complete batches by name, each with its answers by request id. Answers of an incomplete batch are ignored."""
         complete: dict[str, dict[str, Response]] = {}
         for path in sorted((self.path / "responses").glob("rank-*.jsonl")):
             batch: str | None = None
@@ -181,8 +181,8 @@ class RunFolder:
     # --- results ------------------------------------------------------------------------------------------------------
 
     def clear_leftovers(self) -> None:
-        """Remove the half-written temporary files of a killed process."""
-        for leftover in self.path.rglob(".*.tmp"):
+        """Remove the temporary files of a killed process."""
+        for leftover in self.path.rglob(".*.tmp*"):
             with contextlib.suppress(FileNotFoundError):
                 leftover.unlink()
 
@@ -195,7 +195,7 @@ class RunFolder:
         write_atomically(self.path / "scores.parquet", buffer.getvalue())
 
     def write_metrics(self, metrics: JSON) -> None:
-        """metrics.json, last of all: its existence means that the run is complete."""
+        """metrics.json, written last: its existence means that the run is complete."""
         write_atomically(
             self.path / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode()
         )
@@ -205,11 +205,11 @@ class RunFolder:
         if not (self.path / "metrics.json").exists():
             return None
         wanted = ("task", "model", "protocols", "scores", "errors", "notes")
-        return _json_object(self.path / "metrics.json", wanted, f"`dreambench score {self.path}` writes it anew")
+        return _json_object(self.path / "metrics.json", wanted, f"`dreambench score {self.path}` writes it again")
 
 
 def _json_object(path: Path, wanted: Sequence[str], advice: str) -> dict[str, JSON]:
-    """A file of ours that holds one object with at least these keys; `RunError` with the advice where it does not."""
+    """A file that holds one object with at least these keys; `RunError` with the advice if it does not."""
     try:
         found = read_json(path, RunError)
     except RunError as error:
@@ -220,10 +220,7 @@ def _json_object(path: Path, wanted: Sequence[str], advice: str) -> dict[str, JS
 
 
 def _whole_lines(path: Path, wanted: Sequence[str] = ()) -> Iterator[JSON]:
-    """The complete lines of a JSON Lines file, objects with the keys `wanted`.
-
-    A torn last line is left out, damage elsewhere is an error.
-    """
+    """The complete lines of a JSON Lines file, objects with the keys `wanted`; an incomplete last line is ignored, other damage an error."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
@@ -258,7 +255,7 @@ def _samples_table(samples: Sequence[Sample]) -> bytes:
 
 
 def _lenient(parts: JSON) -> Document:
-    """A stored prompt. An image that never was a file is known by its digest only."""
+    """A stored prompt. An image that was never a file is known by its digest only."""
     return from_json(
         [part if "text" in part or "image" in part else {"text": f"[image {part['sha256'][:8]}]"} for part in parts]
     )
@@ -271,4 +268,4 @@ def _extension(data: bytes) -> str:
         return "jpg"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    raise RunError("a model answered with an image that is neither PNG, JPEG nor WebP: its adapter must encode it")
+    raise RunError("a model returned an image that is neither PNG, JPEG nor WebP: its adapter must encode it")
