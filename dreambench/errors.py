@@ -23,6 +23,7 @@ __all__ = [
     "ModelError",
     "RunError",
     "UsageError",
+    "counted",
 ]
 
 
@@ -61,3 +62,8 @@ class JudgeError(DreambenchError):
 
 class RunError(DreambenchError):
     """A run's folder is locked by another launch, damaged, or of another version."""
+
+
+def counted(n: int, singular: str, plural: str | None = None) -> str:
+    """A number with its noun, for messages: ``1 image``, ``2 images``; `plural` where it is not the singular and an s."""
+    return f"{n} {singular if n == 1 else plural or singular + 's'}"
