@@ -216,7 +216,7 @@ def train(
     ] = None,
 ) -> None:
     """Train by a recipe; killed and started again, it goes on where it was."""
-    from dreamllm.training.recipe import load_recipe
+    from dreamllm.recipe import load_recipe
 
     made = load_recipe(recipe, change or [])
     if dry_run:
@@ -246,9 +246,9 @@ def merge(
     target: Annotated[Path, typer.Argument(help="New folder.")],
 ) -> None:
     """Put the halves of stage I, trained apart, into one checkpoint."""
-    from dreamllm.training.merge import merge as join
+    from dreamllm.training.assemble import merge as merge_halves
 
-    join(comprehension, text_to_image, target)
+    merge_halves(comprehension, text_to_image, target)
     typer.echo(f"{target}: merged")
 
 

@@ -1,4 +1,4 @@
-"""A handful of images with captions and questions, and recipes of each stage over them, for tests of training."""
+"""A few images with captions and questions, and a recipe of each stage that trains on them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,7 @@ def write_pairs(folder: Path, count: int = 12) -> None:
 PROJECTORS = ["visual_projector", "condition_projector", "dream_queries"]
 STAGES: dict[str, tuple[list[str], dict[str, Any], list[tuple[str, dict[str, Any]]]]] = {
     "comprehension": (["visual_projector"], {"weight_vm": 0.0}, [("pairs", {"mode": "comprehension"})]),
-    "text_to_image": (
-        ["condition_projector", "dream_queries"],
-        {"weight_lm": 0.0},
-        [("pairs", {"mode": "generation"})],
-    ),
+    "generation": (["condition_projector", "dream_queries"], {"weight_lm": 0.0}, [("pairs", {"mode": "generation"})]),
     "igpt": ([*PROJECTORS, "language_model"], {"drop_probability": 0.3}, [("pairs", {"mode": "either"})]),
     "sft": (
         [*PROJECTORS, "language_model"],
@@ -47,8 +43,8 @@ STAGES: dict[str, tuple[list[str], dict[str, Any], list[tuple[str, dict[str, Any
 
 
 def recipe_dict(stage: str, folder: Path, start: Path, output: Path, **trainer: Any) -> dict[str, Any]:
-    """A recipe of that stage over the files of `write_pairs` in `folder`, from the checkpoint `start`."""
-    learns, loss, kinds = STAGES[stage]
+    """A recipe of this stage for the files of `write_pairs` in `folder`, from the checkpoint `start`."""
+    train, loss, kinds = STAGES[stage]
     files = {"pairs": "pairs.jsonl", "conversations": "talk.json"}
     sources = [
         {"kind": kind, "path": str(folder / files[kind]), "images": str(folder / "images"), **more}
@@ -68,7 +64,7 @@ def recipe_dict(stage: str, folder: Path, start: Path, output: Path, **trainer: 
         "stage": stage,
         "start": {"checkpoint": str(start)},
         "output": str(output),
-        "train": learns,
+        "train": train,
         "loss": loss,
         "data": {"max_length": 256, "seed": 5, "sources": sources, "cache": str(folder / "cache")},
         "trainer": defaults | trainer,

@@ -203,7 +203,7 @@ def test_a_broken_record_of_a_stream_gives_way_to_one_before_it(processor, folde
 
 
 def test_a_stream_needs_weights_and_a_length(processor, folder) -> None:
-    with pytest.raises(UsageError, match="how long a stream is"):
+    with pytest.raises(UsageError, match="the length of a stream is unknown"):
         streamed(processor, folder, samples=None)
 
 
@@ -219,7 +219,7 @@ def test_a_source_that_would_never_be_drawn_is_refused(processor, folder) -> Non
 
 
 def test_a_cache_that_is_a_file_is_one_line(processor, folder) -> None:
-    with pytest.raises(UsageError, match=r"data\.cache: .*x\.png cannot be made a folder"):
+    with pytest.raises(UsageError, match=r"data\.cache: folder .*x\.png cannot be created"):
         mixed(processor, folder, cache="x.png")
 
 

@@ -12,6 +12,7 @@ from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor
 from dreamllm.core import language_loss
 from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import make_scheduler
+from dreamllm.recipe import LossSettings
 from dreamllm.training.losses import (
     Draws,
     check_decoder,
@@ -24,7 +25,6 @@ from dreamllm.training.losses import (
     signal_to_noise,
     unconditional_states,
 )
-from dreamllm.training.recipe import LossSettings
 
 Model = DreamLLMForConditionalGeneration
 
@@ -134,7 +134,7 @@ def test_the_image_loss_is_the_error_of_the_unet_at_the_noised_latents(
 
 def test_another_prediction_type_is_refused(model: Model, batch: dict[str, torch.Tensor]) -> None:
     settings = LossSettings()
-    with pytest.raises(UsageError, match="no prediction_type 'sample'"):
+    with pytest.raises(UsageError, match="prediction_type 'sample' is not supported"):
         compute_losses(model, scheduler(model, prediction_type="sample"), settings, batch, draws(model, settings))
 
 
@@ -217,7 +217,7 @@ def test_rows_of_like_length_together_are_the_rows_alone(
 def test_images_and_spans_that_differ_in_number_are_refused(model: Model, batch: dict[str, torch.Tensor]) -> None:
     settings = LossSettings()
     short = batch | {"target_pixels": batch["target_pixels"][:1]}
-    with pytest.raises(InputError, match="1 images to generate images are given for 2 dream spans"):
+    with pytest.raises(InputError, match="target images and dream spans differ in number: 1 and 2"):
         compute_losses(model, scheduler(model), settings, short, draws(model, settings, ((0, 0),)))
 
 

@@ -1,4 +1,4 @@
-"""Recipes: the published ones are read and say what was published; anything wrong is one line."""
+"""Recipes: the published ones hold the published values, and every mistake is reported in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model.made_pairs import recipe_dict
 
 import dreamllm
 from dreamllm.errors import UsageError
-from dreamllm.training.recipe import load_recipe, make_recipe
+from dreamllm.recipe import load_recipe, make_recipe
 
 PUBLISHED = sorted((Path(str(dreamllm.__file__)).parent / "recipes").glob("*.yaml"))
 WEIGHTS = {
@@ -24,17 +24,16 @@ WEIGHTS = {
 RATES = {"alignment-comprehension-7b": 2e-3, "alignment-generation-7b": 2e-3, "igpt-7b": 2e-5, "sft-7b": 4e-5}
 
 
-def test_all_published_recipes_are_there() -> None:
+def test_all_published_recipes_exist() -> None:
     assert set(WEIGHTS) <= {path.stem for path in PUBLISHED}
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=[path.stem for path in PUBLISHED])
-def test_a_published_recipe_is_read_by_all_who_read_it(path: Path) -> None:
-    from dreamllm.training.run import check_data
+def test_a_published_recipe_has_the_published_values(path: Path) -> None:
     from dreamllm.training.trainer import training_arguments
 
-    recipe = load_recipe(path, ["trainer.bf16=false"])  # a machine without a GPU refuses it
-    check_data(recipe)
+    recipe = load_recipe(path, ["trainer.bf16=false"])  # which a machine without a GPU rejects
+    assert f"{recipe.stage}-7b" == path.stem
     arguments = training_arguments(recipe, samples=1_000_000)
     assert arguments.max_steps > 0
     if path.stem in WEIGHTS:
@@ -48,73 +47,88 @@ def raw(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return recipe_dict("igpt", tmp_path, tmp_path / "start", tmp_path / "out") | changes
 
 
+SOURCE = {"kind": "pairs", "path": "pairs.jsonl"}
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"trian": []}, "trian: Extra inputs are not permitted"),
         ({"train": ["unet"]}, "train.0: Input should be 'visual_projector'"),
         ({"start": {}}, "language_model is missing"),
-        ({"start": {"checkpoint": "x", "resolution": 64}}, "resolution belongs to a start from parts"),
+        ({"start": {"checkpoint": "x", "resolution": 64}}, "resolution cannot be combined with checkpoint"),
         ({"loss": {"drop_probability": 1.5}}, "loss.drop_probability"),
-        ({"train": ["dream_queries"], "lora": {}}, "name language_model in train"),
+        ({"train": ["dream_queries"], "lora": {}}, "add language_model to train"),
         ({"data": {"sources": []}}, "data.sources"),
+        ({"data": {"sources": [SOURCE], "eval_sources": [{"kind": "films"}]}}, r"data\.eval_sources\.0\.kind"),
+        (
+            {"data": {"sources": [SOURCE], "eval_sources": [SOURCE | {"streaming": True, "weight": 1}]}},
+            "data: eval_sources cannot be streamed",
+        ),
+        (
+            {"data": {"sources": [SOURCE], "eval_sources": [SOURCE | {"weight": 1}, SOURCE]}},
+            "data: eval_sources: give every source a weight, or none",
+        ),
         ({"loss": {"weight_lm": 0, "weight_vm": 0}}, "loss: weight_lm and weight_vm are both 0"),
-        ({"trainer": {"per_device_train_batch_size": -2}}, "trainer: per_device_train_batch_size must be .* 1 or more"),
-        ({"trainer": {"gradient_accumulation_steps": -1}}, "gradient_accumulation_steps must be a whole number"),
-        ({"trainer": {"max_steps": 1.5}}, "max_steps must be a whole number"),
-        ({"trainer": {"dataloader_num_workers": -1}}, "dataloader_num_workers must be a whole number, 0 or more"),
-        ({"trainer": {"learning_rate": "fast"}}, "learning_rate must be a number, 0 or more; it is 'fast'"),
+        (
+            {"trainer": {"per_device_train_batch_size": -2}},
+            "per_device_train_batch_size must be an integer of at least 1",
+        ),
+        ({"trainer": {"gradient_accumulation_steps": -1}}, "gradient_accumulation_steps must be an integer"),
+        ({"trainer": {"max_steps": 1.5}}, "max_steps must be an integer"),
+        ({"trainer": {"dataloader_num_workers": -1}}, "dataloader_num_workers must be an integer of at least 0"),
+        ({"trainer": {"learning_rate": "fast"}}, "learning_rate must be a number of at least 0, not 'fast'"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
-        make_recipe(raw(tmp_path, **changes), "r.yaml")
+def test_a_wrong_recipe_is_reported_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        make_recipe(raw(tmp_path, **changes), "r.yaml: ")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("trainer", "said"),
+    ("trainer", "message"),
     [
         ({"max_steps": 3, "lerning_rate": 1}, "trainer.lerning_rate is not a field"),
-        ({"max_steps": 3, "output_dir": "x"}, "trainer.output_dir cannot be set; it is decided by the recipe's output"),
+        ({"max_steps": 3, "output_dir": "x"}, "trainer.output_dir cannot be set: use the recipe's output"),
         ({}, "max_steps or num_train_epochs"),
         ({"max_steps": 3, "num_train_epochs": 1}, "one of them"),
         ({"max_steps": 3, "lr_scheduler_type": "sinus"}, "trainer: sinus is not a valid SchedulerType"),
     ],
 )
-def test_what_the_trainer_does_not_know_is_said_in_one_line(tmp_path: Path, trainer: dict[str, Any], said: str) -> None:
+def test_wrong_trainer_fields_are_reported_in_one_line(tmp_path: Path, trainer: dict[str, Any], message: str) -> None:
     from dreamllm.training.trainer import training_arguments
 
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         training_arguments(make_recipe(raw(tmp_path, trainer=trainer)), samples=10)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_wrong_with_evaluation_is_said_of_evaluation(tmp_path: Path) -> None:
-    from dreamllm.training.run import check_data
+def test_reporting_to_a_package_that_is_not_installed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dreamllm.training.trainer import training_arguments
 
-    sources = raw(tmp_path)["data"]["sources"]
-    for wrong, said in (
-        ({"kind": "films"}, r"data\.eval_sources\.0\.kind"),
-        ({"streaming": True, "weight": 1}, "data.eval_sources: .* leave `streaming` out"),
-    ):
-        with pytest.raises(UsageError, match=said):
-            check_data(make_recipe(raw(tmp_path, data={"sources": sources, "eval_sources": [sources[0] | wrong]})))
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    recipe = make_recipe(raw(tmp_path, trainer={"max_steps": 3, "report_to": "tensorboard", "use_cpu": True}))
+    with pytest.raises(UsageError, match=r"trainer: .*tensorboard") as caught:
+        training_arguments(recipe, samples=10)
+    assert "\n" not in str(caught.value)
 
 
-def test_epochs_are_counted_in_whole_batches(tmp_path: Path) -> None:
+def test_epochs_are_converted_to_whole_steps(tmp_path: Path) -> None:
     from dreamllm.training.trainer import training_arguments
 
     trainer = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     assert training_arguments(make_recipe(raw(tmp_path, trainer=trainer)), samples=20).max_steps == 8
 
 
-def test_changes_on_the_command_line(tmp_path: Path) -> None:
+def test_set_overrides_values_of_the_recipe() -> None:
     path = PUBLISHED[0]
     changes = ["trainer.learning_rate=3e-4", "data.sources.0.path=other.jsonl", "loss.snr_gamma=5", "output=elsewhere"]
     recipe = load_recipe(path, changes)
     assert recipe.trainer["learning_rate"] == 3e-4
-    assert recipe.data.sources[0]["path"] == "other.jsonl"
+    assert recipe.data.sources[0].path == "other.jsonl"
     assert recipe.loss.snr_gamma == 5
     assert recipe.fingerprint == load_recipe(path, changes[:-1]).fingerprint != load_recipe(path).fingerprint
     for wrong in ("output", "data.sources.99.path=x", "stage.name=x"):
@@ -122,12 +136,12 @@ def test_changes_on_the_command_line(tmp_path: Path) -> None:
             load_recipe(path, [wrong])
 
 
-def test_a_recipe_that_is_no_recipe(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recipe_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         load_recipe(tmp_path / "none.yaml")
-    for text, said in (("a: [", "is not YAML"), ("just words", "holds no keys")):
+    for text, message in (("a: [", "is not YAML"), ("just words", "has no keys")):
         (tmp_path / "r.yaml").write_text(text)
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             load_recipe(tmp_path / "r.yaml")
 
 

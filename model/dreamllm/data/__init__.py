@@ -1,9 +1,8 @@
-"""Training data: samples of text and images, where they come from, how sources are mixed, and batches of them."""
+"""Training data: sources on disk, the samples made of their records, mixtures of sources, and batches."""
 
 from __future__ import annotations
 
-from dreamllm.data.collator import Collator
 from dreamllm.data.mixing import BrokenRecords, TrainingData, training_dataset
-from dreamllm.data.samples import IGNORED, Sample
+from dreamllm.data.samples import IGNORED, Collator, Sample
 
 __all__ = ["IGNORED", "BrokenRecords", "Collator", "Sample", "TrainingData", "training_dataset"]

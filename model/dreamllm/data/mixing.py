@@ -1,16 +1,14 @@
-"""Sources mixed into one sequence of samples, each a function of (seed, place) alone.
+"""Sources mixed into one endless sequence of samples, each a function of (seed, index) alone.
 
-Places are counted from 0 over all epochs. Who asks, in which order, from which process or after which interruption changes nothing:
-a sequential sampler whose batches are shared over ranks, as accelerate does it, is all that is needed, and a resume that skips
-places reads none of them. Epochs follow one another in one sequence, because accelerate does not tell a sampler its epoch when it
-has both skipped batches and several processes.
-Within a source every record is drawn once before one is drawn again, in another order each time.
-Of a stream a process reads all that stands before its next place, and decodes only what is its own.
+Indices count samples over all epochs. The sequence does not depend on which process asks, in which order, or after which
+interruption, so that batches can be distributed over ranks by their indices, and a resumed run skips samples without reading them.
+Epochs follow one another in a single sequence because accelerate does not tell a sampler its epoch when it has both skipped batches
+and several processes. A source draws each of its records once before it draws one again, in a new order each time. From a stream, a
+process reads everything before its next index but decodes only its own samples.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,21 +18,21 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from dreamllm.data.recipe import read_recipe
 from dreamllm.data.samples import Sample
 from dreamllm.data.sources import Source
 from dreamllm.errors import InputError, UsageError
+from dreamllm.files import append_json_line, read_json_lines
 from dreamllm.processing import DreamLLMProcessor
+from dreamllm.recipe import DataSettings, make_data_settings
 
-ATTEMPTS = 50  # broken records in a row after which a source counts as broken as a whole
+ATTEMPTS = 50  # consecutive broken records after which a source counts as broken altogether
 
 
 class BrokenRecords:
-    """What could not be used: source, key and reason, each once. More than `limit` of them is an error.
+    """The distinct records and images that could not be used, by source, key and reason. More than `limit` of them are an error.
 
     Args:
-        file: JSON lines, appended to by every process at once (a line is one write), so that workers and ranks share one list.
-            Those of an earlier start are read back and count.
+        file: JSON lines that all workers and ranks append to. Those of an earlier start are read back and count.
     """
 
     def __init__(self, limit: int, file: Path | None = None) -> None:
@@ -48,45 +46,30 @@ class BrokenRecords:
             return
         self._found[entry] = None
         if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"source": source, "key": key, "reason": reason}) + "\n")
+            append_json_line(self.file, {"source": source, "key": key, "reason": reason})
         if len(self._found) > self.limit:
             where = f"; all are listed in {self.file}" if self.file else ""
             raise UsageError(
-                f"more than {self.limit} records or images are broken, the last {key} of {source}: {reason}"
-                f"{where}. Mend them, or raise max_broken"
+                f"more than {self.limit} records or images are broken, most recently {key} of {source}: {reason}{where}. "
+                "Repair them, or raise data.max_broken"
             )
 
     def entries(self) -> list[dict[str, str]]:
-        """All that were found, by every process that writes to the same file."""
+        """All of them, including those that other processes wrote to the file."""
         self._read()
         return [dict(zip(("source", "key", "reason"), entry, strict=True)) for entry in self._found]
 
-    def summary(self) -> str:
-        """One line: how many, and of which sources."""
-        found = self.entries()
-        by_source = {name: sum(entry["source"] == name for entry in found) for name in {e["source"] for e in found}}
-        counts = ", ".join(f"{count} of {name}" for name, count in sorted(by_source.items()))
-        return f"{len(found)} broken records or images left out" + (f": {counts}" if counts else "")
-
     def _read(self) -> None:
-        if self.file is None or not self.file.is_file():
-            return
-        for line in self.file.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the torn last line of a process that was killed
-                continue
+        for entry in read_json_lines(self.file) if self.file is not None else ():
             self._found[entry["source"], entry["key"], entry["reason"]] = None
 
 
 class TrainingData(Dataset[Sample]):
-    """Samples by place, without end; `len` is that of an epoch, and places from there on belong to later ones.
+    """Samples by index, without end; `len` is that of an epoch, and larger indices belong to later epochs.
 
     Args:
-        weights: share of each source's samples, in any scale; None draws all records equally often.
-        samples: places of an epoch; None for the number of all records.
+        weights: share of each source, in any scale; None draws all records equally often.
+        samples: length of an epoch; None for the number of all records.
     """
 
     def __init__(
@@ -104,105 +87,104 @@ class TrainingData(Dataset[Sample]):
         for source, count in zip(self.sources, self.counts, strict=True):
             if not count:
                 raise UsageError(
-                    f"source {source.name} gets none of the {self.samples} samples of an epoch: raise its weight, or `samples`"
+                    f"source {source.name} gets none of the {self.samples} samples of an epoch: raise its weight, or data.samples"
                 )
-        self._remember()
+        self._make_caches()
 
     def __len__(self) -> int:
         return self.samples
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_plan", "_order")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_mixture", "_order")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._remember()
+        self._make_caches()
 
-    def _remember(self) -> None:
-        """Caches of pure functions: those of the current epoch or turn and of the one before."""
-        self._plan = lru_cache(maxsize=2)(self._make_plan)
+    def _make_caches(self) -> None:
+        """Of pure functions, for the current epoch or pass and the one before."""
+        self._mixture = lru_cache(maxsize=2)(self._make_mixture)
         self._order = lru_cache(maxsize=len(self.sources) + 1)(self._make_order)
 
-    def where(self, place: int) -> tuple[int, int]:
-        """(number of the source, number of its record) at a place."""
-        epoch, position = divmod(place, self.samples)
-        chosen, occurrence = self._plan(epoch)
-        source = int(chosen[position])
-        drawn = epoch * self.counts[source] + int(occurrence[position])
+    def locate(self, index: int) -> tuple[int, int]:
+        """(number of the source, number of its record) of a sample; for a stream, the number of the draw."""
+        epoch, position = divmod(index, self.samples)
+        sources, occurrences = self._mixture(epoch)
+        source = int(sources[position])
+        drawn = epoch * self.counts[source] + int(occurrences[position])
         length = self.sources[source].length
-        if length is None:  # a stream has its own order
+        if length is None:
             return source, drawn
         turn, step = divmod(drawn, length)
         return source, int(self._order(source, turn)[step])
 
-    def __getitem__(self, place: int) -> Sample:
-        """The sample at a place. A broken record is reported and replaced by another of its source, drawn from (seed, place)."""
-        number, index = self.where(place)
+    def __getitem__(self, index: int) -> Sample:
+        """A broken record is reported, and replaced by another one of its source that is drawn from (seed, index)."""
+        number, record = self.locate(index)
         source = self.sources[number]
-        rng = random.Random(f"{self.seed}/{place}")  # noqa: S311
+        rng = random.Random(f"{self.seed}/{index}")  # noqa: S311
+        reason = ""
         for _ in range(ATTEMPTS):
-            key = source.key(index)
+            key = source.key(record)
             try:
-                return source.sample(index, rng, lambda reason, key=key: self.broken.add(source.name, key, reason))
+                return source.sample(record, rng, lambda reason, key=key: self.broken.add(source.name, key, reason))
             except InputError as error:
-                self.broken.add(source.name, key, str(error))
-            index = source.table.another(index, rng)
-        raise UsageError(f"{ATTEMPTS} records of {source.name} in a row are broken, the last: {self._last(source)}")
+                reason = str(error)
+                self.broken.add(source.name, key, reason)
+            record = source.table.replacement(record, rng)
+        raise UsageError(f"{ATTEMPTS} consecutive records of {source.name} are broken, most recently: {reason}")
 
-    def _last(self, source: Source) -> str:
-        return next(entry["reason"] for entry in reversed(self.broken.entries()) if entry["source"] == source.name)
-
-    def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each place of an epoch its source, and how many places of the epoch before it have the same one."""
-        chosen = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
-        np.random.default_rng([self.seed, 0, epoch]).shuffle(chosen)
-        occurrence = np.empty(len(chosen), dtype=np.int64)
+    def _make_mixture(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each position of an epoch its source, and how many earlier positions of the epoch have the same source."""
+        sources = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
+        np.random.default_rng([self.seed, 0, epoch]).shuffle(sources)
+        occurrences = np.empty(len(sources), dtype=np.int64)
         for source, count in enumerate(self.counts):
-            occurrence[chosen == source] = np.arange(count)
-        return chosen, occurrence
+            occurrences[sources == source] = np.arange(count)
+        return sources, occurrences
 
     def _make_order(self, source: int, turn: int) -> np.ndarray:
-        numbers = np.arange(self.sources[source].length or 0, dtype=np.int32)
-        return np.random.default_rng([self.seed, 1, source, turn]).permutation(numbers)
+        records = np.arange(self.sources[source].length or 0, dtype=np.int32)
+        return np.random.default_rng([self.seed, 1, source, turn]).permutation(records)
 
 
 def training_dataset(
-    data: dict[str, Any],
+    data: DataSettings | dict[str, Any],
     processor: DreamLLMProcessor,
     *,
     folder: str | Path = ".",
     broken_file: str | Path | None = None,
 ) -> TrainingData:
-    """The samples that the `data:` part of a recipe describes.
+    """The samples that the `data` part of a recipe describes.
 
     Args:
-        data: as YAML gives it; see `dreamllm.data.recipe`.
-        folder: what relative paths start from.
-        broken_file: where broken records are listed, by all processes of a training run.
+        data: as YAML gives it, or validated; see `dreamllm.recipe.DataSettings`.
+        folder: what relative paths are relative to.
+        broken_file: where broken records are listed by all processes of a training run.
 
-    Raises UsageError where the recipe is wrong or a file is missing.
+    Raises UsageError if the settings are invalid or a file is missing.
     """
-    recipe = read_recipe(data)
-    max_length = recipe.max_length or processor.tokenizer.model_max_length
-    cache = str(Path(folder) / recipe.cache) if recipe.cache else None
-    if cache is not None and not all(source.streaming for source in recipe.sources):
+    settings = make_data_settings(data) if isinstance(data, dict) else data
+    max_length = settings.max_length or processor.tokenizer.model_max_length
+    cache = str(Path(folder) / settings.cache) if settings.cache else None
+    if cache is not None and not all(source.streaming for source in settings.sources):
         try:
             Path(cache).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"data.cache: {cache} cannot be made a folder: {error.strerror}") from None
+            raise UsageError(f"data.cache: folder {cache} cannot be created: {error.strerror}") from None
     sources = [
-        Source(source, processor, max_length, recipe.flip, Path(folder), cache, recipe.seed)
-        for source in recipe.sources
+        Source(source, processor, max_length, settings.flip, Path(folder), cache, settings.seed)
+        for source in settings.sources
     ]
-    weights = [source.weight for source in recipe.sources if source.weight is not None]
-    broken = BrokenRecords(recipe.max_broken, None if broken_file is None else Path(broken_file))
-    return TrainingData(sources, broken, recipe.seed, weights or None, recipe.samples)
+    weights = [source.weight for source in settings.sources if source.weight is not None]
+    broken = BrokenRecords(settings.max_broken, None if broken_file is None else Path(broken_file))
+    return TrainingData(sources, broken, settings.seed, weights or None, settings.samples)
 
 
 def _shares(total: int, weights: Sequence[float]) -> list[int]:
-    """Whole numbers that add up to `total` in the proportions of `weights` (largest remainders)."""
+    """Integers that add up to `total` in the proportions of `weights` (largest remainders)."""
     exact = np.asarray(weights, dtype=np.float64) * total / np.sum(weights)
     counts = np.floor(exact).astype(int)
-    most = np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]
-    counts[most] += 1
+    largest = np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]
+    counts[largest] += 1
     return [int(count) for count in counts]

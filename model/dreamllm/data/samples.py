@@ -1,10 +1,12 @@
-"""Token ids, labels and images of one training sample, by kind of data.
+"""Training samples, one function for each layout of tokens and images, and their batches.
 
-A sample is built from pieces: a run of text that may be cut, or a span that is kept whole or dropped whole together with its
-images. Whatever does not fit `max_length` is left out from there on.
+A sample is built from pieces: text, which can be truncated, and spans, each kept or dropped as a whole together with its image.
+A sequence ends before the first span that does not fit into `max_length`.
 
-Labels are the ids that are learnt and -100 elsewhere; the loss shifts them. Patch tokens, `<im_start>`, `<im_end>` and `<dream_end>`
-are never learnt: `generate` puts them there. `<dream_start>` is: it says where an image comes.
+Labels are the ids to predict and -100 elsewhere; the loss shifts them. Patch tokens, `<im_start>`, `<im_end>` and `<dream_end>`
+never have labels, because `generate` inserts them. `<dream_start>` has one: by it the model says where an image comes.
+
+Shapes: B samples, T tokens of the longest, n input images and m generated images in the batch, S pixels of CLIP, R of the image decoder.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from jinja2 import TemplateError
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from dreamllm.errors import InputError, UsageError
 from dreamllm.processing import DreamLLMProcessor
 
-IGNORED = -100  # label of a position that is not learnt
+IGNORED = -100  # label of a position that is not predicted
 
 
 @dataclass
@@ -30,45 +35,38 @@ class Sample:
     labels: list[int]
     images: list[Image.Image] = field(default_factory=list)  # one for each image span
     targets: list[Image.Image] = field(default_factory=list)  # one for each dream span
-    mirrored: list[bool] = field(default_factory=list)  # which targets are generated mirrored; empty: none
+    mirrored: list[bool] = field(default_factory=list)  # which targets to mirror; empty: none
     source: str = ""
     key: str = ""
 
     @property
-    def teaches(self) -> bool:
-        """Whether any loss comes from it. The first label has no position before it that could predict it."""
+    def has_loss(self) -> bool:
+        """Whether it contributes to a loss. The first label does not count: no position before it could predict it."""
         return bool(self.targets) or any(label != IGNORED for label in self.labels[1:])
 
 
 @dataclass
 class _Piece:
-    """Some positions of a sequence and their labels; one that holds an image is a span and never cut."""
+    """Consecutive positions of a sequence and their labels; with an image it is a span, which is never truncated."""
 
     ids: list[int]
     labels: list[int]
     image: Image.Image | None = None
     target: Image.Image | None = None
 
-    @property
-    def whole(self) -> bool:
-        return self.image is not None or self.target is not None
-
 
 def comprehension_pair(processor: DreamLLMProcessor, caption: str, image: Image.Image, max_length: int) -> Sample:
-    """`bos IMAGE caption eos`; the caption is learnt, and cut where it is too long."""
+    """`bos IMAGE caption eos`, with the caption as labels. A caption that is too long is truncated."""
     bos, eos = _ends(processor)
     span = _image(processor, image)
-    room = _room(max_length, len(span.ids))
-    text = _text(processor, caption, room)
-    return _join([bos, span, text, eos])
+    return _join([bos, span, _text(processor, caption, _room(max_length, span)), eos])
 
 
 def generation_pair(processor: DreamLLMProcessor, caption: str, image: Image.Image, max_length: int) -> Sample:
-    """`bos caption DREAM eos`; only the image is learnt, and nothing reads it back. A caption that is too long is cut."""
+    """`bos caption DREAM eos`, without labels: only the image is learned. A caption that is too long is truncated."""
     bos, eos = _ends(processor)
-    span = _dream(processor, image, read_back=False, learnt=False)
-    text = _text(processor, caption, _room(max_length, len(span.ids)))
-    sample = _join([bos, text, span, eos])
+    span = _dream(processor, image, read_back=False)
+    sample = _join([bos, _text(processor, caption, _room(max_length, span)), span, eos])
     sample.labels = [IGNORED] * len(sample.labels)
     return sample
 
@@ -76,15 +74,15 @@ def generation_pair(processor: DreamLLMProcessor, caption: str, image: Image.Ima
 def matched_parts(
     texts: Sequence[str], images: Sequence[Image.Image], matched_text_index: Sequence[int]
 ) -> list[str | Image.Image]:
-    """The parts of a document whose images stand after the sentence that they are matched to.
+    """The parts of a document, each image after the sentence that it is matched to.
 
-    The sentences up to an image are stripped and joined by one space. Images of one sentence keep their order.
+    The sentences before an image are stripped and joined by one space. Images of the same sentence keep their order.
     """
     outside = [index for index in matched_text_index if not 0 <= index < len(texts)]
     if outside or len(images) != len(matched_text_index):
         raise InputError(
             f"{len(images)} images are matched to the sentences {list(matched_text_index)} of {len(texts)}: "
-            "each image needs a sentence that is there"
+            "each image needs the index of an existing sentence"
         )
     parts: list[str | Image.Image] = []
     begin = 0
@@ -100,41 +98,40 @@ def document(
     max_length: int,
     *,
     comprehension: bool = True,
-    text_to_image: bool = True,
+    generation: bool = True,
     instruction: str | None = None,
 ) -> Sample:
-    """An interleaved document: `bos text DREAM IMAGE text ... eos`, all text and every `<dream_start>` learnt.
+    """An interleaved document: `bos text DREAM IMAGE text ... eos`, with all text and every `<dream_start>` as labels.
 
     Args:
-        parts: texts and images in reading order; each text is tokenised on its own.
-        reading, image generation: with both, an image is generated and read back; with one, there is only that span.
-        instruction: what the user asked for; the document is then the assistant's turn, and only it is learnt.
+        parts: texts and images in reading order; each text is tokenised separately.
+        comprehension, generation: with both, an image is generated and read back; with one of them there is only its span.
+        instruction: a user turn before the document, which is then the assistant's turn; the instruction has no labels.
 
-    The document ends before the first part that does not fit whole; only a text that nothing stands before is cut.
+    The document ends before the first part that does not fit; only a text at its very beginning is truncated.
     """
-    if not (comprehension or text_to_image):
-        raise UsageError("a document is read, generated or both: reading and image generation cannot both be off")
+    if not (comprehension or generation):
+        raise UsageError("comprehension and generation cannot both be off")
     bos, eos = _ends(processor)
     if instruction is None:
         head = bos
     else:
-        messages = [{"role": "user", "content": instruction}]
-        ids = _encode(processor, processor.apply_chat_template(messages), bos=True)
+        ids = _encode(processor, processor.apply_chat_template([{"role": "user", "content": instruction}]), bos=True)
         head = _Piece(ids, [IGNORED] * len(ids))
     room = max_length - len(head.ids) - len(eos.ids)
     if room <= 0:
         raise InputError(f"the instruction leaves no room in {max_length} tokens")
-    kept: list[_Piece] = []
+    pieces: list[_Piece] = []
     for part in parts:
         if isinstance(part, str):
-            piece = _text(processor, part, None if kept else room)
+            piece = _text(processor, part, None if pieces else room)
         else:
-            piece = _dream(processor, part, read_back=comprehension) if text_to_image else _image(processor, part)
+            piece = _dream(processor, part, read_back=comprehension) if generation else _image(processor, part)
         if len(piece.ids) > room:
             break
         room -= len(piece.ids)
-        kept += [piece] if piece.ids else []
-    return _join([head, *kept, eos])
+        pieces += [piece] if piece.ids else []
+    return _join([head, *pieces, eos])
 
 
 def conversation(
@@ -145,45 +142,48 @@ def conversation(
     *,
     learn_dream_start: bool = True,
 ) -> Sample:
-    """A conversation in the template of the processor's tokenizer; the assistant's words and their `</s>` are learnt.
+    """A conversation in the tokenizer's chat template, with the assistant's words and their `</s>` as labels.
 
     Args:
-        messages: `role` (system, user, assistant) and `content`, with `<image>` and `<dream>` where images stand.
-        images: one for each placeholder, in order. An image of `<dream>` is generated and read back.
-        learn_dream_start: whether `<dream_start>` in an assistant's turn is learnt; the original does not, so its model
-            cannot say where an image comes in a conversation.
+        messages: `role` (system, user, assistant) and `content`, with `<image>` and `<dream>` in the places of images.
+        images: one for each placeholder, in order. The image of `<dream>` is generated and read back.
+        learn_dream_start: whether the `<dream_start>` of an assistant's turn has a label. The original has none there, so its model
+            cannot start an image in a conversation.
     """
     tokenizer = processor.tokenizer
     if messages and messages[0]["role"] == "assistant":
-        raise InputError("the conversation begins with the assistant: what it answers is missing")
+        raise InputError("the conversation begins with the assistant: the user's turn before it is missing")
     try:
-        text, turns = _rendered(processor, messages)
-    except TemplateError as error:  # for instance of roles that do not alternate
-        raise InputError(f"the tokenizer's chat template refuses the conversation: {error}") from None
+        text, turns = _render(processor, messages)
+    except TemplateError as error:  # for instance if roles do not alternate
+        raise InputError(f"the tokenizer's chat template rejects the conversation: {error}") from None
     encoded = tokenizer(text, return_offsets_mapping=True)
     offsets = cast("list[tuple[int, int]]", encoded["offset_mapping"])
     ids = cast("list[int]", encoded["input_ids"])
-    _no_patches(processor, ids)
-    wanted = sum(i in (processor.image_id, processor.dream_id) for i in ids)
-    if wanted != len(images):
-        raise InputError(f"the conversation has {wanted} places for images, and {len(images)} images are given")
+    _check_no_patches(processor, ids)
+    placeholders = sum(i in (processor.image_id, processor.dream_id) for i in ids)
+    if placeholders != len(images):
+        raise InputError(
+            f"the conversation's placeholders and images differ in number: {placeholders} and {len(images)}"
+        )
     remaining = iter(images)
     pieces = [_Piece([], [])]
     for i, (begin, end) in zip(ids, offsets, strict=True):
-        # bos belongs to nobody: templates that set one between turns have it inside the assistant's text.
-        learnt = i != tokenizer.bos_token_id and any(first <= begin and end <= last for first, last in turns)
+        # A template that writes bos between turns has it within the assistant's characters; it has no label all the same.
+        labelled = i != tokenizer.bos_token_id and any(first <= begin and end <= last for first, last in turns)
         if i == processor.image_id:
             pieces += [_image(processor, next(remaining)), _Piece([], [])]
         elif i == processor.dream_id:
-            pieces += [_dream(processor, next(remaining), learnt=learnt and learn_dream_start), _Piece([], [])]
+            span = _dream(processor, next(remaining), labelled=labelled and learn_dream_start)
+            pieces += [span, _Piece([], [])]
         else:
             pieces[-1].ids.append(i)
-            pieces[-1].labels.append(i if learnt else IGNORED)
-    return _join(_cut(pieces, max_length))
+            pieces[-1].labels.append(i if labelled else IGNORED)
+    return _join(_truncate(pieces, max_length))
 
 
-def _rendered(processor: DreamLLMProcessor, messages: Sequence[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation's text, and from where to where the assistant speaks: from the end of the prompt for each of its turns."""
+def _render(processor: DreamLLMProcessor, messages: Sequence[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+    """The conversation's text and the (begin, end) characters of the assistant's turns, each from the end of its prompt."""
     turns: list[tuple[int, int]] = []
     text = processor.apply_chat_template(messages, add_generation_prompt=False)
     for i, message in enumerate(messages):
@@ -193,25 +193,25 @@ def _rendered(processor: DreamLLMProcessor, messages: Sequence[dict[str, str]]) 
         through = processor.apply_chat_template(messages[: i + 1], add_generation_prompt=False)
         if not (through.startswith(prompt) and text.startswith(through)):
             raise UsageError(
-                "the tokenizer's chat template writes a turn differently when others follow, so that what the assistant says "
-                "cannot be told apart: use one of dreamllm.processing.CHAT_TEMPLATES"
+                "the tokenizer's chat template renders a turn differently when others follow, so the assistant's words cannot be "
+                "located: use one of dreamllm.processing.CHAT_TEMPLATES"
             )
         turns.append((len(prompt), len(through)))
     return text, turns
 
 
-def _cut(pieces: Sequence[_Piece], max_length: int) -> list[_Piece]:
-    """The pieces up to `max_length` positions: text is cut there, a span that does not fit ends the sequence before it."""
-    kept: list[_Piece] = []
+def _truncate(pieces: Sequence[_Piece], max_length: int) -> list[_Piece]:
+    """The pieces up to `max_length` positions: text is cut there, and a span that does not fit ends the sequence before it."""
+    fitting: list[_Piece] = []
     room = max_length
     for piece in pieces:
         if len(piece.ids) > room:
-            if not piece.whole:
-                kept.append(_Piece(piece.ids[:room], piece.labels[:room]))
+            if piece.image is None and piece.target is None:
+                fitting.append(_Piece(piece.ids[:room], piece.labels[:room]))
             break
-        kept.append(piece)
+        fitting.append(piece)
         room -= len(piece.ids)
-    return kept
+    return fitting
 
 
 def _join(pieces: Sequence[_Piece]) -> Sample:
@@ -227,11 +227,12 @@ def _joined(sentences: Sequence[str]) -> str:
     return " ".join(stripped for sentence in sentences if (stripped := sentence.strip()))
 
 
-def _room(max_length: int, span: int) -> int:
-    room = max_length - span - 2
+def _room(max_length: int, span: _Piece) -> int:
+    """Positions left for a caption beside a span, bos and eos."""
+    room = max_length - len(span.ids) - 2
     if room < 0:
         raise UsageError(
-            f"max_length {max_length} does not hold one image, which takes {span} tokens, with bos and eos"
+            f"max_length {max_length} is too short for an image of {len(span.ids)} tokens with bos and eos"
         )
     return room
 
@@ -251,20 +252,69 @@ def _image(processor: DreamLLMProcessor, image: Image.Image) -> _Piece:
     return _Piece(ids, [IGNORED] * len(ids), image=image)
 
 
-def _dream(processor: DreamLLMProcessor, image: Image.Image, read_back: bool = True, learnt: bool = True) -> _Piece:
+def _dream(processor: DreamLLMProcessor, image: Image.Image, read_back: bool = True, labelled: bool = True) -> _Piece:
     ids = [*processor.dream_span, *(processor.image_span if read_back else ())]
-    labels = [ids[0] if learnt else IGNORED, *[IGNORED] * (len(ids) - 1)]
+    labels = [ids[0] if labelled else IGNORED, *[IGNORED] * (len(ids) - 1)]
     return _Piece(ids, labels, image=image if read_back else None, target=image)
 
 
 def _encode(processor: DreamLLMProcessor, text: str, bos: bool = False) -> list[int]:
     ids: Any = processor.tokenizer(text, add_special_tokens=bos)["input_ids"]
-    _no_patches(processor, ids)
+    _check_no_patches(processor, ids)
     return cast("list[int]", ids)
 
 
-def _no_patches(processor: DreamLLMProcessor, ids: Sequence[int]) -> None:
-    """A text that spells patch tokens would make a span without an image, and move every later image into its neighbour's place."""
-    patch = processor.image_span[1]
-    if patch in ids:
-        raise InputError("the text itself holds <im_patch>, which stands for images")
+def _check_no_patches(processor: DreamLLMProcessor, ids: Sequence[int]) -> None:
+    """InputError if a text spells patch tokens: these would form a span without an image and shift all later images by one span."""
+    if processor.image_span[1] in ids:
+        raise InputError("the text itself contains <im_patch>, which is reserved for images")
+
+
+class Collator:
+    """Collates samples into right-padded batches.
+
+    Args:
+        processor: pads with its tokenizer's padding token and preprocesses images for CLIP.
+        resolution: R, pixels of the generated images.
+    """
+
+    def __init__(self, processor: DreamLLMProcessor, resolution: int) -> None:
+        self.processor, self.resolution = processor, resolution
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask` and `labels` (B, T) int64; if there are images `pixel_values` (n, 3, S, S) and `target_pixels`
+        (m, 3, R, R) float32, in the order of their spans over the flattened batch."""
+        pad = self.processor.tokenizer.pad_token_id
+        if not isinstance(pad, int):
+            raise UsageError("the tokenizer has no padding token; DreamLLM's is [PAD]")
+        batch = {
+            "input_ids": _padded([sample.input_ids for sample in samples], pad),
+            "attention_mask": _padded([[1] * len(sample.input_ids) for sample in samples], 0),
+            "labels": _padded([sample.labels for sample in samples], IGNORED),
+        }
+        images = [image for sample in samples for image in sample.images]
+        if images:
+            batch["pixel_values"] = self.processor.pixel_values(images)
+        targets = [
+            target_pixels(target, self.resolution, mirrored)
+            for sample in samples
+            for target, mirrored in zip(sample.targets, sample.mirrored or [False] * len(sample.targets), strict=True)
+        ]
+        if targets:
+            batch["target_pixels"] = torch.stack(targets)
+        return batch
+
+
+def target_pixels(image: Image.Image, resolution: int, mirrored: bool = False) -> torch.Tensor:
+    """A training target, (3, R, R) float32 in [-1, 1]: short side resized to R (PIL's bilinear), centre cropped, optionally mirrored."""
+    rgb: Any = image.convert("RGB")  # torchvision types its functions for tensors alone
+    resized = F.resize(rgb, [resolution], interpolation=InterpolationMode.BILINEAR)
+    cropped = F.center_crop(resized, [resolution, resolution])
+    pixels = F.to_dtype(F.pil_to_tensor(F.horizontal_flip(cropped) if mirrored else cropped), torch.float32, scale=True)
+    return pixels * 2 - 1
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=value
+    )

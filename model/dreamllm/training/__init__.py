@@ -1,1 +1,1 @@
-"""Training: losses, recipes, the trainer, and how a model is put together before its first step."""
+"""Training: the losses, the trainer, runs that survive a kill, and models assembled before their first step."""

@@ -1,4 +1,4 @@
-"""A model from three published parts: a Llama-like language model, a CLIP vision tower, a Stable Diffusion model."""
+"""Checkpoints from parts: a model from a language model, CLIP and Stable Diffusion, and one from the two halves of stage I."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, CLIPImageProcessorPil, CLIPVisionModel, PreTrainedModel
 
-from dreamllm.checkpoint import from_state, torch_dtype
+from dreamllm import checkpoint
 from dreamllm.configuration import DreamLLMConfig, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError
 from dreamllm.files import read_json
@@ -21,6 +21,8 @@ from dreamllm.projector import Projector
 from dreamllm.tokenizer import token_ids, tokenizer_from_file
 
 READ_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
+# What each half of stage I trains.
+COMPREHENSION, GENERATION = ("visual_projector.",), ("condition_projector.", "dream_queries")
 
 
 def assemble(
@@ -35,33 +37,32 @@ def assemble(
     seed: int = 0,
     dtype: str | torch.dtype = torch.float32,
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    """The model before its first step, in eval mode, and its processor.
+    """The model before its first training step, in eval mode, and its processor.
 
-    The eight tokens are added after the language model's vocabulary; their embeddings, in and out, begin as the mean of the others.
-    Projectors begin as torch's linear layers do, dream queries as N(0, 0.02), both from `seed`.
+    The eight special tokens are added after the language model's vocabulary, with the mean of its embeddings as their input and output
+    embeddings. Projectors are initialised like torch's linear layers and dream queries as N(0, 0.02), both from `seed`.
 
     Args:
         language_model: folder of a causal language model of transformers with `tokenizer.model` or `tokenizer.json`.
         clip: folder of a CLIP model or its vision tower, with `preprocessor_config.json`.
         diffusion: folder of a Stable Diffusion model: `vae`, `unet`, `scheduler`.
-        resolution: pixels of generated images; the UNet's sample size times the autoencoder's factor unless given.
+        resolution: pixels of generated images; default: the UNet's sample size times the autoencoder's factor.
 
-    Raises CheckpointError where a folder lacks a file or a tensor.
+    Raises CheckpointError if a folder lacks a file or a tensor.
     """
     if chat_template not in CHAT_TEMPLATES:
-        raise UsageError(f"chat_template {chat_template!r} is not known; there are {', '.join(CHAT_TEMPLATES)}")
-    wanted = torch_dtype(dtype) or torch.float32
+        raise UsageError(f"chat_template {chat_template!r} is unknown; choose from {', '.join(CHAT_TEMPLATES)}")
+    dtype = checkpoint.torch_dtype(dtype) or torch.float32
     llm, clip, diffusion = Path(language_model), Path(clip), Path(diffusion)
     for folder in (llm, clip, diffusion):
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is not a folder")
     tokenizer = tokenizer_from_file(_tokenizer_file(llm))
-    decoder = _load(AutoModelForCausalLM, llm, wanted)
-    _grow(decoder, len(tokenizer))
-    tower = _load(CLIPVisionModel, clip, wanted)
+    decoder = _load(AutoModelForCausalLM, llm, dtype)
+    _add_embeddings(decoder, len(tokenizer))
+    tower = _load(CLIPVisionModel, clip, dtype)
     for part in (decoder, tower):
         part.config._name_or_path = ""
-    image_decoder = _image_decoder_config(diffusion, resolution)
     fields: dict[str, Any] = {
         **token_ids(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -70,7 +71,7 @@ def assemble(
     config = DreamLLMConfig(
         text_config=decoder.config,
         vision_config=tower.config,
-        image_decoder_config=image_decoder,
+        image_decoder_config=_image_decoder_config(diffusion, resolution),
         num_dream_queries=num_dream_queries,
         vision_select_layer=vision_select_layer,
         **fields,
@@ -78,13 +79,13 @@ def assemble(
     parts = {
         "language_model": decoder,
         "vision_tower": tower,
-        "image_decoder.vae": _load(AutoencoderKL, diffusion / "vae", wanted),
-        "image_decoder.unet": _load(UNet2DConditionModel, diffusion / "unet", wanted),
-        **_new_parts(config, seed, wanted),
+        "image_decoder.vae": _load(AutoencoderKL, diffusion / "vae", dtype),
+        "image_decoder.unet": _load(UNet2DConditionModel, diffusion / "unet", dtype),
+        **_new_parts(config, seed, dtype),
     }
     state = {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()}
     state["dream_queries"] = state.pop("new.dream_queries")
-    model = from_state(config, state, wanted, where="the model of these parts")
+    model = checkpoint.from_state(config, state, dtype, where="the assembled model")
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
     processor = DreamLLMProcessor(tokenizer, _image_processor(clip), config.num_image_tokens, num_dream_queries)
@@ -92,15 +93,15 @@ def assemble(
 
 
 def _tokenizer_file(folder: Path) -> Path:
-    # The sentencepiece file first: from it the original's way with spaces is known (see dreamllm.tokenizer).
+    # The sentencepiece file first, because it tells how the original treats spaces (see dreamllm.tokenizer).
     for name in ("tokenizer.model", "tokenizer.json"):
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"language model {folder} holds neither tokenizer.model nor tokenizer.json")
+    raise CheckpointError(f"language model {folder} has neither tokenizer.model nor tokenizer.json")
 
 
 def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A part with all its weights; CheckpointError if the folder is absent or lacks one."""
+    """A part with all its weights; CheckpointError if the folder or one of them is missing."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     diffusers = kind in (AutoencoderKL, UNet2DConditionModel)
@@ -116,27 +117,26 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def _grow(decoder: PreTrainedModel, size: int) -> None:
-    """Make room for `size` tokens; new rows, in and out, are the mean of the old ones."""
-    layers: Any = (decoder.get_input_embeddings(), decoder.get_output_embeddings())
-    old = layers[0].weight.shape[0]
+def _add_embeddings(decoder: PreTrainedModel, size: int) -> None:
+    """Grow the input and output embeddings to `size` tokens; new rows are the mean of the old ones."""
+    inputs: Any = decoder.get_input_embeddings()
+    old = inputs.weight.shape[0]
     if size <= old:
         return
     decoder.resize_token_embeddings(size, mean_resizing=False)
-    layers = (decoder.get_input_embeddings(), decoder.get_output_embeddings())
+    layers: Any = (decoder.get_input_embeddings(), decoder.get_output_embeddings())
     for layer in layers:
-        weight = layer.weight
-        weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
+        layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
 
 
 def _image_decoder_config(diffusion: Path, resolution: int | None) -> ImageDecoderConfig:
     vae, unet = (read_json(diffusion / part / "config.json") for part in ("vae", "unet"))
     for part in (vae, unet):
-        part.pop("_name_or_path", None)  # a place on the machine where the part was made
+        part.pop("_name_or_path", None)  # a path on the machine that made the part
     scheduler = read_json(diffusion / "scheduler" / "scheduler_config.json")
     size = unet.get("sample_size")
     if resolution is None and not isinstance(size, int):
-        raise CheckpointError(f"{diffusion / 'unet' / 'config.json'} says no sample_size: give start.resolution")
+        raise CheckpointError(f"{diffusion / 'unet' / 'config.json'} has no sample_size: set start.resolution")
     side = resolution or size * 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
     return ImageDecoderConfig(resolution=side, vae=vae, unet=unet, scheduler=scheduler)
 
@@ -163,3 +163,33 @@ def _image_processor(clip: Path) -> CLIPImageProcessorPil:
     if not (clip / "preprocessor_config.json").is_file():
         raise CheckpointError(f"{clip / 'preprocessor_config.json'} is missing")
     return CLIPImageProcessorPil.from_pretrained(clip, local_files_only=True)
+
+
+def merge(comprehension: str | Path, generation: str | Path, target: str | Path) -> None:
+    """Merge the halves of stage I that were trained separately into the new folder `target`.
+
+    The visual projector comes from `comprehension`, the condition projector and the dream queries from `generation`, and the rest, which
+    is frozen in stage I, from both. Raises CheckpointError if that rest differs: the halves must have the same start.
+    """
+    folder = checkpoint.check_new(target)
+    model, processor = checkpoint.load(comprehension)
+    other, other_processor = checkpoint.load(generation)
+    ours, theirs = model.state_dict(), other.state_dict()
+    both = f"{comprehension} and {generation}"
+    if set(ours) != set(theirs):
+        raise CheckpointError(f"{both} do not have the same parts: only one has {min(set(ours) ^ set(theirs))}")
+    frozen = [name for name in ours if not name.startswith((*COMPREHENSION, *GENERATION))]
+    different = [name for name in frozen if not torch.equal(ours[name], theirs[name])]
+    if different:
+        raise CheckpointError(
+            f"{both} differ in {len(different)} tensors that stage I does not train, for instance {different[0]}: "
+            "merge halves that were trained from the same start"
+        )
+    if processor.tokenizer.get_vocab() != other_processor.tokenizer.get_vocab():
+        raise CheckpointError(f"{both} have different tokenizers")
+    if model.config.image_decoder_config.to_dict() != other.config.image_decoder_config.to_dict():
+        raise CheckpointError(f"{both} have different image decoders in their config.json")
+    model.load_state_dict({name: theirs[name] for name in theirs if name.startswith(GENERATION)}, strict=False)
+    histories = [history or "unknown" for history in (model.config.training, other.config.training)]
+    model.config.training = f"comprehension: {histories[0]}; generation: {histories[1]}"
+    checkpoint.save(folder, model, processor)

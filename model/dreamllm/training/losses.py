@@ -1,6 +1,6 @@
-"""The two losses of DreamLLM: the next token, and the noise that a frozen UNet is asked to find under the model's own condition.
+"""The two losses of DreamLLM: next-token prediction, and the denoising loss of a frozen UNet under the model's condition vectors.
 
-Shapes: B batch, T tokens, H decoder width, V vocabulary, n images to read, m images to generate images, Q dream queries, E condition width,
+Shapes: B batch, T tokens, H decoder width, V vocabulary, n input images, m generated images, Q dream queries, E condition width,
 C x h x w latents, R pixels.
 """
 
@@ -8,25 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dreamllm.core import DreamLLMCore
 from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import Scheduler
+from dreamllm.modeling import DreamLLMForConditionalGeneration
+from dreamllm.recipe import LossSettings
 from dreamllm.spans import find_spans, position_ids_from_mask
-from dreamllm.training.recipe import LossSettings
 
-# Fields by which a decoder of transformers does more to its logits than multiply by the output embeddings.
+Model = DreamLLMForConditionalGeneration
+# Configuration fields of transformers' decoders that change logits after the output embeddings.
 LOGIT_FIELDS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 
 
 class Losses(NamedTuple):
-    """Scalars: what is minimised, and the language loss and the image loss without their weights."""
+    """Scalars: the weighted total that is minimised, and the language and image loss without their weights."""
 
     total: torch.Tensor
     lm: torch.Tensor
@@ -35,14 +36,14 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class Draws:
-    """All that is random in one image loss. What the settings do not use is None."""
+    """All random numbers of the image loss of m images. Those that the settings do not use are None."""
 
-    posterior: torch.Tensor  # (m, C, h, w) standard normal: which latents the autoencoder's posterior gives
+    posterior: torch.Tensor  # (m, C, h, w) standard normal: selects latents from the autoencoder's posterior
     noise: torch.Tensor  # (m, C, h, w) standard normal, before offset and perturbation
     timesteps: torch.Tensor  # (m,) int64, uniform over the schedule
     offset: torch.Tensor | None = None  # (m, C, 1, 1) standard normal
     perturbation: torch.Tensor | None = None  # (m, C, h, w) standard normal
-    dropped: torch.Tensor | None = None  # (m,) bool: these are generated from the unconditional states
+    dropped: torch.Tensor | None = None  # (m,) bool: whether the condition is replaced by the unconditional states
 
     def to(self, device: torch.device) -> Draws:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -53,11 +54,12 @@ class Draws:
 def draw(
     keys: Sequence[tuple[int, ...]], latent_shape: tuple[int, int, int], timesteps: int, settings: LossSettings
 ) -> Draws:
-    """Draws for m images, each from its own key (seed, place, ...) alone: batch mates, processes and resumes change nothing.
+    """Draws for m images, each from its own key (seed, sample index, ...) alone, whatever the batch, process or resume.
 
-    They are made on the CPU, the same for every device.
+    They are made on the CPU, so that they are the same for every device.
     """
-    generators = [generator_for(*key) for key in keys]
+    seeds = [np.random.SeedSequence(key).generate_state(1, np.uint64)[0] for key in keys]
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     flat = (latent_shape[0], 1, 1)
 
     def normal(shape: tuple[int, int, int]) -> torch.Tensor:
@@ -76,34 +78,28 @@ def draw(
     )
 
 
-def generator_for(*numbers: int) -> torch.Generator:
-    """A generator on the CPU that depends on these numbers alone."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state))
-
-
 @dataclass(frozen=True)
 class ImageTerms:
-    """The steps of the image loss."""
+    """The intermediate results of the image loss."""
 
-    states: torch.Tensor  # (m, Q, H) final hidden states at the queries, or the unconditional ones where dropped
+    states: torch.Tensor  # (m, Q, H) final hidden states at the dream queries, or the unconditional ones if dropped
     condition: torch.Tensor  # (m, Q, E)
     latents: torch.Tensor  # (m, C, h, w) scaled
     noisy_latents: torch.Tensor  # (m, C, h, w)
     prediction: torch.Tensor  # (m, C, h, w) float32
-    losses: torch.Tensor  # (m,) float32, weighted by min-SNR where it is on
+    losses: torch.Tensor  # (m,) float32, with min-SNR weights if these are on
 
 
 def signal_to_noise(scheduler: Scheduler) -> torch.Tensor:
-    """Signal-to-noise ratio of every timestep of the schedule: alpha-bar / (1 - alpha-bar)."""
+    """Signal-to-noise ratio of every timestep: alpha-bar / (1 - alpha-bar)."""
     alphas = scheduler.alphas_cumprod.float()
     return alphas / (1 - alphas)
 
 
 def min_snr_weights(scheduler: Scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """(m,) weights min(SNR, gamma) / SNR, with SNR + 1 for SNR where velocity is predicted (arXiv 2303.09556, as the original has it).
+    """(m,) weights min(SNR, gamma) / SNR (arXiv 2303.09556); for v-prediction SNR + 1 takes the place of SNR, as in the original.
 
-    Where the signal is gone (SNR 0, zero-terminal schedules) the weight is 1, its limit.
+    At SNR 0 (zero-terminal schedules) the weight is 1, its limit.
     """
     ratio = signal_to_noise(scheduler).to(timesteps.device)[timesteps]
     if scheduler.config.prediction_type == "v_prediction":
@@ -112,17 +108,17 @@ def min_snr_weights(scheduler: Scheduler, timesteps: torch.Tensor, gamma: float)
 
 
 def image_terms(
-    model: DreamLLMCore,
+    model: Model,
     scheduler: Scheduler,
     states: torch.Tensor,
     target_pixels: torch.Tensor,
     draws: Draws,
     settings: LossSettings,
 ) -> ImageTerms:
-    """The image loss of each image (section 3 of the paper): MSE of what the UNet predicts under the model's condition.
+    """The image loss of each image (section 3 of the paper): the MSE of the UNet's prediction under the model's condition vectors.
 
-    states (m, Q, H), target_pixels (m, 3, R, R) in [-1, 1]. Gradients flow through the UNet into the states, whether or not it
-    learns itself; none flow into the autoencoder.
+    states (m, Q, H), target_pixels (m, 3, R, R) in [-1, 1]. Gradients flow through the UNet into the states even if the UNet is
+    frozen; none flow into the autoencoder.
     """
     decoder = model.image_decoder
     with torch.no_grad():
@@ -138,7 +134,7 @@ def image_terms(
     prediction = decoder.predict(noisy, draws.timesteps, condition)
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
-        raise UsageError(f"the image loss knows no prediction_type {kind!r}; there are epsilon and v_prediction")
+        raise UsageError(f"prediction_type {kind!r} is not supported; use a scheduler with epsilon or v_prediction")
     target = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, draws.timesteps)
     losses = F.mse_loss(prediction, target.float(), reduction="none").flatten(1).mean(1)
     if settings.snr_gamma is not None:
@@ -146,11 +142,11 @@ def image_terms(
     return ImageTerms(states, condition, latents, noisy, prediction, losses)
 
 
-def unconditional_states(model: DreamLLMCore, kind: str) -> torch.Tensor:
-    """(1, Q, H) final hidden states that stand for no condition: those of `bos <dream_start> Q queries <dream_end> eos`.
+def unconditional_states(model: Model, kind: str) -> torch.Tensor:
+    """(1, Q, H) final hidden states for a dropped condition: those of `bos <dream_start> Q queries <dream_end> eos`.
 
-    `kind` "queries" has the dream queries in the span, as the unconditional branch of image generation has; "patches" leaves the
-    patch token's embedding there, as the original's training does.
+    With `kind` "queries" the span holds the dream queries, as in the unconditional branch of image generation; with "patches" it holds
+    the patch token's embedding, as in the original's training.
     """
     config = model.config
     start, patch, count = config.dream_span
@@ -164,7 +160,7 @@ def unconditional_states(model: DreamLLMCore, kind: str) -> torch.Tensor:
 def token_losses(hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module) -> torch.Tensor:
     """Summed cross-entropy of the next token, logits in float32, over labels (B, T) other than -100.
 
-    Logits (V wide) are made only where there is a label: most positions of an interleaved document are image patches.
+    Logits are computed at labelled positions only: most positions of an interleaved document are image patches.
     """
     targets = labels[:, 1:]
     valid = targets != -100
@@ -173,29 +169,28 @@ def token_losses(hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module) ->
 
 
 def count_targets(batch: dict[str, Any]) -> tuple[int, int]:
-    """How many tokens and how many images a batch asks to be predicted."""
-    generated = batch.get("target_pixels")
-    return int((batch["labels"][:, 1:] != -100).sum()), 0 if generated is None else len(generated)
+    """The numbers of labelled tokens and of generated images in a batch."""
+    return int((batch["labels"][:, 1:] != -100).sum()), len(batch.get("target_pixels", ()))
 
 
 def loss_scale(settings: LossSettings) -> float:
-    """What the weighted sum is divided by: 1, the sum of the weights (l1), or the root of the sum of their squares (l2)."""
+    """The divisor of the weighted sum: 1, the sum of the weights (l1), or the root of the sum of their squares (l2)."""
     weights = (settings.weight_lm, settings.weight_vm)
     scales = {"none": 1.0, "l1": sum(weights), "l2": sum(w * w for w in weights) ** 0.5}
     return scales[settings.scale]
 
 
 def final_states(
-    model: DreamLLMCore,
+    model: Model,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     pixel_values: torch.Tensor | None,
     length_groups: int = 1,
 ) -> torch.Tensor:
-    """(B, T, H) final-norm hidden states with images and dream queries in their places.
+    """(B, T, H) hidden states after the final norm.
 
-    With `length_groups` rows of like length go through the decoder together and without the padding that only longer ones need; what
-    is beyond a group's longest row is then 0.
+    With `length_groups` above 1, rows of similar length go through the decoder together, without the padding that only longer rows
+    need; positions beyond a group's longest row are 0.
     """
     features = None if pixel_values is None else model.encode_images(pixel_values)
     embeds = model.embed(input_ids, features)
@@ -214,7 +209,7 @@ def final_states(
     return hidden
 
 
-def _decode(model: DreamLLMCore, embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def _decode(model: Model, embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     positions = None if attention_mask is None else position_ids_from_mask(attention_mask)
     output = model.get_decoder()(
         inputs_embeds=embeds, attention_mask=attention_mask, position_ids=positions, use_cache=False
@@ -223,20 +218,20 @@ def _decode(model: DreamLLMCore, embeds: torch.Tensor, attention_mask: torch.Ten
 
 
 def conditioning_states(
-    model: DreamLLMCore, hidden: torch.Tensor, input_ids: torch.Tensor, draws: Draws, settings: LossSettings
+    model: Model, hidden: torch.Tensor, input_ids: torch.Tensor, draws: Draws, settings: LossSettings
 ) -> torch.Tensor:
     """(m, Q, H) hidden states at the dream queries, in order over the flattened batch, dropped ones replaced."""
     rows, columns = find_spans(input_ids, *model.config.dream_span)
     states = hidden[rows, columns]
     if draws.dropped is None:
         return states
-    # Run even if nothing is dropped: sharded processes must make the same calls whatever each has drawn.
-    nothing = unconditional_states(model, settings.unconditional)
-    return torch.where(draws.dropped[:, None, None], nothing.to(states.dtype), states)
+    # Computed even if nothing is dropped: sharded processes must make the same calls whatever each has drawn.
+    unconditional = unconditional_states(model, settings.unconditional)
+    return torch.where(draws.dropped[:, None, None], unconditional.to(states.dtype), states)
 
 
 def compute_losses(
-    model: DreamLLMCore,
+    model: Model,
     scheduler: Scheduler,
     settings: LossSettings,
     batch: dict[str, torch.Tensor],
@@ -247,17 +242,17 @@ def compute_losses(
 
     Args:
         batch: `input_ids`, `attention_mask` and `labels` (B, T), right-padded; `pixel_values` (n, 3, S, S) for the image spans and
-            `target_pixels` (m, 3, R, R) for the dream spans, where there are any.
-        draws: for the m images; None where m is 0.
-        counts: tokens and images that the losses are means over, where the batch is one of several; its own by default.
+            `target_pixels` (m, 3, R, R) for the dream spans, if there are any.
+        draws: for the m images; None if m is 0.
+        counts: numbers of tokens and images to average over if the batch is one of several; its own by default.
 
-    Raises InputError where images to generate images and dream spans differ in number.
+    Raises InputError if target images and dream spans differ in number.
     """
     ids, targets = batch["input_ids"], batch.get("target_pixels")
     spans = len(find_spans(ids, *model.config.dream_span)[0])
-    given = 0 if targets is None else len(targets)
-    if spans != given:
-        raise InputError(f"{given} images to generate images are given for {spans} dream spans")
+    count = 0 if targets is None else len(targets)
+    if spans != count:
+        raise InputError(f"target images and dream spans differ in number: {count} and {spans}")
     hidden = final_states(model, ids, batch.get("attention_mask"), batch.get("pixel_values"), settings.length_groups)
     tokens, images = (max(count, 1) for count in counts or count_targets(batch))
     lm = token_losses(hidden, batch["labels"], model.get_output_embeddings()) / tokens
@@ -270,19 +265,42 @@ def compute_losses(
     return Losses(total + zero_gradients(model), lm.detach(), vm.detach())
 
 
-def zero_gradients(model: DreamLLMCore) -> torch.Tensor | float:
-    """0, with a gradient of zeros for what a batch without images does not touch.
+def zero_gradients(model: Model) -> torch.Tensor | float:
+    """0, with a gradient of zeros for the parts that a batch without images does not use.
 
-    Processes exchange gradients, so a part that learns must have one on all of them. A zero is also what the original gives (by passes
-    over empty images); an Adam step then does not depend on how batches fall to processes.
+    Processes exchange gradients, so a trained part must have one in each of them. The original has zeros there too (from passes over
+    empty images). An Adam step then does not depend on how batches are distributed over processes.
     """
     parts = (*model.visual_projector.parameters(), *model.condition_projector.parameters(), model.dream_queries)
     return sum(0.0 * parameter.sum() for parameter in parts if parameter.requires_grad)
 
 
-def check_decoder(model: DreamLLMCore) -> None:
-    """UsageError for a decoder whose logits are more than its output embeddings times its states: its loss would be another."""
+def check_decoder(model: Model) -> None:
+    """UsageError for a decoder that rescales its logits, which `token_losses` does not."""
     config = model.config.text_config
-    strange = [name for name in LOGIT_FIELDS if getattr(config, name, None) not in (None, 1, 1.0)]
-    if strange:
-        raise UsageError(f"training knows no {config.model_type!r} decoder with {strange[0]}; take one without")
+    unsupported = [name for name in LOGIT_FIELDS if getattr(config, name, None) not in (None, 1, 1.0)]
+    if unsupported:
+        raise UsageError(f"training does not support a {config.model_type!r} decoder with {unsupported[0]}")
+
+
+class DreamLLMForTraining(DreamLLMForConditionalGeneration):
+    """The same weights under the same names, with `compute_losses` as forward pass.
+
+    The losses belong into `forward` because replicated and sharded training gathers weights and gradients around it.
+    """
+
+    loss_settings: LossSettings
+    noise_scheduler: Scheduler
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, draws: Draws | None = None, counts: tuple[int, int] | None = None, **batch: torch.Tensor
+    ) -> Losses:
+        return compute_losses(self, self.noise_scheduler, self.loss_settings, batch, draws, counts)
+
+    def train(self, mode: bool = True) -> Self:
+        if mode and self.training:  # the trainer calls this before every batch, and visiting all modules takes time
+            return self
+        super().train(mode)
+        self.vision_tower.eval()  # frozen parts use no dropout
+        self.image_decoder.eval()
+        return self

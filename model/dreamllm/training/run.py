@@ -1,30 +1,31 @@
-"""`dreamllm train`: from a recipe to a checkpoint, and on from where a killed run was."""
+"""`dreamllm train`: from a recipe to a checkpoint, resuming a run that was killed."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
+
+import torch
 
 from dreamllm import checkpoint
 from dreamllm.data import Collator, training_dataset
-from dreamllm.data.recipe import read_recipe
-from dreamllm.errors import DreamLLMError, UsageError
+from dreamllm.data.sources import locate
+from dreamllm.errors import CheckpointError, DreamLLMError, UsageError
+from dreamllm.files import read_json, write_json
+from dreamllm.image_decoder import make_scheduler
+from dreamllm.modeling import DreamLLMForConditionalGeneration
+from dreamllm.processing import DreamLLMProcessor
+from dreamllm.recipe import Lora, Recipe, Start
 from dreamllm.training.assemble import assemble
-from dreamllm.training.recipe import Recipe, Start
-from dreamllm.training.trainable import finished, make_trainable
-from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint, processes_of
-
-if TYPE_CHECKING:
-    from dreamllm.modeling import DreamLLMForConditionalGeneration
-    from dreamllm.processing import DreamLLMProcessor
+from dreamllm.training.losses import DreamLLMForTraining, check_decoder
+from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint, process_state
 
 RECIPE, RESULT, BROKEN = "recipe.json", "training.json", "broken.jsonl"
-DRY_RUN = "dry-run"  # folder of what a look before the run leaves
-# Fields of the trainer that change how a run is watched or kept, not what comes out.
-HARMLESS = {
+DRY_RUN = "dry-run"  # folder of the first batch that `--dry-run` writes
+# Fields of the trainer that may differ when a run is resumed: they do not change the result.
+OBSERVING = {
     "dataloader_num_workers",
     "dataloader_pin_memory",
     "dataloader_prefetch_factor",
@@ -44,24 +45,27 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
     """Train as the recipe says and save the result in `recipe.output`, in our layout.
 
     Args:
-        resume: "auto" goes on from the last whole checkpoint of the same recipe in the output folder, if there is one, and returns at
-            once where the run is complete; "never" wants an empty output folder.
+        resume: "auto" resumes from the last complete checkpoint of the same recipe in the output folder, if there is one, and returns
+            at once if the run is complete; "never" requires an empty output folder.
 
-    Returns what `training.json` holds. Raises UsageError if the output folder is of another recipe.
+    Returns the contents of `training.json`. Raises UsageError if the output folder belongs to another recipe.
     """
     check_data(recipe)
-    processes = processes_of(recipe)
+    processes = process_state(recipe)
     with processes.main_process_first():
-        found = prepare_output(recipe, resume, main=processes.is_main_process)
+        previous = check_output(recipe, resume, main=processes.is_main_process)
     result = recipe.output / RESULT
-    if found == "complete":
-        return _read_json(result)
+    if previous == "complete":
+        return _read(result)
     model, processor = start(recipe)
-    before = model.config.training
+    history = model.config.training
     trainer = make_trainer(recipe, model, processor)
-    with plain_errors():
-        output = trainer.train(resume_from_checkpoint=found)
-    model.config.training = describe(before, recipe)
+    if processes.is_main_process:  # only now, so that a recipe that cannot start leaves no run behind
+        write_json(recipe.output / RECIPE, _saved_form(recipe))
+    with worker_errors_on_one_line():
+        output = trainer.train(resume_from_checkpoint=previous)
+    stage = f"{recipe.stage} (recipe {recipe.fingerprint})"
+    model.config.training = stage if history is None else f"{history}; then {stage}"
     record = {
         "stage": recipe.stage,
         "recipe": recipe.fingerprint,
@@ -71,27 +75,55 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
         "broken_records": len(trainer.data.broken.entries()),
     }
     save(recipe.output, trainer, processor)
-    if processes.is_main_process:  # written last: that it is there means that the run is complete
-        _write_json(result, record)
+    if processes.is_main_process:  # written last, so its existence means that the run is complete
+        write_json(result, record)
     processes.wait_for_everyone()
     return record
 
 
 def check_data(recipe: Recipe) -> None:
-    """UsageError for what is wrong in `data:`, before anything large is read."""
-    read_recipe(recipe.data.part())
-    if recipe.data.eval_sources:
-        try:
-            evaluation = read_recipe(recipe.data.part(evaluation=True) | {"samples": recipe.data.eval_samples})
-        except UsageError as error:
-            raise UsageError(str(error).replace("data.sources", "data.eval_sources", 1)) from None
-        if any(source.streaming for source in evaluation.sources):
-            raise UsageError("data.eval_sources: they are read as tables; leave `streaming` out")
+    """UsageError if a data file or image folder is missing, before a model is loaded."""
+    for source in (*recipe.data.sources, *recipe.data.eval_sources):
+        locate(source, Path())
+
+
+def check_output(recipe: Recipe, resume: str, main: bool = True) -> str | None:
+    """The checkpoint to resume from, "complete" if the run is complete, None for a new run.
+
+    Called by the main process first, which removes incomplete checkpoints and creates the output folder.
+    """
+    if resume not in ("auto", "never"):
+        raise UsageError(f"--resume {resume!r} is unknown; choose auto or never")
+    folder = recipe.output
+    if (folder / RECIPE).is_file() and resume == "auto":
+        different = _differences(_read(folder / RECIPE), _saved_form(recipe))
+        if different:
+            raise UsageError(
+                f"{folder} holds a run of another recipe ({different[0]} differs): choose another output, or remove that folder"
+            )
+    elif main:
+        # A start that failed may have left an empty folder for checkpoints.
+        files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        if any(file.parts[0] != DRY_RUN for file in files):
+            raise UsageError(f"{folder} exists and is not empty: choose another output")
+        make_folder(folder)
+    if (folder / RESULT).is_file():
+        return "complete"
+    last = last_checkpoint(folder / CHECKPOINTS)
+    return None if last is None else str(last)
+
+
+def make_folder(folder: Path) -> None:
+    """UsageError if it cannot be created."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"folder {folder} cannot be created ({error.strerror}): choose another output") from None
 
 
 def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """The model that the recipe starts from, and its processor."""
-    model, processor = _read(recipe.start)
+    model, processor = _load(recipe.start)
     if recipe.start.attention is not None:
         try:
             model.set_attn_implementation(recipe.start.attention)
@@ -101,74 +133,87 @@ def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMPro
     return model, processor
 
 
-def _read(begin: Start) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    if begin.checkpoint is not None:
-        return checkpoint.load(begin.checkpoint, clip=begin.clip, diffusion=begin.diffusion, dtype=begin.dtype)
-    options = ("num_dream_queries", "vision_select_layer", "resolution", "chat_template")
-    given = {name: getattr(begin, name) for name in options if getattr(begin, name) is not None}
-    parts: Any = (begin.language_model, begin.clip, begin.diffusion)
-    return assemble(*parts, seed=begin.seed, dtype=begin.dtype, **given)
+def _load(origin: Start) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    if origin.checkpoint is not None:
+        return checkpoint.load(origin.checkpoint, clip=origin.clip, diffusion=origin.diffusion, dtype=origin.dtype)
+    names = ("num_dream_queries", "vision_select_layer", "resolution", "chat_template")
+    options = {name: getattr(origin, name) for name in names if getattr(origin, name) is not None}
+    parts: Any = (origin.language_model, origin.clip, origin.diffusion)
+    return assemble(*parts, seed=origin.seed, dtype=origin.dtype, **options)
 
 
 def make_trainer(
     recipe: Recipe, model: DreamLLMForConditionalGeneration, processor: DreamLLMProcessor
 ) -> DreamLLMTrainer:
-    resolution, data = model.config.image_decoder_config.resolution, recipe.data
-    samples = training_dataset(data.part(), processor, broken_file=recipe.output / BROKEN)
-    held_out = training_dataset(data.part(evaluation=True), processor) if data.eval_sources else None
-    trainable = make_trainable(model, recipe)
+    """Raises UsageError for data that cannot be read, and for trainer options that do not go together or not with this machine."""
+    data, positions = recipe.data, model.config.text_config.max_position_embeddings
+    if data.max_length is not None and data.max_length > positions:
+        raise UsageError(f"data.max_length {data.max_length} exceeds the {positions} positions of the language model")
+    samples = training_dataset(data, processor, broken_file=recipe.output / BROKEN)
+    eval_samples = training_dataset(data.evaluation(), processor) if data.eval_sources else None
+    collator = Collator(processor, model.config.image_decoder_config.resolution)
     try:
-        return DreamLLMTrainer(trainable, recipe, Collator(processor, resolution), samples, held_out)
+        return DreamLLMTrainer(make_trainable(model, recipe), recipe, collator, samples, eval_samples)
     except DreamLLMError:
         raise
-    except (ValueError, ImportError) as error:  # fields that the library does not like in company or on this machine
+    except (ValueError, ImportError) as error:
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
 
 
-def describe(before: str | None, recipe: Recipe) -> str:
-    """`config.training`: the stages that the weights went through, each with its recipe's fingerprint."""
-    stage = f"{recipe.stage} (recipe {recipe.fingerprint})"
-    return stage if before is None else f"{before}; then {stage}"
+def make_trainable(model: DreamLLMForConditionalGeneration, recipe: Recipe) -> DreamLLMForTraining:
+    """The same object, with the parts named in `recipe.train` trainable and the others frozen."""
+    check_decoder(model)
+    model.requires_grad_(False)
+    for name in recipe.train:
+        part: Any = getattr(model, name)
+        part.requires_grad_(True)
+    if recipe.lora is not None:
+        _add_adapters(model, recipe.lora, recipe.start.seed)
+    model.__class__ = DreamLLMForTraining
+    trainable = cast(DreamLLMForTraining, model)
+    trainable.loss_settings = recipe.loss
+    trainable.noise_scheduler = make_scheduler("ddpm", model.config.image_decoder_config.scheduler)
+    return trainable
 
 
-def prepare_output(recipe: Recipe, resume: str, main: bool = True) -> str | None:
-    """The checkpoint to go on from, "complete" if there is nothing left to do, None for a new run.
-
-    The main process comes first, removes what a kill left half-written, and writes the recipe down.
-    """
-    if resume not in ("auto", "never"):
-        raise UsageError(f"--resume {resume!r} is not known; there are auto and never")
-    folder = recipe.output
-    ours = recipe.model_dump(mode="json", exclude={"output"})
-    kept = folder / RECIPE
-    if kept.is_file() and resume == "auto":
-        different = _differences(_read_json(kept), ours)
-        if different:
-            raise UsageError(
-                f"{folder} holds a run of another recipe ({different[0]} differs): give another output, or remove that folder"
-            )
-    elif main:
-        if folder.is_dir() and {path.name for path in folder.iterdir()} - {DRY_RUN}:
-            raise UsageError(f"{folder} exists and is not empty: give another output")
-        make_folder(folder)
-        _write_json(kept, ours)
-    if (folder / RESULT).is_file():
-        return "complete"
-    last = last_checkpoint(folder / CHECKPOINTS)
-    return None if last is None else str(last)
-
-
-def make_folder(folder: Path) -> None:
-    """UsageError where there is something else in the way."""
+def _add_adapters(model: DreamLLMForConditionalGeneration, lora: Lora, seed: int) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be made a folder ({error.strerror}): give another output") from None
+        from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UsageError("lora needs the package peft: pip install 'dreambench[lora]'") from None
+    make_config: Any = LoraConfig  # its alpha is typed as an integer
+    config = make_config(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # a resumed run starts from the same adapters
+        try:
+            model.language_model = get_peft_model(model.language_model, config)
+        except ValueError as error:
+            raise UsageError(f"lora: {str(error).splitlines()[0]}") from None
+
+
+def save(folder: Path, trainer: DreamLLMTrainer, processor: DreamLLMProcessor) -> None:
+    """The trained model in our layout: gathered first if it is sharded, with adapters merged into the weights they adapt."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if not trainer.args.should_save:
+        return
+    config: Any = model.config
+    config.__dict__.pop("use_cache", None)  # set by the trainer
+    if state is not None:
+        model = checkpoint.from_state(config, state)
+    else:
+        if hasattr(model.language_model, "merge_and_unload"):
+            model.language_model = model.language_model.merge_and_unload()
+        model.__class__ = DreamLLMForConditionalGeneration
+    checkpoint.save(folder, model, processor)
 
 
 @contextmanager
-def plain_errors() -> Generator[None]:
-    """An error of a data-loader worker comes with that process's traceback; its last line is the error itself."""
+def worker_errors_on_one_line() -> Generator[None]:
+    """torch puts the traceback of a data-loader worker into the error's message, whose last line is the error itself."""
     try:
         yield
     except DreamLLMError as error:
@@ -178,31 +223,20 @@ def plain_errors() -> Generator[None]:
         raise type(error)(last.partition(": ")[2]) from None
 
 
+def _saved_form(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"output"})
+
+
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """The places where two recipes differ in what decides the result."""
-    if key.removeprefix("trainer.") in HARMLESS and key.startswith("trainer."):
-        return []
+    """The keys by which two recipes differ in their result."""
     if isinstance(old, dict) and isinstance(new, dict):
-        names = [*old, *(name for name in new if name not in old)]
         return [
-            place
-            for name in names
-            for place in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+            difference
+            for name in dict.fromkeys([*old, *new])
+            if not (key == "trainer" and name in OBSERVING)
+            for difference in _differences(old.get(name), new.get(name), f"{key}.{name}".removeprefix("."))
         ]
     return [] if old == new else [key]
-
-
-def save(folder: Path, trainer: DreamLLMTrainer, processor: DreamLLMProcessor) -> None:
-    """The trained model in our layout, gathered first where it is sharded."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    state: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
-    if not trainer.args.should_save:
-        return
-    config: Any = model.config
-    config.__dict__.pop("use_cache", None)  # the trainer's, no part of the model
-    whole = finished(model) if state is None else checkpoint.from_state(config, state)
-    checkpoint.save(folder, whole, processor)
 
 
 def _last_losses(history: list[dict[str, Any]]) -> dict[str, float]:
@@ -212,15 +246,8 @@ def _last_losses(history: list[dict[str, Any]]) -> dict[str, float]:
     return last
 
 
-def _read_json(path: Path) -> Any:
+def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read ({error}): give another output, or remove that folder") from None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+        return read_json(path)
+    except CheckpointError as error:
+        raise UsageError(f"{error}: choose another output, or remove {path.parent}") from None

@@ -87,7 +87,7 @@ def start(directory: Path) -> None:
 
 def alignment(directory: Path) -> None:
     """Stage I in its two halves, merged."""
-    from dreamllm.training.merge import merge
+    from dreamllm.training.assemble import merge
 
     _train(directory, "alignment-comprehension")
     _train(directory, "alignment-generation")
@@ -135,7 +135,7 @@ def _train(directory: Path, name: str) -> None:
     import torch
 
     from dreambench_tasks.playground.surrogates.loop import one_thread
-    from dreamllm.training.recipe import load_recipe
+    from dreamllm.recipe import load_recipe
     from dreamllm.training.run import train
 
     recipe = RECIPES.resolve() / f"{name}.yaml"

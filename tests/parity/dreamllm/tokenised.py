@@ -12,8 +12,14 @@ from parity.dreamllm.golden import Golden
 from PIL import Image
 
 from dreamllm.data import IGNORED, Collator, Sample
-from dreamllm.data.collator import target_pixels
-from dreamllm.data.samples import comprehension_pair, conversation, document, generation_pair, matched_parts
+from dreamllm.data.samples import (
+    comprehension_pair,
+    conversation,
+    document,
+    generation_pair,
+    matched_parts,
+    target_pixels,
+)
 from dreamllm.processing import CHAT_TEMPLATES, SYSTEM
 
 STEM = "tokenised"
@@ -171,8 +177,8 @@ def _build(golden: Golden, record: dict[str, Any], images: dict[str, Image.Image
         processor,
         matched_parts(raw["text_list"], [images[name] for name in raw["image_list"]], raw["matched_text_index"]),
         max_length,
-        text_generation=not flags["creation_only"],
-        text_to_image=not flags["comprehension_only"],
+        comprehension=not flags["creation_only"],
+        generation=not flags["comprehension_only"],
         instruction=raw.get("instruction"),
     )
 

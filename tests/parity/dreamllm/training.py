@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.image_decoder import make_scheduler
+from dreamllm.recipe import LossSettings
 from dreamllm.released import CLIP, DIFFUSION, QUERIES, _released_name
 from dreamllm.training.losses import (
     Draws,
@@ -21,7 +22,6 @@ from dreamllm.training.losses import (
     signal_to_noise,
     unconditional_states,
 )
-from dreamllm.training.recipe import LossSettings
 
 STEM = "training"
 LOSS = {"atol": 1e-4, "rtol": 1e-5}

@@ -1,0 +1,279 @@
+"""A training recipe: one YAML file that says what is trained, from which weights, on which data, and for how long.
+
+Unknown keys are errors. This module imports neither torch nor transformers, so that mistakes are reported at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dreamllm.errors import UsageError
+
+# Fields of transformers.TrainingArguments that it accepts unchecked and fails on later: integers with their minimum, and rates.
+INTEGERS = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+}
+RATES = ("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm")
+
+Part = Literal["visual_projector", "condition_projector", "dream_queries", "language_model"]
+Kind = Literal["pairs", "mmc4", "obelics", "conversations", "instructions"]
+MODES: dict[str, tuple[str, ...]] = {  # by kind, the default first
+    "pairs": ("either", "comprehension", "generation"),
+    "mmc4": ("both", "comprehension", "generation"),
+    "obelics": ("both", "comprehension", "generation"),
+    "instructions": ("both", "comprehension", "generation"),
+    "conversations": ("both",),
+}
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Start(Settings):
+    """The initial weights: a checkpoint, or the three published parts."""
+
+    checkpoint: str | None = None  # folder or hub id, in our layout or the released one
+    language_model: Path | None = None  # folder of a Llama-like model and its tokenizer
+    clip: Path | None = None  # folder of a CLIP model; also accepted with a released checkpoint
+    diffusion: Path | None = None  # folder of a Stable Diffusion model; also accepted with a released checkpoint
+    num_dream_queries: int | None = Field(default=None, ge=1)  # default 64
+    vision_select_layer: int | None = None  # default -2
+    resolution: int | None = Field(default=None, ge=8)  # pixels of generated images; default: the UNet's own
+    chat_template: str | None = None  # a key of dreamllm.processing.CHAT_TEMPLATES; default vicuna_v1.1
+    seed: int = 0  # of the new projectors and queries
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of all weights
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None  # default: transformers' choice
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.checkpoint is None:
+            missing = [name for name in ("language_model", "clip", "diffusion") if getattr(self, name) is None]
+            if missing:
+                raise ValueError(
+                    f"set checkpoint, or all of language_model, clip and diffusion; {missing[0]} is missing"
+                )
+            return self
+        fresh = ("language_model", "num_dream_queries", "vision_select_layer", "resolution", "chat_template")
+        surplus = [name for name in fresh if getattr(self, name) is not None]
+        if surplus:
+            raise ValueError(f"{surplus[0]} cannot be combined with checkpoint, which has its own")
+        return self
+
+
+class LossSettings(Settings):
+    """total = (weight_lm x language loss + weight_vm x image loss) / scale."""
+
+    weight_lm: float = Field(default=1.0, ge=0)
+    weight_vm: float = Field(default=10.0, ge=0)
+    scale: Literal["none", "l1", "l2"] = "none"  # 1, the sum of the weights, or the root of the sum of their squares
+    noise_offset: float = Field(default=0.0, ge=0)
+    input_perturbation: float = Field(default=0.0, ge=0)
+    snr_gamma: float | None = Field(default=None, gt=0)  # min-SNR weighting (arXiv 2303.09556)
+    drop_probability: float = Field(default=0.0, ge=0, le=1)  # of the condition, for classifier-free guidance
+    unconditional: Literal["queries", "patches"] = (
+        "queries"  # what a dropped condition is replaced by; patches: as the original
+    )
+    length_groups: int = Field(
+        default=1, ge=1
+    )  # above 1, the decoder takes rows of similar length together, with less padding
+
+    @model_validator(mode="after")
+    def _not_both_zero(self) -> Self:
+        if self.weight_lm == self.weight_vm == 0:
+            raise ValueError("weight_lm and weight_vm are both 0: nothing would be trained")
+        return self
+
+
+class SourceSettings(Settings):
+    """One entry of `data.sources`."""
+
+    kind: Kind
+    path: str | list[str] = Field(min_length=1)  # files; * and ? are expanded
+    images: str | None = None  # folder that image names are relative to; default: the folder of the first file
+    name: str | None = None  # of the source in messages; default: its path
+    weight: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False
+    )  # share of the samples; for all sources or none
+    mode: str | None = None  # one of MODES[kind]; default: the first
+    flip: bool | None = None  # mirror half of the generated images; default: the recipe's data.flip
+    columns: dict[Literal["image", "caption"], str] = {}  # pairs: names of the fields, if unusual
+    min_similarity: float = 0.25  # mmc4, instructions: images with a lower matched_sim are dropped
+    learn_dream_start: bool = True  # conversations: train the assistant to say where an image comes
+    streaming: bool = False  # read the files in order, without a table on disk
+    shuffle_buffer: int = Field(default=10_000, ge=1)  # streaming: number of records that the next one is drawn from
+
+    @model_validator(mode="after")
+    def _known_mode(self) -> Self:
+        modes = MODES[self.kind]
+        if self.mode not in (None, *modes):
+            raise ValueError(f"mode {self.mode!r} is unknown for {self.kind}; choose from {', '.join(modes)}")
+        return self
+
+    @property
+    def resolved_mode(self) -> str:
+        return self.mode or MODES[self.kind][0]
+
+    @property
+    def label(self) -> str:
+        return self.name or (self.path if isinstance(self.path, str) else self.path[0])
+
+
+class DataSettings(Settings):
+    """`data` of a recipe: the sources to train and to evaluate on, and how they are mixed."""
+
+    sources: list[SourceSettings] = Field(min_length=1)
+    max_length: int | None = Field(default=None, gt=0)  # tokens of a sample; default: the tokenizer's model_max_length
+    seed: int = Field(default=0, ge=0, lt=2**32)  # of the order, the mixture, the noise and the timesteps
+    samples: int | None = Field(default=None, gt=0)  # per epoch; default: the number of all records
+    flip: bool = True  # mirror half of the generated images
+    max_broken: int = Field(default=1000, ge=0)  # distinct broken records or images before training stops
+    cache: str | None = None  # folder of the tables that `datasets` writes; default: its own cache
+    eval_sources: list[SourceSettings] = []  # evaluated every trainer.eval_steps
+    eval_samples: int = Field(default=256, ge=1)  # per evaluation
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, sources in (("sources", self.sources), ("eval_sources", self.eval_sources)):
+            if len({source.weight is None for source in sources}) > 1:
+                raise ValueError(
+                    f"{name}: give every source a weight, or none (every record is then drawn equally often)"
+                )
+        streams = any(source.streaming for source in self.sources)
+        if streams and (self.samples is None or self.sources[0].weight is None):
+            raise ValueError("the length of a stream is unknown: set `samples`, and a weight for every source")
+        if any(source.streaming for source in self.eval_sources):
+            raise ValueError("eval_sources cannot be streamed: remove `streaming`")
+        return self
+
+    def evaluation(self) -> DataSettings:
+        """The evaluation data as a mixture of its own; an epoch is every record once."""
+        return self.model_copy(update={"sources": self.eval_sources, "eval_sources": [], "samples": None})
+
+
+class Lora(Settings):
+    """Low-rank adapters that are trained in place of the language model's weights and merged into them at the end."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Recipe(Settings):
+    stage: str = Field(min_length=1)  # a name, recorded in the result's config.training
+    start: Start
+    output: Path  # folder of the result, its checkpoints and its logs
+    train: list[Part] = Field(min_length=1)  # the parts to train; all others are frozen
+    loss: LossSettings = LossSettings()
+    data: DataSettings
+    trainer: dict[str, Any] = {}  # fields of transformers.TrainingArguments
+    lora: Lora | None = None
+
+    @field_validator("trainer")
+    @classmethod
+    def _numbers_in_range(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        for name in trainer.keys() & INTEGERS.keys():
+            if type(trainer[name]) is not int or trainer[name] < INTEGERS[name]:
+                raise ValueError(f"{name} must be an integer of at least {INTEGERS[name]}, not {trainer[name]!r}")
+        for name in trainer.keys() & set(RATES):
+            if type(trainer[name]) not in (int, float) or not 0 <= trainer[name] < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, not {trainer[name]!r}")
+        return trainer
+
+    @model_validator(mode="after")
+    def _lora_has_a_part(self) -> Self:
+        if self.lora is not None and "language_model" not in self.train:
+            raise ValueError("lora adapts the language model: add language_model to train")
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits of everything but the output folder."""
+        return hashlib.sha256(self.model_dump_json(exclude={"output"}).encode()).hexdigest()[:8]
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads 2e-5 as a string, after YAML 1.1; here it is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file.
+
+    Args:
+        changes: overrides such as `trainer.max_steps=100` or `data.sources.0.path=pairs.jsonl`.
+
+    Paths in a recipe are relative to the current folder. Raises UsageError, one line, for what is missing, unknown or out of range.
+    """
+    try:
+        raw = _parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"recipe {path} has no keys; it needs stage, start, output, train and data")
+    for change in changes:
+        _override(raw, change)
+    return make_recipe(raw, f"{path}: ")
+
+
+def make_recipe(raw: dict[str, Any], where: str = "recipe: ") -> Recipe:
+    """The recipe of a dict as YAML gives it; UsageError starting with `where` if it is wrong."""
+    return _validated(Recipe, raw, where)
+
+
+def make_data_settings(raw: dict[str, Any]) -> DataSettings:
+    """The same for the `data` part alone."""
+    return _validated(DataSettings, raw, "", "data")
+
+
+_Model = TypeVar("_Model", bound=Settings)
+
+
+def _validated(model: type[_Model], raw: dict[str, Any], where: str, *prefix: str) -> _Model:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first, *others = error.errors()
+        key = ".".join(str(item) for item in (*prefix, *first["loc"]))
+        more = f" (and {len(others)} more)" if others else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{where}{key + ': ' if key else ''}{message}{more}") from None
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+
+
+def _override(raw: dict[str, Any], change: str) -> None:
+    key, separator, value = change.partition("=")
+    if not separator:
+        raise UsageError(f"--set {change}: expected KEY=VALUE, for instance --set trainer.max_steps=100")
+    *parents, last = key.split(".")
+    node: Any = raw
+    try:
+        for name in parents:
+            node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
+        node[int(last) if isinstance(node, list) else last] = _parse_yaml(value)
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise UsageError(f"--set {change}: the recipe has no key {key}") from None
+    except yaml.YAMLError:
+        raise UsageError(f"--set {change}: the value is not YAML") from None
