@@ -24,6 +24,11 @@ def words(value: Any) -> Any:
     return value
 
 
+def _repeated(value: Any) -> Any:
+    """A repeatable option given once is a list of one; commas are part of its value."""
+    return [value] if isinstance(value, str) else value
+
+
 def _pairs(value: Any) -> Any:
     """``KEY=VALUE`` words as a mapping; a mapping as it is."""
     if isinstance(value, Mapping):
@@ -122,7 +127,9 @@ class RunSpec(BaseModel):
     judge: str | None = _option(
         None, "JUDGE", "openai:MODEL@URL, grades:FILE, model:NAME[:LOCATION], replay:FILE or rule."
     )
-    generation: Words = _option((), "PRESET|KEY=VALUE", "Prompt wording and decoding; may be repeated.")
+    generation: Annotated[tuple[str, ...], BeforeValidator(_repeated)] = _option(
+        (), "PRESET|KEY=VALUE", "Prompt wording and decoding; may be repeated."
+    )
     limit: PositiveInt | None = _option(None, "N", "Only the first N samples.")
     ids: Annotated[tuple[str, ...] | None, BeforeValidator(_ids)] = _option(
         None, "FILE", "Only the samples whose ids are in FILE, one a line."

@@ -104,7 +104,7 @@ class RunFolder:
                     os.truncate(path, end)
 
     def append(self, rank: int, batch: str, responses: Sequence[Response]) -> None:
-        """Store the answers to a batch; they are on disk when this returns. Images become files first, so that no line names a missing one."""
+        """Store the answers to a batch; they are on disk when this returns. Images come first, so that no line names a missing file."""
         lines: list[str] = []
         for response in responses:
             line = {
@@ -220,7 +220,7 @@ def _json_object(path: Path, wanted: Sequence[str], advice: str) -> dict[str, JS
 
 
 def _whole_lines(path: Path, wanted: Sequence[str] = ()) -> Iterator[JSON]:
-    """The complete lines of a JSON Lines file, objects with the keys `wanted`; an incomplete last line is ignored, other damage an error."""
+    """The complete lines of a JSON Lines file, objects with the keys `wanted`. An incomplete last line is ignored."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
