@@ -1,10 +1,11 @@
-"""What holds for every test: one thread, no network but this machine's own, no hub."""
+"""What holds for every test: one thread, no network beyond this machine, no hub."""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
+from importlib import metadata
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -18,6 +19,23 @@ OUTSIDE = Path(__file__).parent / "outside" / "src"
 sys.path.insert(0, str(OUTSIDE))
 
 _connect = socket.socket.connect
+
+
+def pytest_report_header() -> str:
+    """The versions that the environment resolved to, so that a log shows what was tested."""
+    names = (
+        "torch",
+        "transformers",
+        "diffusers",
+        "accelerate",
+        "datasets",
+        "torchmetrics",
+        "numpy",
+        "pandas",
+        "pillow",
+        "pydantic",
+    )
+    return "versions: " + ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
 def _only_loopback(self: socket.socket, address: object) -> None:
