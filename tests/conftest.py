@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
 import sys
+import tempfile
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -15,8 +19,28 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 
-OUTSIDE = Path(__file__).parent / "outside" / "src"
-sys.path.insert(0, str(OUTSIDE))
+EXAMPLE = Path(__file__).parents[1] / "examples" / "toybench"
+
+
+def _install_example() -> list[str]:
+    """Entries of PYTHONPATH that make the example package what `pip install` would: importable, with its entry points."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    site = Path(tempfile.mkdtemp(prefix="dreambench-tests-"))
+    atexit.register(shutil.rmtree, site, ignore_errors=True)
+    info = site / f"{project['name']}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = [
+        line
+        for group, points in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {target}" for name, target in points.items()))
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    return [str(EXAMPLE / "src"), str(site)]
+
+
+PYTHONPATH = _install_example()
+sys.path[:0] = PYTHONPATH
 
 _connect = socket.socket.connect
 
@@ -61,7 +85,7 @@ def _one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def outside_environment() -> dict[str, str]:
-    """An environment for a child process in which the outside package `toybench` is installed."""
-    return {**os.environ, "PYTHONPATH": str(OUTSIDE)}
+    """An environment for a child process in which the example package `toybench` is installed."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(PYTHONPATH)}

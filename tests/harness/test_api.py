@@ -12,12 +12,12 @@ from dreambench.api import execute, score_run
 from dreambench.errors import DataError, ModelError, RunError, UsageError
 from dreambench.spec import RunSpec
 
-TOY, PARROT = "toybench:Toy", "toybench:Parrot"
+TOY, PALETTE = "toybench:Toy", "toybench:Palette"
 
 
 def test_a_task_and_a_model_from_outside_by_name_and_by_class(tmp_path: Path) -> None:
-    by_name = dreambench.run("toy", "parrot", out=tmp_path / "a")
-    by_class = dreambench.run(TOY, PARROT, out=tmp_path / "b")
+    by_name = dreambench.run("toy", "palette", out=tmp_path / "a")
+    by_class = dreambench.run(TOY, PALETTE, out=tmp_path / "b")
     assert by_name.scores[0].value == by_class.scores[0].value
     assert by_name.scores[0].n == 60
 
@@ -56,7 +56,7 @@ def test_scoring_again_needs_only_the_folder(tmp_path: Path) -> None:
 
 
 def test_memory_that_runs_out_halves_batches_and_the_plan_remembers(tmp_path: Path) -> None:
-    asked = RunSpec(task=TOY, model=PARROT, model_arg={"memory": "3"}, batch_size=8)
+    asked = RunSpec(task=TOY, model=PALETTE, model_arg={"memory": "3"}, batch_size=8)
     result = execute(asked, tmp_path)
     assert result.scores[0].n == 60
     lines = [json.loads(line) for line in (result.folder / "responses" / "rank-00000.jsonl").read_text().splitlines()]
@@ -69,7 +69,7 @@ def test_memory_that_runs_out_halves_batches_and_the_plan_remembers(tmp_path: Pa
 
 def test_one_request_too_large_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="toy-"):
-        execute(RunSpec(task=TOY, model=PARROT, model_arg={"memory": "0"}, batch_size=2), tmp_path)
+        execute(RunSpec(task=TOY, model=PALETTE, model_arg={"memory": "0"}, batch_size=2), tmp_path)
 
 
 def test_another_batch_size_on_a_begun_run_is_refused(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_another_batch_size_on_a_begun_run_is_refused(tmp_path: Path) -> None:
         ("toy", "echo:there", {}, "no location"),
         ("no.such:Thing", "echo", {}, "no module"),
         ("toybench:Nothing", "echo", {}, "has no Nothing"),
-        ("toybench:Parrot", "echo", {}, "is not a"),
+        ("toybench:Palette", "echo", {}, "is not a"),
         ("toy", "echo", {"protocol": ["best"]}, "--protocol best"),
         ("toy", "echo", {"features": "inception"}, "--features means nothing"),
         ("toy", "echo", {"generation": ["wild"]}, "--generation wild"),
@@ -107,13 +107,12 @@ def test_what_is_not_understood_is_one_clear_line(
 
 def test_answers_from_a_file(tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
-    ids = [f"toy-{i:02d}" for i in range(59) if i % 10 != 7]
-    answers.write_text("".join(json.dumps({"id": id_, "text": "tree"}) + "\n" for id_ in ids))
-    comprehension = [id_ for id_ in (f"toy-{i:02d}" for i in range(60)) if not id_.endswith("7")]
+    comprehension = [f"toy-{i:02d}" for i in range(60) if i % 3 != 2]
+    answers.write_text("".join(json.dumps({"id": id_, "text": "red"}) + "\n" for id_ in comprehension[:-1]))
     result = dreambench.run(TOY, f"responses:{answers}", out=tmp_path / "runs", ids=comprehension)
-    assert result.errors == 1, "toy-59 has no answer: counted and named"
+    assert result.errors == 1, "toy-58 has no answer: counted and named"
     assert result.metrics is not None
-    assert result.metrics["errors"]["types"]["no-answer"]["ids"] == ["toy-59"]
+    assert result.metrics["errors"]["types"]["no-answer"]["ids"] == ["toy-58"]
 
 
 @pytest.mark.parametrize(

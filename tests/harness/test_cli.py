@@ -45,7 +45,7 @@ def test_the_help_of_every_verb_has_an_example(verb: str) -> None:
 
 
 def test_the_result_names_metric_n_and_protocol(tmp_path: Path, outside_environment: dict[str, str]) -> None:
-    done = dreambench("run", "--task", "toy", "--model", "parrot", "--out", str(tmp_path), env=outside_environment)
+    done = dreambench("run", "--task", "toy", "--model", "palette", "--out", str(tmp_path), env=outside_environment)
     assert done.returncode == 0, done.stderr
     assert "toy: accuracy 100.00 %" in done.stdout
     assert "n = 60" in done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -48,10 +47,9 @@ def answers_written(out: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, outside_environment: dict[str, str]) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("undisturbed")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "outside" / "src")}
-    subprocess.run(command(out), env=environment, check=True, capture_output=True)
+    subprocess.run(command(out), env=outside_environment, check=True, capture_output=True)
     return results(out)
 
 
