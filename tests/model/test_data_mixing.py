@@ -1,4 +1,4 @@
-"""The sequence of samples: a function of (seed, place), in the shares that were asked for, the same for any number of processes."""
+"""The sequence of samples: a function of (seed, index), in the shares of the weights, the same for any number of processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = {"a": 7, "b": 12}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sources of pairs; an image's left half is dark, so that a mirrored one shows."""
+    """Two sources of pairs; the left half of the image is dark, so that mirroring shows."""
     folder = tmp_path_factory.mktemp("data")
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:, 8:] = 255
@@ -46,8 +46,8 @@ def mixed(processor, folder: Path, weights: tuple[float, float] | None = None, *
     return training_dataset({"cache": "cache", "sources": sources, **options}, processor, folder=folder)
 
 
-def seen(data: TrainingData, places) -> list[tuple[str, str]]:
-    return [(sample.source, sample.key) for sample in map(data.__getitem__, places)]
+def drawn_keys(data: TrainingData, indices) -> list[tuple[str, str]]:
+    return [(sample.source, sample.key) for sample in map(data.__getitem__, indices)]
 
 
 def test_without_weights_an_epoch_is_every_record_once(processor, folder) -> None:
@@ -55,15 +55,15 @@ def test_without_weights_an_epoch_is_every_record_once(processor, folder) -> Non
     n = sum(SIZES.values())
     assert len(data) == n
     everything = sorted((name, f"record {i}") for name, size in SIZES.items() for i in range(size))
-    epochs = [seen(data, range(e * n, (e + 1) * n)) for e in range(3)]
+    epochs = [drawn_keys(data, range(e * n, (e + 1) * n)) for e in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [everything] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_weights_are_shares_and_no_record_waits_for_the_third_turn_of_another(processor, folder) -> None:
+def test_weights_are_shares_and_records_are_drawn_equally_often(processor, folder) -> None:
     data = mixed(processor, folder, weights=(3, 1), samples=20)
     assert data.counts == [15, 5]
-    drawn = seen(data, range(5 * len(data)))
+    drawn = drawn_keys(data, range(5 * len(data)))
     for epoch in range(5):
         assert Counter(name for name, _ in drawn[20 * epoch : 20 * epoch + 20]) == {"a": 15, "b": 5}
     for name, size in SIZES.items():
@@ -82,71 +82,71 @@ def test_shares_add_up_and_are_off_by_less_than_one(total, weights) -> None:
     assert all(abs(count - total * weight / sum(weights)) < 1 for count, weight in zip(counts, weights, strict=True))
 
 
-def test_a_sample_depends_on_seed_and_place_alone(processor, folder) -> None:
-    def everything(data, places):
-        samples = {place: data[place] for place in places}
-        return {place: (sample.input_ids, sample.mirrored, sample.key) for place, sample in samples.items()}
+def test_a_sample_depends_on_seed_and_index_alone(processor, folder) -> None:
+    def contents(data, indices):
+        samples = {index: data[index] for index in indices}
+        return {index: (sample.input_ids, sample.mirrored, sample.key) for index, sample in samples.items()}
 
-    forward = everything(mixed(processor, folder), range(30))
-    assert everything(mixed(processor, folder), reversed(range(30))) == forward
-    assert everything(pickle.loads(pickle.dumps(mixed(processor, folder))), range(30)) == forward  # noqa: S301
-    assert everything(mixed(processor, folder, seed=1), range(30)) != forward
+    forward = contents(mixed(processor, folder), range(30))
+    assert contents(mixed(processor, folder), reversed(range(30))) == forward
+    assert contents(pickle.loads(pickle.dumps(mixed(processor, folder))), range(30)) == forward  # noqa: S301
+    assert contents(mixed(processor, folder, seed=1), range(30)) != forward
 
 
-def test_pairs_are_read_or_generated_and_mirrored_half_of_the_time(processor, folder) -> None:
+def test_half_of_the_pairs_are_generated_and_half_of_those_mirrored(processor, folder) -> None:
     data = mixed(processor, folder)
-    samples = [data[place] for place in range(400)]
+    samples = [data[index] for index in range(400)]
     generated = [sample for sample in samples if sample.targets]
     assert 160 <= len(generated) <= 240  # 4 standard deviations
     assert len(generated) // 4 <= sum(sample.mirrored == [True] for sample in generated) <= 3 * len(generated) // 4
     assert not any(sample.mirrored for sample in samples if not sample.targets)
 
 
-def test_a_world_of_left_and_right_is_never_mirrored(processor, folder) -> None:
+def test_nothing_is_mirrored_without_flip(processor, folder) -> None:
     collate = Collator(processor, 16)
     for options in ({"flip": False}, {}):
         data = mixed(processor, folder, **options)
-        batch = collate([data[place] for place in range(100)])["target_pixels"]
+        batch = collate([data[index] for index in range(100)])["target_pixels"]
         left = batch[..., :8].mean(dim=(1, 2, 3)) < 0
         assert bool(left.all()) == ("flip" in options)
 
 
 def batches(data: TrainingData, rank: int, ranks: int, skip: int = 0, workers: int = 0) -> list[list[str]]:
-    """What one process of accelerate gets of three epochs."""
+    """The samples of three epochs that accelerate gives to one process."""
     loader = DataLoader(data, batch_size=3, sampler=range(3 * len(data)), num_workers=workers, collate_fn=list)
     prepared = prepare_data_loader(loader, num_processes=ranks, process_index=rank, put_on_device=False)
     return [[sample.source + sample.key for sample in batch] for batch in skip_first_batches(prepared, skip)]
 
 
-def test_processes_share_the_places_and_a_resume_reads_nothing_twice(processor, folder, monkeypatch) -> None:
+def test_processes_share_the_samples_and_a_resume_reads_none_twice(processor, folder, monkeypatch) -> None:
     data = mixed(processor, folder, samples=20)
-    whole = batches(data, 0, 1)
-    assert whole == [[source + key for source, key in seen(data, range(i, i + 3))] for i in range(0, 60, 3)]
-    assert batches(data, 0, 1, workers=2) == whole
+    all_batches = batches(data, 0, 1)
+    assert all_batches == [[source + key for source, key in drawn_keys(data, range(i, i + 3))] for i in range(0, 60, 3)]
+    assert batches(data, 0, 1, workers=2) == all_batches
     read: list[int] = []
     get = TrainingData.__getitem__
-    monkeypatch.setattr(TrainingData, "__getitem__", lambda self, place: read.append(place) or get(self, place))
+    monkeypatch.setattr(TrainingData, "__getitem__", lambda self, index: read.append(index) or get(self, index))
     for ranks, skip in itertools.product((1, 2), (0, 8)):
         read.clear()
         each = [batches(data, rank, ranks, skip) for rank in range(ranks)]
-        assert [batch for together in zip(*each, strict=True) for batch in together] == whole[ranks * skip :]
+        assert [batch for together in zip(*each, strict=True) for batch in together] == all_batches[ranks * skip :]
         assert sorted(read) == list(range(3 * ranks * skip, 60))
 
 
-def test_a_broken_record_gives_way_to_another_of_its_source(processor, folder, tmp_path) -> None:
-    """The same one for everybody who asks for the place, and no other place changes."""
+def test_a_broken_record_is_replaced_by_another_of_its_source(processor, folder, tmp_path) -> None:
+    """By the same one whoever asks for the index, and no other index changes."""
     rows = (folder / "a.jsonl").read_text().splitlines()
     (tmp_path / "x.png").write_bytes((folder / "x.png").read_bytes())
     (tmp_path / "b.jsonl").write_text((folder / "b.jsonl").read_text())
     (tmp_path / "a.jsonl").write_text("\n".join(["{", *rows[1:]]) + "\n")
-    whole, damaged = mixed(processor, folder), mixed(processor, tmp_path)
-    before, after = seen(whole, range(38)), seen(damaged, range(38))
-    changed = [place for place in range(38) if before[place] != after[place]]
-    assert changed == [place for place in range(38) if before[place] == ("a", "record 0")]
+    intact, damaged = mixed(processor, folder), mixed(processor, tmp_path)
+    before, after = drawn_keys(intact, range(38)), drawn_keys(damaged, range(38))
+    changed = [index for index in range(38) if before[index] != after[index]]
+    assert changed == [index for index in range(38) if before[index] == ("a", "record 0")]
     assert len(changed) == 2
-    assert {after[place][0] for place in changed} == {"a"}
+    assert {after[index][0] for index in changed} == {"a"}
     again = mixed(processor, tmp_path)
-    assert seen(again, reversed(changed)) == [after[place] for place in reversed(changed)]
+    assert drawn_keys(again, reversed(changed)) == [after[index] for index in reversed(changed)]
 
 
 def streamed(processor, folder: Path, **options) -> TrainingData:
@@ -157,7 +157,7 @@ def streamed(processor, folder: Path, **options) -> TrainingData:
     return training_dataset({"cache": "cache", "sources": sources, "samples": 14, **options}, processor, folder=folder)
 
 
-def test_a_stream_gives_each_record_once_a_turn_and_the_same_to_everybody(processor, folder) -> None:
+def test_a_stream_gives_each_record_once_per_pass_and_always_the_same(processor, folder) -> None:
     captions = [
         processor.decode(sample.input_ids).strip() for sample in map(streamed(processor, folder).__getitem__, range(42))
     ]
@@ -167,16 +167,16 @@ def test_a_stream_gives_each_record_once_a_turn_and_the_same_to_everybody(proces
     assert len(set(turns)) == 3
     again = streamed(processor, folder)
     order = [30, 31, 5, 41, 0, *range(42)]
-    assert [processor.decode(again[place].input_ids).strip() for place in order] == [captions[place] for place in order]
+    assert [processor.decode(again[index].input_ids).strip() for index in order] == [captions[index] for index in order]
     copy = pickle.loads(pickle.dumps(again))  # noqa: S301
     assert processor.decode(copy[20].input_ids).strip() == captions[20]
 
 
-def test_data_loader_workers_share_a_stream_too(processor, folder) -> None:
+def test_data_loader_workers_share_a_stream(processor, folder) -> None:
     assert batches(streamed(processor, folder), 0, 1, workers=2) == batches(streamed(processor, folder), 0, 1)
 
 
-def test_far_back_in_a_stream_is_its_beginning_again(folder) -> None:
+def test_a_record_far_back_in_a_stream_is_read_again(folder) -> None:
     rows = "".join(f'{{"n": {i}}}\n' for i in range(300))
     (folder / "long.jsonl").write_text(rows)
     stream = open_stream([str(folder / "long.jsonl")], seed=0, buffer_size=10)
@@ -187,43 +187,43 @@ def test_far_back_in_a_stream_is_its_beginning_again(folder) -> None:
     ]
 
 
-def test_a_broken_record_of_a_stream_gives_way_to_one_before_it(processor, folder, tmp_path) -> None:
+def test_a_broken_record_of_a_stream_is_replaced_by_an_earlier_one(processor, folder, tmp_path) -> None:
     (tmp_path / "x.png").write_bytes((folder / "x.png").read_bytes())
     (tmp_path / "b.jsonl").write_text((folder / "b.jsonl").read_text())
     rows = (folder / "a.jsonl").read_text().splitlines()
     (tmp_path / "a.jsonl").write_text("\n".join([*rows[:3], "{", *rows[4:]]) + "\n")
     captions = []
-    for places in (range(42), reversed(range(42))):
+    for indices in (range(42), reversed(range(42))):
         data = streamed(processor, tmp_path)
-        found = {place: processor.decode(data[place].input_ids).strip() for place in places}
-        captions.append([found[place] for place in range(42)])
-        assert len(data.broken.entries()) == 3  # it comes once a turn
+        found = {index: processor.decode(data[index].input_ids).strip() for index in indices}
+        captions.append([found[index] for index in range(42)])
+        assert len(data.broken.entries()) == 3  # once per pass
     assert captions[0] == captions[1]
     assert "a 3" not in captions[0]
 
 
-def test_a_stream_needs_weights_and_a_length(processor, folder) -> None:
+def test_a_stream_needs_weights_and_samples(processor, folder) -> None:
     with pytest.raises(UsageError, match="the length of a stream is unknown"):
         streamed(processor, folder, samples=None)
 
 
-def test_weights_for_some_sources_only_are_refused(processor, folder) -> None:
+def test_weights_for_only_some_sources_are_rejected(processor, folder) -> None:
     sources = [{"kind": "pairs", "path": "a.jsonl", "weight": 1}, {"kind": "pairs", "path": "b.jsonl"}]
     with pytest.raises(UsageError, match="every source a weight, or none"):
         training_dataset({"sources": sources}, processor, folder=folder)
 
 
-def test_a_source_that_would_never_be_drawn_is_refused(processor, folder) -> None:
+def test_a_source_that_would_never_be_drawn_is_rejected(processor, folder) -> None:
     with pytest.raises(UsageError, match="source b gets none of the 10 samples"):
         mixed(processor, folder, (1000, 1), samples=10)
 
 
-def test_a_cache_that_is_a_file_is_one_line(processor, folder) -> None:
+def test_a_cache_that_is_a_file_is_reported_in_one_line(processor, folder) -> None:
     with pytest.raises(UsageError, match=r"data\.cache: folder .*x\.png cannot be created"):
         mixed(processor, folder, cache="x.png")
 
 
-def test_batches_of_a_mixture_are_what_a_model_takes(processor, model, folder) -> None:
+def test_batches_of_a_mixture_have_an_image_for_each_span(processor, model, folder) -> None:
     data = mixed(processor, folder)
     batch = next(iter(DataLoader(data, batch_size=8, collate_fn=Collator(processor, 64))))
     starts = (batch["input_ids"] == model.config.im_start_token_id).sum() + (

@@ -1,4 +1,4 @@
-"""What one training sample holds: which positions are learnt, which images stand where, and what is left out when it is too long."""
+"""One training sample: its labels, its images and their positions, and how it is truncated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dreamllm.spans import count_spans
 LONG = 10**6
 
 
-def learnt(processor, sample: Sample) -> str:
+def labelled(processor, sample: Sample) -> str:
     ids = [i for i in sample.labels[1:] if i != IGNORED]
     return processor.decode(ids, skip_special_tokens=False)
 
@@ -35,7 +35,7 @@ def spans(config, sample: Sample) -> tuple[int, int]:
     return int(count_spans(ids, *config.image_span)), int(count_spans(ids, *config.dream_span))
 
 
-def test_a_pair_is_read_or_generated(model, processor, image) -> None:
+def test_the_layouts_of_pairs(model, processor, image) -> None:
     pixels = image(0)
     words = processor.tokenizer("a red ring")["input_ids"][1:]
     bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
@@ -52,7 +52,7 @@ def test_a_pair_is_read_or_generated(model, processor, image) -> None:
 
 
 @pytest.mark.parametrize("build", [comprehension_pair, generation_pair])
-def test_a_long_caption_is_cut_and_the_image_stays(model, processor, image, build) -> None:
+def test_a_long_caption_is_truncated_and_the_image_stays(model, processor, image, build) -> None:
     span = len(processor.image_span if build is comprehension_pair else processor.dream_span)
     for max_length in range(span + 2, span + 9):
         sample = build(processor, "a red ring above a green star", image(0), max_length)
@@ -69,35 +69,36 @@ def test_a_document_is_generated_and_read_back(model, processor, image) -> None:
     assert parts == ["One. Two.", images[0], "", images[1], "Four.", images[2], ""]
     sample = document(processor, parts, LONG)
     assert sample.images == sample.targets == images
-    assert learnt(processor, sample).split("<dream_start>") == ["One. Two.", "", " Four.", "</s>"]
-    read = document(processor, parts, LONG, generation=False)
-    assert (read.images, read.targets, learnt(processor, read)) == (images, [], "One. Two. Four.</s>")
-    generate_images = document(processor, parts, LONG, comprehension=False)
-    assert (generate_images.images, generate_images.targets) == ([], images)
+    assert labelled(processor, sample).split("<dream_start>") == ["One. Two.", "", " Four.", "</s>"]
+    comprehension = document(processor, parts, LONG, generation=False)
+    assert (comprehension.images, comprehension.targets) == (images, [])
+    assert labelled(processor, comprehension) == "One. Two. Four.</s>"
+    generation = document(processor, parts, LONG, comprehension=False)
+    assert (generation.images, generation.targets) == ([], images)
     with pytest.raises(UsageError, match="cannot both be off"):
         document(processor, parts, LONG, comprehension=False, generation=False)
 
 
 @pytest.mark.parametrize("index", [[0, 4], [0], [-1, 0]])
-def test_an_image_needs_its_sentence(image, index) -> None:
+def test_an_image_needs_an_existing_sentence(image, index) -> None:
     with pytest.raises(InputError, match="each image needs the index"):
         matched_parts(["a", "b", "c", "d"], [image(0), image(1)], index)
 
 
-def test_an_instruction_is_given_and_its_document_learnt(processor, image) -> None:
+def test_only_the_document_after_an_instruction_has_labels(processor, image) -> None:
     sample = document(processor, ["Here.", image(0)], LONG, instruction="Generate images a boat.")
     prompt = processor.apply_chat_template([{"role": "user", "content": "Generate images a boat."}])
     head = processor.tokenizer(prompt)["input_ids"]
     assert sample.input_ids[: len(head)] == head
     assert set(sample.labels[: len(head)]) == {IGNORED}
-    assert learnt(processor, sample).replace(" ", "") == "Here.<dream_start></s>"
+    assert labelled(processor, sample).replace(" ", "") == "Here.<dream_start></s>"
     with pytest.raises(InputError, match="no room"):
         document(processor, ["Here."], len(head) + 1, instruction="Generate images a boat.")
 
 
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)
 @pytest.mark.parametrize("learn", [True, False])
-def test_only_the_assistants_words_are_learnt(processor, image, monkeypatch, template, learn) -> None:
+def test_only_the_assistants_words_have_labels(processor, image, monkeypatch, template, learn) -> None:
     monkeypatch.setattr(processor.tokenizer, "chat_template", CHAT_TEMPLATES[template])
     images = [image(i) for i in range(2)]
     messages = [
@@ -109,14 +110,14 @@ def test_only_the_assistants_words_are_learnt(processor, image, monkeypatch, tem
     sample = conversation(processor, messages, images, LONG, learn_dream_start=learn)
     assert sample.images == images
     assert sample.targets == images[1:]
-    told = learnt(processor, sample).replace(" ", "").split("</s>")
+    words = labelled(processor, sample).replace(" ", "").split("</s>")
     start = "<dream_start>" if learn else ""
-    assert told == ["Aring.ASSISTANT:isawordtoo.", f"Here:{start}Done.", ""]
+    assert words == ["Aring.ASSISTANT:isawordtoo.", f"Here:{start}Done.", ""]
     assert sample.labels[0] == IGNORED
 
 
-def test_a_conversation_without_an_answer_teaches_nothing(processor) -> None:
-    """The original learns system text and question then (quirk 16)."""
+def test_a_conversation_without_an_answer_has_no_loss(processor) -> None:
+    """The original trains on the system text and the question then (quirk 16)."""
     assert not conversation(processor, [{"role": "user", "content": "Hello"}], [], LONG).has_loss
 
 
@@ -126,18 +127,18 @@ def test_placeholders_and_images_of_a_conversation_must_agree(processor, image) 
         conversation(processor, messages, [image(0)], LONG)
 
 
-def test_a_conversation_that_begins_with_an_answer_is_refused(processor) -> None:
+def test_a_conversation_that_begins_with_an_answer_is_rejected(processor) -> None:
     with pytest.raises(InputError, match="begins with the assistant"):
         conversation(processor, [{"role": "assistant", "content": "A ring."}], [], 64)
 
 
-def test_what_a_template_refuses_is_a_broken_record(processor, monkeypatch) -> None:
+def test_a_conversation_that_the_template_rejects_is_a_broken_record(processor, monkeypatch) -> None:
     monkeypatch.setattr(processor.tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(InputError, match="rejects the conversation: roles must alternate"):
         conversation(processor, [{"role": "user", "content": "What?"}], [], 64)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(processor, monkeypatch) -> None:
+def test_a_template_that_rewrites_earlier_turns_is_rejected(processor, monkeypatch) -> None:
     monkeypatch.setattr(processor.tokenizer, "chat_template", "{{ messages | length }}{{ messages[-1].content }}")
     messages = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]
     with pytest.raises(UsageError, match="cannot be located"):
@@ -145,7 +146,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(processor, monkeypatc
 
 
 @pytest.mark.parametrize("text", ["a <im_patch> b", "<im_start><im_patch><im_end>"])
-def test_text_cannot_pass_for_an_image(processor, image, text) -> None:
+def test_text_cannot_spell_an_image_span(processor, image, text) -> None:
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}]
     for build in (
         lambda: comprehension_pair(processor, text, image(0), LONG),
@@ -159,8 +160,8 @@ def test_text_cannot_pass_for_an_image(processor, image, text) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_cut_anywhere_spans_are_whole_and_have_their_images(model, processor, data) -> None:
-    """Quirk 15: the original cuts inside spans. Here every length gives a prefix of the full text with whole spans only."""
+def test_truncation_never_cuts_a_span(model, processor, data) -> None:
+    """Quirk 15: the original cuts inside spans. Here every length gives a prefix of the full sequence with complete spans only."""
     images = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(3)]
     messages = [
         {"role": "user", "content": "<image>\nWhat is it?"},
@@ -185,7 +186,7 @@ def test_cut_anywhere_spans_are_whole_and_have_their_images(model, processor, da
     assert sample.targets == full.targets[: len(sample.targets)]
 
 
-def test_a_first_text_that_is_too_long_is_cut_rather_than_lost(processor, image) -> None:
+def test_a_first_text_that_is_too_long_is_truncated(processor, image) -> None:
     sample = document(processor, ["a red ring above a green star", image(0)], 5)
     assert len(sample.input_ids) == 5
     assert sample.has_loss
@@ -214,7 +215,7 @@ def test_a_batch_is_padded_on_the_right_and_keeps_the_order_of_images(model, pro
     assert set(text) == {"input_ids", "attention_mask", "labels"}
 
 
-def test_targets_are_mirrored_where_the_sample_says_and_the_recipe_allows(processor, image) -> None:
+def test_targets_are_mirrored_if_the_sample_says_so(processor, image) -> None:
     sample = generation_pair(processor, "x", image(1), LONG)
     straight = Collator(processor, 32)([sample])["target_pixels"]
     sample.mirrored = [True]
@@ -223,7 +224,7 @@ def test_targets_are_mirrored_where_the_sample_says_and_the_recipe_allows(proces
     assert not torch.equal(mirrored, straight)
 
 
-def test_a_target_is_its_images_centre_in_minus_one_to_one() -> None:
+def test_a_target_is_the_centre_of_its_image_in_minus_one_to_one() -> None:
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:, 16:48] = 255
     assert (target_pixels(Image.fromarray(pixels), 32) == 1).all()

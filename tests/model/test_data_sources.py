@@ -1,4 +1,4 @@
-"""Every format on disk gives its samples; what is broken is counted and named, and no image takes another's place."""
+"""Samples from every format on disk; broken records are listed, and no image takes the position of another."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLORS = ["#ff0000", "#00ff00", "#0000ff", "#ffff00"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`images/0.png` … `3.png`, each of one colour, and `images/bad.png`, which is none."""
+    """`images/0.png` … `3.png`, each of one colour, and `images/bad.png`, which is not an image."""
     (tmp_path / "images").mkdir()
     for i, color in enumerate(COLORS):
         (tmp_path / "images" / f"{i}.png").write_bytes(png(color))
@@ -52,7 +52,7 @@ def opened(processor, folder: Path, source: dict, **data):
 
 
 def numbers(images: list[Image.Image]) -> list[int]:
-    """Which of the coloured images these are."""
+    """The numbers of these images in COLORS."""
     colors = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (image.getpixel((0, 0)) for image in images)]
     return [COLORS.index(color) for color in colors]
 
@@ -63,7 +63,7 @@ def words(processor, sample) -> str:
 
 
 def in_order(data, count: int) -> list:
-    """The first samples of a source's stream, by image."""
+    """The first samples of a stream, sorted by image."""
     source = data.sources[0]
     samples = [source.sample(i, random.Random(0), lambda reason: None) for i in range(count)]
     return sorted(samples, key=lambda sample: numbers(sample.images))
@@ -109,7 +109,7 @@ def write_coco(folder: Path) -> str:
 
 
 def write_parquet(folder: Path) -> str:
-    """Bytes in a column that `datasets` calls an image and would decode."""
+    """Bytes in a column of images, which `datasets` would decode."""
     rows = {"image": [{"bytes": png(color), "path": None} for color in COLORS], "text": CAPTIONS}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "pairs.parquet")
@@ -125,7 +125,7 @@ def _tar(path: Path, files: dict[str, bytes]) -> None:
 
 
 def write_tar_txt(folder: Path) -> str:
-    """Two shards, found by pattern."""
+    """Two shards that a pattern matches."""
     for shard in range(2):
         files: dict[str, bytes] = {}
         for i in (2 * shard, 2 * shard + 1):
@@ -146,7 +146,7 @@ def write_tar_json(folder: Path) -> str:
 @pytest.mark.parametrize(
     "write", [write_jsonl, write_gz, write_zip, write_json, write_coco, write_parquet, write_tar_txt, write_tar_json]
 )
-def test_pairs_come_from_every_format(processor, folder, write) -> None:
+def test_pairs_are_read_from_every_format(processor, folder, write) -> None:
     path = write(folder)
     for mode in ("comprehension", "generation"):
         samples = by_record(opened(processor, folder, {"kind": "pairs", "path": path, "mode": mode}))
@@ -167,7 +167,7 @@ def test_every_format_can_be_streamed(processor, folder, monkeypatch, write) -> 
     assert not (folder / "cache").exists()
 
 
-def test_columns_may_have_other_names(processor, folder) -> None:
+def test_columns_name_other_fields(processor, folder) -> None:
     (folder / "x.jsonl").write_text(lines([{"file": "2.png", "words": "hello", "caption": "not this"}]))
     columns = {"image": "file", "caption": "words"}
     (sample,) = by_record(
@@ -176,7 +176,7 @@ def test_columns_may_have_other_names(processor, folder) -> None:
     assert (words(processor, sample), numbers(sample.images)) == ("hello", [2])
 
 
-def test_mmc4_keeps_what_is_similar_enough(processor, folder) -> None:
+def test_mmc4_drops_images_below_the_minimal_similarity(processor, folder) -> None:
     infos = [(3, 1, 0.3), (0, 0, 0.25), (1, 1, 0.2)]
     record = {
         "text_list": ["One.", "Two.", "Three."],
@@ -195,22 +195,22 @@ def test_mmc4_keeps_what_is_similar_enough(processor, folder) -> None:
     assert (numbers(sample.images), sample.targets) == ([0, 3, 1], [])
 
 
-def test_obelics_has_images_where_texts_are_missing(processor, folder) -> None:
+def test_obelics_has_an_image_at_each_null_text(processor, folder) -> None:
     url = "https://example.org/a.png"
     record = {"texts": ["One.", None, "Two.", None], "images": [None, "1.png", None, url]}
     datasets.Dataset.from_list([record]).to_parquet(folder / "obelics.parquet")
     data = opened(processor, folder, {"kind": "obelics", "path": "obelics.parquet", "mode": "generation"})
-    lost: list[str] = []
-    sample = data.sources[0].sample(0, random.Random(0), lost.append)
+    reasons: list[str] = []
+    sample = data.sources[0].sample(0, random.Random(0), reasons.append)
     assert numbers(sample.targets) == [1]
-    assert url in lost[0]
-    name = lost[0].split("download it as ")[1]
+    assert url in reasons[0]
+    name = reasons[0].split("download it as ")[1]
     (folder / "images" / name).write_bytes(png(COLORS[2]))
     assert numbers(by_record(data)[0].targets) == [1, 2]
 
 
-def test_conversations_of_any_mixture(processor, folder) -> None:
-    """Ids of two types and images that are missing, one or several: as LLaVA's own file has them."""
+def test_conversations_may_differ_in_their_fields(processor, folder) -> None:
+    """As in LLaVA's own file: ids of two types; no image, one or several."""
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "An image."}]
     generated = [{"from": "human", "value": "<image>\nMirror it."}, {"from": "gpt", "value": "Here: <dream>"}]
     records = [
@@ -230,14 +230,13 @@ def test_instructions_are_followed_by_their_document(processor, folder) -> None:
         "text_list": ["One.", "Two."],
         "image_info": [{"image_name": "1.png", "matched_text_index": 0}],
     }
-    (folder / "told.jsonl").write_text(lines([record]))
-    (sample,) = by_record(opened(processor, folder, {"kind": "instructions", "path": "told.jsonl"}))
+    (folder / "instructions.jsonl").write_text(lines([record]))
+    (sample,) = by_record(opened(processor, folder, {"kind": "instructions", "path": "instructions.jsonl"}))
     assert words(processor, sample).endswith("USER: Tell a story. ASSISTANT: One. Two.")
     assert numbers(sample.targets) == [1]
 
 
-def test_what_is_broken_is_named_and_nothing_moves(processor, folder) -> None:
-    """Every image of every sample is the one that its own words name."""
+def test_broken_records_are_listed_and_images_stay_with_their_captions(processor, folder) -> None:
     good = [{"image": f"{i % 4}.png", "caption": f"image {i % 4}"} for i in range(40)]
     broken = {
         5: ("{broken", "not JSON"),
@@ -251,8 +250,8 @@ def test_what_is_broken_is_named_and_nothing_moves(processor, folder) -> None:
     rows = [broken[i][0] if i in broken else json.dumps(record) for i, record in enumerate(good)]
     (folder / "pairs.jsonl").write_text("\n".join(rows) + "\n")
     data = opened(processor, folder, {"kind": "pairs", "path": "pairs.jsonl", "name": "mine"})
-    for place in range(len(data)):
-        sample = data[place]
+    for index in range(len(data)):
+        sample = data[index]
         assert words(processor, sample) == f"image {numbers(sample.images + sample.targets)[0]}"
     found = {entry["key"]: entry for entry in data.broken.entries()}
     assert set(found) == {f"record {i}" for i in broken}
@@ -280,8 +279,8 @@ GOOD: dict[str, dict] = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_no_record_is_odd_enough_to_end_the_training(processor, folder, kind) -> None:
-    """Any field at any depth may be anything: the record gives a sample, or says what is wrong with it."""
+def test_no_record_can_crash_training(processor, folder, kind) -> None:
+    """With any value in any field at any depth, the record gives a sample or an InputError."""
     (folder / "x.jsonl").write_text(lines([GOOD[kind]]))
     source = opened(processor, folder, {"kind": kind, "path": "x.jsonl"}).sources[0]
     good = source.sample(0, random.Random(0), lambda reason: None)
@@ -290,7 +289,7 @@ def test_no_record_is_odd_enough_to_end_the_training(processor, folder, kind) ->
 
     @settings(max_examples=60, deadline=None)
     @given(data=st.data())
-    def any_of_them(data) -> None:
+    def check(data) -> None:
         record = json.loads(json.dumps(GOOD[kind]))
         spot, inside = record, True
         while inside:
@@ -303,20 +302,20 @@ def test_no_record_is_odd_enough_to_end_the_training(processor, folder, kind) ->
         with contextlib.suppress(InputError):
             assert source.sample(0, random.Random(0), lambda reason: None).has_loss
 
-    any_of_them()
+    check()
 
 
-def test_a_document_loses_a_broken_image_with_its_place(processor, folder) -> None:
+def test_a_document_only_loses_the_broken_image(processor, folder) -> None:
     names = ["0.png", "bad.png", "2.png"]
     record = {
         "text_list": ["One.", "Two.", "Three."],
         "image_info": [{"image_name": name, "matched_text_index": i} for i, name in enumerate(names)],
     }
-    gone = {**record, "image_info": [{"image_name": "bad.png", "matched_text_index": 0}]}
-    (folder / "docs.jsonl").write_text(lines([record, gone]))
+    without = {**record, "image_info": [{"image_name": "bad.png", "matched_text_index": 0}]}
+    (folder / "docs.jsonl").write_text(lines([record, without]))
     data = opened(processor, folder, {"kind": "mmc4", "path": "docs.jsonl", "min_similarity": 0})
-    for place in range(2):
-        sample = data[place]
+    for index in range(2):
+        sample = data[index]
         assert numbers(sample.images) == numbers(sample.targets) == [0, 2]
         assert words(processor, sample) == "One. Two. Three."
     reasons = [(entry["key"], entry["reason"]) for entry in data.broken.entries()]
@@ -325,7 +324,7 @@ def test_a_document_loses_a_broken_image_with_its_place(processor, folder) -> No
 
 
 @pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/passwd", "C:\\x.png", "..\\x.png", "", None, 3])
-def test_images_do_not_leave_their_folder(folder, name) -> None:
+def test_images_cannot_be_outside_their_folder(folder, name) -> None:
     (folder / "x.png").write_bytes(png(COLORS[0]))
     with pytest.raises(InputError, match=r"outside its folder|must be a file name"):
         open_image(name, folder / "images")
@@ -345,24 +344,24 @@ def test_too_many_broken_records_are_an_error(processor, folder) -> None:
     (folder / "pairs.jsonl").write_text(lines(rows))
     data = opened(processor, folder, {"kind": "pairs", "path": "pairs.jsonl"}, max_broken=3)
     with pytest.raises(UsageError, match="more than 3 records or images are broken"):
-        [data[place] for place in range(len(data))]
+        [data[index] for index in range(len(data))]
     (folder / "all.jsonl").write_text(lines(rows[4:]))
     data = opened(processor, folder, {"kind": "pairs", "path": "all.jsonl"})
     with pytest.raises(UsageError, match=r"are broken, most recently: image .*none\d+\.png cannot be read"):
         data[0]
 
 
-def test_broken_records_are_listed_in_a_file_that_processes_share(processor, folder) -> None:
+def test_processes_share_a_file_of_broken_records(processor, folder) -> None:
     (folder / "pairs.jsonl").write_text(lines([*PAIRS, {"image": "none.png", "caption": "x"}]))
     recipe = {"cache": "cache", "sources": [{"kind": "pairs", "path": "pairs.jsonl", "images": "images"}]}
     listed = folder / "out" / "broken.jsonl"
     first, second = (training_dataset(recipe, processor, folder=folder, broken_file=listed) for _ in range(2))
-    for place in range(5):
-        first[place]
+    for index in range(5):
+        first[index]
     assert len(listed.read_text().splitlines()) == 1
     assert [entry["key"] for entry in second.broken.entries()] == ["record 4"]
-    for place in range(5):
-        second[place]
+    for index in range(5):
+        second[index]
     assert len(listed.read_text().splitlines()) == 1
 
 
@@ -399,7 +398,7 @@ def test_a_changed_file_is_read_anew(processor, folder) -> None:
         ),
     ],
 )
-def test_a_wrong_recipe_is_one_line(processor, folder, source, message) -> None:
+def test_a_wrong_source_is_reported_in_one_line(processor, folder, source, message) -> None:
     write_jsonl(folder)
     write_json(folder)
     (folder / "x.csv").write_text("a,b")
@@ -415,7 +414,7 @@ def test_a_wrong_recipe_is_one_line(processor, folder, source, message) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.json.gz", "x.jsonl.gz", "x.jsonl.zip", "x.parquet", "x.tar"])
-def test_a_damaged_stream_is_one_line(processor, folder, name) -> None:
+def test_a_damaged_stream_is_reported_in_one_line(processor, folder, name) -> None:
     (folder / name).write_bytes(b"{damaged" * 200)
     source = {"kind": "pairs", "path": name, "streaming": True, "weight": 1}
     with pytest.raises(UsageError, match=f"{name} cannot be read as") as raised:

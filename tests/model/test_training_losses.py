@@ -1,4 +1,4 @@
-"""What the losses promise, without recordings: means, masks, weights, draws, dropped conditions, and where gradients go."""
+"""The losses against their definitions: means, masks, weights, draws, dropped conditions, and gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scheduler(model: Model, **changes: Any) -> Any:
 
 @pytest.fixture
 def batch(model: Model, processor: DreamLLMProcessor) -> dict[str, torch.Tensor]:
-    """One row reads an image and generates images one, the other, padded, generates images one."""
+    """The first row has an input image and a generated one, the second, padded, only a generated one."""
     ids = processor.tokenizer
     words = [ids(text, add_special_tokens=False)["input_ids"] for text in ("a red circle", "a blue square")]
     rows = [
@@ -62,7 +62,7 @@ def draws(model: Model, settings: LossSettings, keys: tuple[tuple[int, ...], ...
     return draw(keys, model.config.image_decoder_config.latent_shape, 1000, settings)
 
 
-def test_the_language_loss_is_that_of_the_whole_logits(model: Model, batch: dict[str, torch.Tensor]) -> None:
+def test_the_language_loss_equals_that_of_the_full_logits(model: Model, batch: dict[str, torch.Tensor]) -> None:
     settings = LossSettings()
     losses = compute_losses(model, scheduler(model), settings, batch, draws(model, settings))
     with torch.no_grad():
@@ -74,16 +74,16 @@ def test_the_language_loss_is_that_of_the_whole_logits(model: Model, batch: dict
     ("scale", "expected"),
     [("none", lambda w, v: 1), ("l1", lambda w, v: w + v), ("l2", lambda w, v: (w * w + v * v) ** 0.5)],
 )
-def test_the_total_is_the_weighted_sum_over_its_scale(
+def test_the_total_is_the_weighted_sum_divided_by_the_scale(
     model: Model, batch: dict[str, torch.Tensor], scale: Any, expected: Any
 ) -> None:
     settings = LossSettings(weight_lm=0.5, weight_vm=3.0, scale=scale)
     losses = compute_losses(model, scheduler(model), settings, batch, draws(model, settings))
-    wanted = (0.5 * float(losses.lm) + 3.0 * float(losses.vm)) / expected(0.5, 3.0)
-    assert float(losses.total.detach()) == pytest.approx(wanted, rel=1e-5)
+    weighted = (0.5 * float(losses.lm) + 3.0 * float(losses.vm)) / expected(0.5, 3.0)
+    assert float(losses.total.detach()) == pytest.approx(weighted, rel=1e-5)
 
 
-def test_without_labels_or_images_a_loss_is_0_and_every_part_still_has_a_gradient(own_model: Model) -> None:
+def test_without_labels_or_images_the_loss_is_0_and_every_trained_part_has_a_gradient(own_model: Model) -> None:
     own_model.requires_grad_(False)
     for part in (own_model.visual_projector, own_model.condition_projector, own_model.language_model):
         part.requires_grad_(True)
@@ -93,11 +93,11 @@ def test_without_labels_or_images_a_loss_is_0_and_every_part_still_has_a_gradien
     losses = compute_losses(own_model, scheduler(own_model), LossSettings(), text, None)
     losses.total.backward()
     assert (float(losses.lm), float(losses.vm), float(losses.total.detach())) == (0, 0, 0)
-    learning = [parameter for parameter in own_model.parameters() if parameter.requires_grad]
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in learning)
+    trained = [parameter for parameter in own_model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
 
 
-def test_the_image_loss_reaches_through_the_frozen_unet_and_no_further(
+def test_gradients_of_the_image_loss_flow_through_the_frozen_unet(
     own_model: Model, batch: dict[str, torch.Tensor]
 ) -> None:
     own_model.requires_grad_(True)
@@ -110,35 +110,35 @@ def test_the_image_loss_reaches_through_the_frozen_unet_and_no_further(
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_the_image_loss_is_the_error_of_the_unet_at_the_noised_latents(
+def test_the_image_loss_is_the_error_of_the_unet_on_noisy_latents(
     model: Model, batch: dict[str, torch.Tensor], kind: str
 ) -> None:
-    """Written out from the schedule: z_t = a z + s e, and the target is e or a e - s z."""
+    """By the definition of the schedule: z_t = a z + s e, and the target is e or a e - s z."""
     settings = LossSettings(noise_offset=0.3, input_perturbation=0.2)
-    schedule, given = scheduler(model, prediction_type=kind), draws(model, settings)
+    schedule, image_draws = scheduler(model, prediction_type=kind), draws(model, settings)
     states = torch.randn(2, model.config.num_dream_queries, model.config.text_config.hidden_size)
     with torch.no_grad():
-        terms = image_terms(model, schedule, states, batch["target_pixels"], given, settings)
+        terms = image_terms(model, schedule, states, batch["target_pixels"], image_draws, settings)
         posterior = model.image_decoder.vae.encode(batch["target_pixels"]).latent_dist
-        latents = (posterior.mean + posterior.std * given.posterior) * model.image_decoder.scaling_factor
-        alphas = schedule.alphas_cumprod[given.timesteps][:, None, None, None]
-        assert given.offset is not None
-        assert given.perturbation is not None
-        noise = given.noise + 0.3 * given.offset
-        noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * (noise + 0.2 * given.perturbation)
-        predicted = model.image_decoder.predict(noisy, given.timesteps, model.condition_projector(states))
+        latents = (posterior.mean + posterior.std * image_draws.posterior) * model.image_decoder.scaling_factor
+        alphas = schedule.alphas_cumprod[image_draws.timesteps][:, None, None, None]
+        assert image_draws.offset is not None
+        assert image_draws.perturbation is not None
+        noise = image_draws.noise + 0.3 * image_draws.offset
+        noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * (noise + 0.2 * image_draws.perturbation)
+        predicted = model.image_decoder.predict(noisy, image_draws.timesteps, model.condition_projector(states))
     target = noise if kind == "epsilon" else alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
-    wanted = F.mse_loss(predicted, target, reduction="none").mean((1, 2, 3))
-    torch.testing.assert_close(terms.losses, wanted, rtol=1e-4, atol=1e-5)
+    errors = F.mse_loss(predicted, target, reduction="none").mean((1, 2, 3))
+    torch.testing.assert_close(terms.losses, errors, rtol=1e-4, atol=1e-5)
 
 
-def test_another_prediction_type_is_refused(model: Model, batch: dict[str, torch.Tensor]) -> None:
+def test_another_prediction_type_is_rejected(model: Model, batch: dict[str, torch.Tensor]) -> None:
     settings = LossSettings()
     with pytest.raises(UsageError, match="prediction_type 'sample' is not supported"):
         compute_losses(model, scheduler(model, prediction_type="sample"), settings, batch, draws(model, settings))
 
 
-def test_min_snr_weights_are_at_most_1_and_whole_where_the_signal_is_gone(model: Model) -> None:
+def test_min_snr_weights_are_finite_and_at_most_1(model: Model) -> None:
     times = torch.arange(1000)
     noise = scheduler(model)
     ratio = signal_to_noise(noise)
@@ -147,12 +147,12 @@ def test_min_snr_weights_are_at_most_1_and_whole_where_the_signal_is_gone(model:
     ratio = signal_to_noise(velocity) + 1
     weights = min_snr_weights(velocity, times, 5.0)
     torch.testing.assert_close(weights, ratio.clamp(max=5.0) / ratio)
-    assert signal_to_noise(velocity)[-1] < 1e-6  # the schedule's own option acts
+    assert signal_to_noise(velocity)[-1] < 1e-6  # the schedule's option has an effect
     ended = scheduler(model, rescale_betas_zero_snr=True)
     assert min_snr_weights(ended, times, 5.0).isfinite().all()
 
 
-def test_what_is_drawn_depends_on_the_key_alone(model: Model) -> None:
+def test_draws_depend_on_their_key_alone(model: Model) -> None:
     settings = LossSettings(noise_offset=0.1, input_perturbation=0.1, drop_probability=0.5)
     together, alone = draws(model, settings, ((7, 1), (7, 2), (7, 3))), draws(model, settings, ((7, 2),))
     for name in ("posterior", "noise", "timesteps", "offset", "perturbation", "dropped"):
@@ -161,7 +161,7 @@ def test_what_is_drawn_depends_on_the_key_alone(model: Model) -> None:
     assert not torch.equal(together.noise[0], together.posterior[0])
 
 
-def test_draws_follow_their_laws(model: Model) -> None:
+def test_draws_follow_their_distributions(model: Model) -> None:
     settings = LossSettings(drop_probability=0.2)
     many = draws(model, settings, tuple((3, i) for i in range(4000)))
     assert many.dropped is not None
@@ -171,12 +171,12 @@ def test_draws_follow_their_laws(model: Model) -> None:
     assert float(many.noise.std()) == pytest.approx(1, abs=0.01)
 
 
-def test_what_is_dropped_has_the_unconditional_states_of_image_generation(
+def test_a_dropped_condition_is_the_unconditional_one_of_image_generation(
     model: Model, batch: dict[str, torch.Tensor]
 ) -> None:
     settings = LossSettings(drop_probability=0.5)
-    given = draws(model, settings)
-    chosen = Draws(given.posterior, given.noise, given.timesteps, dropped=torch.tensor([False, True]))
+    image_draws = draws(model, settings)
+    chosen = Draws(image_draws.posterior, image_draws.noise, image_draws.timesteps, dropped=torch.tensor([False, True]))
     with torch.no_grad():
         hidden = final_states(model, batch["input_ids"], batch["attention_mask"], batch["pixel_values"])
         states = conditioning_states(model, hidden, batch["input_ids"], chosen, settings)
@@ -189,16 +189,16 @@ def test_what_is_dropped_has_the_unconditional_states_of_image_generation(
 
 def test_counts_of_a_larger_batch_scale_both_losses(model: Model, batch: dict[str, torch.Tensor]) -> None:
     settings = LossSettings()
-    given = draws(model, settings)
-    own = compute_losses(model, scheduler(model), settings, batch, given)
+    image_draws = draws(model, settings)
+    own = compute_losses(model, scheduler(model), settings, batch, image_draws)
     tokens = int((batch["labels"][:, 1:] != -100).sum())
-    larger = compute_losses(model, scheduler(model), settings, batch, given, (4 * tokens, 6))
+    larger = compute_losses(model, scheduler(model), settings, batch, image_draws, (4 * tokens, 6))
     assert float(larger.lm) == pytest.approx(float(own.lm) / 4, rel=1e-5)
     assert float(larger.vm) == pytest.approx(float(own.vm) / 3, rel=1e-5)
 
 
 @torch.no_grad()
-def test_rows_of_like_length_together_are_the_rows_alone(
+def test_length_groups_do_not_change_the_hidden_states(
     model: Model, processor: DreamLLMProcessor, batch: dict[str, torch.Tensor]
 ) -> None:
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -214,14 +214,14 @@ def test_rows_of_like_length_together_are_the_rows_alone(
     assert whole[3, 3:].any()
 
 
-def test_images_and_spans_that_differ_in_number_are_refused(model: Model, batch: dict[str, torch.Tensor]) -> None:
+def test_images_and_spans_that_differ_in_number_are_rejected(model: Model, batch: dict[str, torch.Tensor]) -> None:
     settings = LossSettings()
     short = batch | {"target_pixels": batch["target_pixels"][:1]}
     with pytest.raises(InputError, match="target images and dream spans differ in number: 1 and 2"):
         compute_losses(model, scheduler(model), settings, short, draws(model, settings, ((0, 0),)))
 
 
-def test_a_decoder_that_scales_its_logits_is_refused(own_model: Model) -> None:
+def test_a_decoder_that_scales_its_logits_is_rejected(own_model: Model) -> None:
     check_decoder(own_model)
     own_model.config.text_config.logits_scaling = 8.0
     with pytest.raises(UsageError, match="logits_scaling"):
