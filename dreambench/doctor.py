@@ -54,9 +54,9 @@ def _machine() -> Iterator[str]:
 def _weights() -> Iterator[str]:
     import torch
 
-    from dreambench.adapters.dreamllm import embedded_checkpoint
     from dreambench.errors import DreambenchError
     from dreambench.metrics.features import load_extractor
+    from dreamllm.files import embedded_checkpoint
 
     try:
         yield f"ok embedded DreamLLM at {embedded_checkpoint()}"

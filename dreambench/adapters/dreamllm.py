@@ -29,7 +29,7 @@ from dreambench.requests import Failure, Kind, Request, Response
 from dreambench.threads import threads_for
 from dreamllm.checkpoint import load
 from dreamllm.errors import CheckpointError, DreamLLMError
-from dreamllm.sampling import to_pil
+from dreamllm.image_decoder import to_pil
 
 __all__ = ["DreamLLM", "embedded_checkpoint"]
 

@@ -1,130 +1,151 @@
-"""The command `dreamllm`. Each verb is a few lines around the Python API; heavy imports wait until a verb runs."""
+"""The command `dreamllm`. Each verb is a few lines around the Python API; heavy imports wait until its options are checked."""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dreamllm.errors import DreamLLMError, UsageError
+from dreamllm.files import check_image_file, check_new_folder, find_checkpoint
+from dreamllm.options import DEVICES, Dtype, Layout, Preset, Resume, SchedulerName, check_device, check_tokenizer
 
 if TYPE_CHECKING:
     from dreamllm.modeling import DreamLLMForConditionalGeneration
     from dreamllm.processing import DreamLLMProcessor
 
 app = typer.Typer(
-    name="dreamllm",
-    help="DreamLLM (arXiv 2309.11499): one causal decoder that reads and generates images.",
+    help="DreamLLM (arXiv 2309.11499): one causal language model that reads and generates images.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-Checkpoint = Annotated[str, typer.Argument(help="Folder or hub id, in our layout or the released one.")]
-Clip = Annotated[Path | None, typer.Option(help="Folder of the CLIP model that a released checkpoint names.")]
-Diffusion = Annotated[
-    Path | None, typer.Option(help="Folder of the Stable Diffusion model that a released checkpoint names.")
+Prompt = Annotated[str, typer.Argument(help="Text; <image> stands for the next --image.")]
+Images = Annotated[
+    list[Path] | None, typer.Option("--image", exists=True, dir_okay=False, help="Image to read; may be repeated.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored by default.")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.")]
-Guidance = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")]
-SamplerName = Annotated[str, typer.Option(help="ddpm, ddim or dpm-solver++.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Limit on the tokens of an answer.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's conversation template.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Checkpoint folder or hub id, native or released layout. [default: embedded]"),
+]
+Folder = Annotated[
+    Path | None, typer.Option(exists=True, file_okay=False, help="Its sub-model, if the layout is released.")
+]
+Device = Annotated[str, typer.Option(callback=check_device, help=f"{DEVICES}.")]
+Dtypes = Annotated[Dtype | None, typer.Option(help="Type of the weights.  [default: as stored]")]
+Seed = Annotated[int, typer.Option(help="Seed of sampling and noise.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Limit on generated tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy or beam search.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+Guidance = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")]
+Scheduler = Annotated[SchedulerName, typer.Option(help="Diffusion scheduler.")]
 
 
-@app.command(epilog="Example: dreamllm init models/tiny --preset tiny")
-def init(
-    folder: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
-    preset: Annotated[str, typer.Option(help="tiny or 7b.")] = "tiny",
-    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Llama's tokenizer.model or tokenizer.json; 7b needs it.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-) -> None:
-    """Write a checkpoint with random weights."""
-    from dreamllm import checkpoint, presets
-
-    checkpoint.check_new(folder)
-    model, processor = presets.build(preset, seed, tokenizer_file=tokenizer, dtype=checkpoint.torch_dtype(dtype))
-    checkpoint.save(folder, model, processor)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    typer.echo(f"{folder}: {preset}, {count:,} parameters, random weights (seed {seed}), untrained")
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"dreamllm {version('dreambench')}")
+        raise typer.Exit
 
 
-@app.command(epilog="Example: dreamllm generate models/tiny 'USER: <image> What is this? ASSISTANT:' --image cat.png")
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
 def generate(
-    model: Checkpoint,
-    prompt: Annotated[str, typer.Argument(help="Text; <image> stands for the next --image.")],
-    image: Annotated[list[Path] | None, typer.Option(help="An image to read; repeat for more.")] = None,
-    generate_images: Annotated[
-        Path | None, typer.Option(help="Generate images the prompt into this file instead of answering it.")
-    ] = None,
+    prompt: Prompt,
+    image: Images = None,
+    chat: Chat = False,
     max_new_tokens: MaxNewTokens = 256,
-    num_beams: Annotated[int, typer.Option(min=1)] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy or beam search; above, sampling.")] = 0.0,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of beam search.")] = 1,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    model: Model = None,
+    clip: Folder = None,
+    diffusion: Folder = None,
+    device: Device = "auto",
+    dtype: Dtypes = None,
+) -> None:
+    """Generate text from a prompt with or without images.
+
+    Example: dreamllm generate --chat "<image> What is in the image?" --image circle.png
+    """
+    loaded, processor = _load(model, clip, diffusion, device, dtype)
+    text = _text(processor, prompt, chat)
+    typer.echo(_answer(loaded, processor, text, image or [], max_new_tokens, num_beams, temperature, seed))
+
+
+@app.command()
+def generate_image(
+    prompt: Prompt,
+    file: Annotated[Path, typer.Argument(help="Image file to write.")],
+    image: Images = None,
     steps: Steps = 50,
     guidance_scale: Guidance = 7.5,
-    scheduler: SamplerName = "ddim",
-    seed: Annotated[int, typer.Option(help="Seed of the noise or of sampling.")] = 0,
-    clip: Clip = None,
-    diffusion: Diffusion = None,
+    scheduler: Scheduler = SchedulerName.ddim,
+    seed: Seed = 0,
+    model: Model = None,
+    clip: Folder = None,
+    diffusion: Folder = None,
     device: Device = "auto",
-    dtype: Dtype = None,
+    dtype: Dtypes = None,
 ) -> None:
-    """Answer a prompt, or generate images it."""
-    if generate_images is not None:
-        _check_image(generate_images)
+    """Generate an image from a prompt.
+
+    Example: dreamllm generate-image "a red circle on a white background" circle.png
+    """
+    check_image_file(file)
     loaded, processor = _load(model, clip, diffusion, device, dtype)
-    if generate_images is not None:
-        inputs = processor(prompt, image or None)
-        images = loaded.generate_images(
-            inputs,
-            seeds=[seed],
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            scheduler=scheduler,
-            progress=sys.stderr.isatty(),
-        )
-        images[0].save(generate_images)
-        typer.echo(str(generate_images))
-        return
-    typer.echo(_answer(loaded, processor, prompt, image or [], max_new_tokens, num_beams, temperature, seed))
+    images = loaded.generate_images(
+        processor(prompt, image or None),
+        seeds=[seed],
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        scheduler=scheduler,
+        progress=sys.stderr.isatty(),
+    )
+    images[0].save(file)
+    typer.echo(str(file))
 
 
-@app.command(
-    epilog="Example: dreamllm compose models/tiny 'Tell a story about a cat, with images.' story --chat --max-images 2"
-)
+@app.command()
 def generate_interleaved(
-    model: Checkpoint,
-    prompt: Annotated[str, typer.Argument(help="Text; <image> stands for the next --image.")],
+    prompt: Prompt,
     folder: Annotated[Path, typer.Argument(help="New folder for document.md and its images.")],
-    image: Annotated[list[Path] | None, typer.Option(help="An image to read; repeat for more.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's conversation template.")] = False,
+    image: Images = None,
+    chat: Chat = False,
     max_new_tokens: MaxNewTokens = 512,
-    max_images: Annotated[int, typer.Option(min=0, help="A document that begins another image ends there.")] = 4,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above, sampling.")] = 0.0,
+    max_images: Annotated[int, typer.Option(min=0, help="Limit on images; beginning another ends the document.")] = 4,
+    temperature: Temperature = 0.0,
     steps: Steps = 50,
     guidance_scale: Guidance = 7.5,
-    scheduler: SamplerName = "ddim",
-    seed: Annotated[int, typer.Option(help="Seed of sampling and of the images' noise.")] = 0,
-    clip: Clip = None,
-    diffusion: Diffusion = None,
+    scheduler: Scheduler = SchedulerName.ddim,
+    seed: Seed = 0,
+    model: Model = None,
+    clip: Folder = None,
+    diffusion: Folder = None,
     device: Device = "auto",
-    dtype: Dtype = None,
+    dtype: Dtypes = None,
 ) -> None:
-    """Go on with a prompt in text and images."""
-    from dreamllm import checkpoint
+    """Generate a document of text and images from a prompt.
 
-    checkpoint.check_new(folder)
+    Example: dreamllm generate-interleaved --chat "Tell a story about a red circle, with images." story
+    """
+    check_new_folder(folder)
     loaded, processor = _load(model, clip, diffusion, device, dtype)
-    text = processor.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
     (document,) = loaded.generate_interleaved(
-        processor(text, image or None),
+        processor(_text(processor, prompt, chat), image or None),
         processor,
         max_new_tokens=max_new_tokens,
         max_images=max_images,
@@ -139,28 +160,30 @@ def generate_interleaved(
     folder.mkdir(parents=True, exist_ok=True)
     for number, generated in enumerate(document.images):
         generated.save(folder / f"{number}.png")
-    names = iter(range(len(document.images)))
-    paragraphs = [part if isinstance(part, str) else f"![]({next(names)}.png)" for part in document.parts]
+    numbers = iter(range(len(document.images)))
+    paragraphs = [part if isinstance(part, str) else f"![]({next(numbers)}.png)" for part in document.parts]
     (folder / "document.md").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
-    typer.echo("\n".join(paragraphs))
-    typer.echo(str(folder / "document.md"))
+    typer.echo("\n".join([*paragraphs, str(folder / "document.md")]))
     if document.finish_reason != "stop":
         typer.echo(f"ended by the limit on {'images' if document.finish_reason == 'images' else 'tokens'}", err=True)
 
 
-@app.command(epilog="Example: dreamllm chat models/tiny --image cat.png")
+@app.command()
 def chat(
-    model: Checkpoint,
-    image: Annotated[list[Path] | None, typer.Option(help="An image shown with the first message.")] = None,
+    image: Images = None,
     max_new_tokens: MaxNewTokens = 256,
-    clip: Clip = None,
-    diffusion: Diffusion = None,
+    model: Model = None,
+    clip: Folder = None,
+    diffusion: Folder = None,
     device: Device = "auto",
-    dtype: Dtype = None,
+    dtype: Dtypes = None,
 ) -> None:
-    """Talk with the model. `/image FILE` shows it an image, `/quit` or end of input leaves."""
+    """Talk with the model. `/image FILE` shows it an image with the next message; `/quit` or end of input ends the conversation.
+
+    Example: dreamllm chat --image circle.png
+    """
     loaded, processor = _load(model, clip, diffusion, device, dtype)
-    waiting, shown, messages = list(image or []), [], []
+    new, shown, messages = list(image or []), [], []
     while True:
         try:
             line = input("you: ").strip()
@@ -171,125 +194,147 @@ def chat(
         if line.startswith("/image "):
             path = Path(line.removeprefix("/image ").strip())
             if path.is_file():
-                waiting.append(path)
+                new.append(path)
             else:
                 typer.echo(f"there is no file {path}", err=True)
             continue
         if not line:
             continue
-        parts = [{"type": "image"} for _ in waiting] + [{"type": "text", "text": line}]
+        parts = [{"type": "image"} for _ in new] + [{"type": "text", "text": line}]
         messages.append({"role": "user", "content": parts})
-        shown, waiting = shown + waiting, []
+        shown, new = shown + new, []
         answer = _answer(loaded, processor, processor.apply_chat_template(messages), shown, max_new_tokens)
         messages.append({"role": "assistant", "content": answer})
         typer.echo(f"model: {answer}")
 
 
-@app.command(
-    epilog="Example: dreamllm convert dreamllm-7b-chat models/ours --to ours --clip clip-vit-l --diffusion sd-2-1-base"
-)
-def convert(
-    source: Checkpoint,
-    target: Annotated[Path, typer.Argument(help="New folder.")],
-    to: Annotated[str, typer.Option(help="ours or released.")],
-    clip: Clip = None,
-    diffusion: Diffusion = None,
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    preset: Annotated[Preset, typer.Option(help="Sizes of the model.")] = Preset.tiny,
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Llama's tokenizer.model or tokenizer.json; 7b needs one."),
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Type of the weights.")] = Dtype.float32,
 ) -> None:
-    """Write a checkpoint in the other layout."""
+    """Write a checkpoint with random weights.
+
+    Example: dreamllm init models/tiny --preset tiny
+    """
+    check_new_folder(folder)
+    check_tokenizer(preset, tokenizer)
+    from dreamllm import checkpoint, presets
+
+    model, processor = presets.build(preset, seed, tokenizer_file=tokenizer, dtype=checkpoint.torch_dtype(dtype))
+    checkpoint.save(folder, model, processor)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    typer.echo(f"{folder}: {preset}, {count:,} parameters, random weights (seed {seed}), untrained")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+    target: Annotated[Path, typer.Argument(help="New folder.")],
+    to: Annotated[Layout, typer.Option(help="Layout to write.")],
+    clip: Folder = None,
+    diffusion: Folder = None,
+) -> None:
+    """Write a checkpoint in the other layout.
+
+    Example: dreamllm convert dreamllm-7b models/native --to native --clip clip-vit-l --diffusion sd-2-1-base
+    """
+    check_new_folder(target)
+    folder = find_checkpoint(source)
     from dreamllm import checkpoint
 
-    checkpoint.convert(source, target, to, clip=clip, diffusion=diffusion)
+    checkpoint.convert(folder, target, to, clip=clip, diffusion=diffusion)
     typer.echo(f"{target}: {to} layout")
 
 
-@app.command(epilog="Example: dreamllm train igpt-7b.yaml --set trainer.max_steps=100 --dry-run")
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say sizes, costs and time, write the first batch for the eye, and stop.")
+        bool, typer.Option("--dry-run", help="Print sizes, costs and time, write the first batch as a page, and stop.")
     ] = False,
     resume: Annotated[
-        str, typer.Option(help="auto goes on from the last checkpoint in the output folder; never wants it empty.")
-    ] = "auto",
+        Resume, typer.Option(help="auto continues from the last checkpoint in the output folder; never needs it empty.")
+    ] = Resume.auto,
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value put into the recipe; repeat for more.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; may be repeated.")
     ] = None,
 ) -> None:
-    """Train by a recipe; killed and started again, it goes on where it was."""
+    """Train by a recipe. Killed and started again, it continues from its last checkpoint.
+
+    Example: dreamllm train igpt-7b.yaml --set trainer.max_steps=100 --dry-run
+    """
     from dreamllm.recipe import load_recipe
 
-    made = load_recipe(recipe, change or [])
+    loaded = load_recipe(recipe, change or [])
     if dry_run:
-        from dreamllm.training.dry_run import dry_run as look
+        from dreamllm.training import dry_run as look
 
-        typer.echo("\n".join(look(made)))
+        typer.echo("\n".join(look.dry_run(loaded)))
         return
-    from transformers.utils import logging
-
     from dreamllm.training import run
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    record = run.train(made, resume)
+    _hide_progress_bars()
+    record = run.train(loaded, resume)
     if os.environ.get("RANK", "0") != "0":
         return
     losses = ", ".join(f"{name} {value:.4f}" for name, value in record["last"].items())
-    typer.echo(f"{made.output}: {record['stage']}, {record['steps']} steps; {losses}")
+    typer.echo(f"{loaded.output}: {record['stage']}, {record['steps']} steps; {losses}")
 
 
-@app.command(epilog="Example: dreamllm merge runs/alignment-comprehension runs/alignment-generation models/aligned")
+@app.command()
 def merge(
-    comprehension: Annotated[Path, typer.Argument(help="Checkpoint whose visual projector is taken.")],
-    text_to_image: Annotated[
-        Path, typer.Argument(help="Checkpoint whose condition projector and dream queries are taken.")
-    ],
+    comprehension: Annotated[Path, typer.Argument(help="Checkpoint that gives the visual projector.")],
+    generation: Annotated[Path, typer.Argument(help="Checkpoint that gives condition projector and dream queries.")],
     target: Annotated[Path, typer.Argument(help="New folder.")],
 ) -> None:
-    """Put the halves of stage I, trained apart, into one checkpoint."""
-    from dreamllm.training.assemble import merge as merge_halves
+    """Merge the two halves of stage I, which are trained apart, into one checkpoint.
 
-    merge_halves(comprehension, text_to_image, target)
+    Example: dreamllm merge runs/alignment-comprehension runs/alignment-generation models/aligned
+    """
+    check_new_folder(target)
+    from dreamllm.training import assemble
+
+    assemble.merge(comprehension, generation, target)
     typer.echo(f"{target}: merged")
 
 
-def _check_image(file: Path) -> None:
-    """UsageError where no image can be saved, before one is generated; its folder is made."""
-    from PIL import Image
-
-    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
-        raise UsageError(f"--generate images {file}: an image is saved as .png, .jpg or another kind that Pillow knows")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--generate images {file}: its folder cannot be made ({error.strerror})") from None
-    if file.is_dir():
-        raise UsageError(f"--generate images {file} is a folder: name a file")
-
-
-def _load(
-    model: str, clip: Path | None, diffusion: Path | None, device: str, dtype: str | None
-) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    import torch
+def _hide_progress_bars() -> None:
     from transformers.utils import logging
-
-    from dreamllm.checkpoint import load
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    try:
-        known = device == "auto" or torch.device(device).type in ("cpu", "cuda")
-    except RuntimeError:
-        known = False
-    if not known:
-        raise UsageError(f"--device {device!r} is not known; there are auto, cpu, cuda and cuda:N")
+
+
+def _load(
+    model: str | None, clip: Path | None, diffusion: Path | None, device: str, dtype: Dtype | None
+) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    folder = find_checkpoint(model)
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: torch finds no CUDA device on this machine; try --device cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: this machine has no CUDA device that torch can use; try --device cpu")
-    loaded, processor = load(model, clip=clip, diffusion=diffusion, device=device, dtype=dtype)
+    from dreamllm.checkpoint import load
+
+    _hide_progress_bars()
+    if dtype is None and model is None and device == "cpu":
+        dtype = Dtype.float32  # the embedded weights are stored in half precision, which is slow on a CPU
+    loaded, processor = load(folder, clip=clip, diffusion=diffusion, device=device, dtype=dtype)
     if loaded.config.untrained:
-        typer.echo(f"{model}: the weights are random, the model is untrained", err=True)
+        typer.echo(f"{folder}: the weights are random, the model is untrained", err=True)
     return loaded, processor
+
+
+def _text(processor: DreamLLMProcessor, prompt: str, chat: bool) -> str:
+    return processor.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
 
 
 def _answer(
@@ -311,16 +356,29 @@ def _answer(
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :]).strip()
 
 
-def main() -> None:
-    """Entry point: errors that are the user's to solve are one line, and exit status 2."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit status 0 done, 2 an error that the user can solve (one line), 130 interrupted."""
+    status: Any = 0
     try:
-        app()
+        # Not standalone, the parser raises its own errors instead of printing them.
+        status = app(args=arguments, prog_name="dreamllm", standalone_mode=False)
     except DreamLLMError as error:
-        print(f"dreamllm: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        name, message = type(error).__name__, getattr(error, "format_message", None)
+        if name == "Abort":
+            sys.exit(130)
+        if name == "NoArgsIsHelpError" and message is not None:
+            typer.echo(message(), err=True)
+            sys.exit(2)
+        if message is None:
+            raise
+        _fail(f"{message()} (--help shows an example)", 2)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
-if __name__ == "__main__":
-    main()
+def _fail(message: str, status: int) -> None:
+    print(f"dreamllm: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -44,7 +44,7 @@ class ImageDecoderConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.vae, self.unet, self.scheduler = dict(self.vae or {}), dict(self.unet or {}), dict(self.scheduler or {})
         if self.kind != "stable-diffusion":
-            raise UsageError(f"image decoder kind {self.kind!r} is not known; there is 'stable-diffusion'")
+            raise UsageError(f"unknown image decoder kind {self.kind!r}; only stable-diffusion is supported")
 
     def to_dict(self) -> dict[str, Any]:
         # The rest of what PreTrainedConfig holds speaks of classifiers.

@@ -1,11 +1,11 @@
-"""Errors that are the user's to solve, each one line: what is wrong, where, and what to do next.
+"""Errors that the user can solve, each one line: what is wrong, where, and what to do next.
 
     DreamLLMError
     ├── UsageError        an option, a name or a combination of them is not accepted
-    ├── CheckpointError   a file or tensor of a checkpoint is missing, surplus, misshapen or unreadable
-    └── InputError        what is given to the model does not fit together, for instance images and their places
+    ├── CheckpointError   a file or tensor of a checkpoint is missing, unexpected, mismatched or unreadable
+    └── InputError        inputs of the model do not match, for instance images and placeholders
 
-The command line prints them without a traceback and leaves with exit status 2. Anything else is a bug and shows its traceback.
+The command line prints them without a traceback and exits with status 2. Any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class UsageError(DreamLLMError, ValueError):
 
 
 class CheckpointError(DreamLLMError):
-    """A file or tensor of a checkpoint is missing, surplus, misshapen or unreadable."""
+    """A file or tensor of a checkpoint is missing, unexpected, mismatched or unreadable."""
 
 
 class InputError(DreamLLMError, ValueError):
-    """What is given to the model does not fit together."""
+    """Inputs of the model do not match."""

@@ -1,4 +1,4 @@
-"""Reading and writing files: JSON, JSON lines and images. Neither torch nor transformers is imported here."""
+"""Files: JSON, JSON lines, images, new folders, checkpoint folders. Neither torch nor transformers is imported here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from dreamllm.errors import CheckpointError, InputError
+from dreamllm.errors import CheckpointError, InputError, UsageError
 
 # Pillow's decoders raise SyntaxError, ValueError and others for damaged files.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -28,10 +28,11 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
     """Write atomically: readers see the old file or the new one, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
@@ -60,3 +61,59 @@ def read_image(source: str | Path | bytes) -> Image.Image:
     except IMAGE_ERRORS as error:
         name = "bytes" if isinstance(source, bytes) else source
         raise InputError(f"image {name} cannot be read: {error}") from None
+
+
+def check_new_folder(folder: str | Path) -> Path:
+    """The folder, if it is absent or empty and can be created; UsageError otherwise."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is not an empty folder: choose another")
+    parent = next((parent for parent in folder.absolute().parents if parent.exists()), None)
+    if parent is not None and not parent.is_dir():
+        raise UsageError(f"cannot create {folder}: {parent} is a file")
+    return folder
+
+
+def check_image_file(file: Path) -> Path:
+    """The file, if Pillow can save an image there; UsageError otherwise. Creates its folder."""
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
+        raise UsageError(f"cannot save an image as {file}: use .png, .jpg or another format of Pillow")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot create the folder of {file}: {error.strerror}") from None
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder: name a file")
+    return file
+
+
+def find_checkpoint(folder_or_id: str | Path | None = None) -> Path:
+    """The folder of a checkpoint: the embedded one for None, a local folder, or a hub repository, downloaded if necessary."""
+    if folder_or_id is None:
+        return embedded_checkpoint()
+    if Path(folder_or_id).is_dir():
+        return Path(folder_or_id)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(folder_or_id)))
+    except HFValidationError:
+        raise CheckpointError(f"{folder_or_id} is not a folder") from None
+    except Exception as error:  # offline, refused, unknown: each has its own exception
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{folder_or_id} is not a local folder and cannot be downloaded from the hub: {reason}"
+        ) from None
+
+
+def embedded_checkpoint() -> Path:
+    """The folder of the trained checkpoint that is installed with the package; CheckpointError if it is missing."""
+    import dreamllm
+
+    folder = Path(dreamllm.__file__).parent / "embedded"
+    if not (folder / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"the embedded checkpoint is missing from {folder}: install the package again or name another checkpoint"
+        )
+    return folder

@@ -1,38 +1,42 @@
-"""Stable Diffusion as DreamLLM uses it: the autoencoder, the UNet and the noise schedule, without a text encoder.
+"""Stable Diffusion without a text encoder: autoencoder, UNet, schedulers, and the denoising loop.
 
-Shapes: B images, C latent channels, h and w latent size, S pixels (height = width), Q condition vectors of width E.
+Shapes: M images, C latent channels, h and w latent size, S pixels (height = width), Q condition vectors of width E.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from PIL import Image
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
 
 from dreamllm.configuration import ImageDecoderConfig
-from dreamllm.errors import UsageError
+from dreamllm.errors import InputError
+from dreamllm.options import SchedulerName, choose
 
-Scheduler = Any  # diffusers has no type for what its schedulers have in common
-SCHEDULERS: dict[str, Any] = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}
+Scheduler = Any  # diffusers has no common type for its schedulers
+SCHEDULERS: dict[SchedulerName, Any] = {
+    SchedulerName.ddpm: DDPMScheduler,
+    SchedulerName.ddim: DDIMScheduler,
+    SchedulerName.dpm_solver: DPMSolverMultistepScheduler,
+}
+StepCallback = Callable[[int, int, torch.Tensor], None]
 
 
 def make_scheduler(name: str, config: dict[str, Any]) -> Scheduler:
-    """The sampler `name` with the noise schedule and prediction type of `config` (written by whichever diffusers scheduler)."""
-    if name not in SCHEDULERS:
-        raise UsageError(f"scheduler {name!r} is not known; there are {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[name].from_config(config)
+    """The scheduler `name` with the noise schedule and prediction type of `config`, which any diffusers scheduler may have written."""
+    return SCHEDULERS[choose(SchedulerName, name, "scheduler")].from_config(config)
 
 
 class ImageDecoder(nn.Module):
-    """Condition vectors and noise in, pixels out."""
+    """Turns condition vectors and noise into pixels."""
 
     def __init__(self, config: ImageDecoderConfig) -> None:
         super().__init__()
@@ -42,27 +46,100 @@ class ImageDecoder(nn.Module):
 
     @property
     def scaling_factor(self) -> float:
-        """The UNet works on the autoencoder's latents times this."""
+        """The UNet works on the autoencoder's latents times this factor."""
         config: Any = self.vae.config
         return float(config.scaling_factor)
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """The UNet's output (noise or velocity, by the scheduler's prediction type), float32.
+        """The UNet's output (M, C, h, w), float32: noise or velocity, depending on the scheduler's prediction type.
 
-        latents (B, C, h, w), timesteps () or (B,), condition (B, Q, E). The UNet runs in its own dtype.
+        latents (M, C, h, w), timesteps () or (M,), condition (M, Q, E). The UNet runs in its own dtype.
         """
         dtype = self.unet.conv_in.weight.dtype
         output: Any = self.unet(latents.to(dtype), timesteps, encoder_hidden_states=condition.to(dtype))
         return output.sample.float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, C, h, w) -> pixels (B, 3, S, S), float32 in [0, 1]."""
+        """Scaled latents (M, C, h, w) -> pixels (M, 3, S, S), float32 in [0, 1]."""
         unscaled: Any = (latents / self.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
         output: Any = self.vae.decode(unscaled)
         return (output.sample.float() / 2 + 0.5).clamp(0, 1)
 
     def encode(self, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, S, S) in [-1, 1] -> a sample of the scaled latents (B, C, h, w); `noise` is standard normal of that shape."""
+        """Pixels (M, 3, S, S) in [-1, 1] -> a sample of the scaled latents (M, C, h, w); `noise` is standard normal of that shape."""
         output: Any = self.vae.encode(pixels.to(self.vae.encoder.conv_in.weight.dtype))
         posterior = output.latent_dist
         return (posterior.mean.float() + posterior.std.float() * noise) * self.scaling_factor
+
+
+def denoise(
+    decoder: ImageDecoder,
+    condition: torch.Tensor,
+    latents: torch.Tensor,
+    scheduler: Scheduler,
+    num_inference_steps: int,
+    *,
+    noise: list[torch.Generator] | torch.Tensor,
+    guidance_scale: float = 1.0,
+    guidance_rescale: float = 0.0,
+    callback: StepCallback | None = None,
+    progress: bool = False,
+) -> torch.Tensor:
+    """Denoise latents; returns (M, C, h, w), float32 in every dtype of the model.
+
+    Args:
+        condition: (M, Q, E), or with guidance (2M, Q, E), the unconditional half first.
+        latents: (M, C, h, w) standard normal noise.
+        noise: a generator per image, or (steps, M, C, h, w), the noise that ancestral samplers add at each step.
+    """
+    guided = guidance_scale != 1
+    longest = int(scheduler.config.num_train_timesteps)
+    if not 1 <= num_inference_steps <= longest:
+        raise InputError(f"num_inference_steps={num_inference_steps}: this noise schedule allows 1 to {longest}")
+    scheduler.set_timesteps(num_inference_steps, device=latents.device)
+    latents = latents * scheduler.init_noise_sigma
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": noise} if takes_generator and isinstance(noise, list) else {}
+    for i, t in enumerate(tqdm(scheduler.timesteps, disable=not progress, desc="denoising", leave=False)):
+        inputs = torch.cat([latents, latents]) if guided else latents
+        prediction = decoder.predict(scheduler.scale_model_input(inputs, t), t, condition)
+        if guided:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + guidance_scale * (conditional - unconditional)
+            if guidance_rescale:
+                prediction = rescale_guidance(prediction, conditional, guidance_rescale)
+        with _FixedNoise(noise, i) if isinstance(noise, torch.Tensor) else nullcontext():
+            latents = scheduler.step(prediction, t, latents, **options).prev_sample
+        if callback is not None:
+            callback(i, int(t), latents)
+    return latents
+
+
+def rescale_guidance(guided: torch.Tensor, conditional: torch.Tensor, phi: float) -> torch.Tensor:
+    """Move the standard deviation of guided predictions towards the conditional ones' by phi (arXiv 2305.08891, section 3.4)."""
+    dims = tuple(range(1, guided.dim()))
+    rescaled = guided * (conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))
+    return phi * rescaled + (1 - phi) * guided
+
+
+def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
+    """(M, 3, S, S) in [0, 1] -> M RGB images, rounded to the nearest of 256 levels."""
+    levels = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(image) for image in levels]
+
+
+class _FixedNoise(TorchFunctionMode):
+    """Replaces what a scheduler draws with `torch.randn` by given noise: diffusers' DDPM step has no argument for it."""
+
+    def __init__(self, noise: torch.Tensor, step: int) -> None:
+        super().__init__()
+        self.noise, self.step = noise, step
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.randn:
+            return func(*args, **kwargs)
+        shape = tuple(args[0])
+        if self.step >= len(self.noise) or self.noise.shape[1:] != shape:
+            raise InputError(f"variance_noise {tuple(self.noise.shape)} has no {shape} for step {self.step}")
+        return self.noise[self.step].to(kwargs.get("device"), kwargs.get("dtype"))

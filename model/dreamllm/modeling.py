@@ -1,14 +1,441 @@
-"""DreamLLM (arXiv 2309.11499): a causal decoder that reads images through CLIP and generates images them through dream queries."""
+"""DreamLLM (arXiv 2309.11499): a causal decoder that reads images through CLIP and generates images through dream queries.
+
+An image stands in a sequence as a span: a start token, then exactly N (to read) or Q (to generate) patch tokens.
+
+Shapes: B prompts, T tokens, H decoder width, V vocabulary, n images to read, N patch tokens of an image, Q dream queries,
+M images to generate (B times images per prompt), E condition width, C x h x w latents, S pixels.
+"""
 
 from __future__ import annotations
 
-from transformers import GenerationMixin
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from dreamllm.generation import DreamLLMTextGeneration
-from dreamllm.interleaved import DreamLLMInterleaved
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPVisionModel,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from dreamllm.configuration import DreamLLMConfig
+from dreamllm.errors import InputError, UsageError
+from dreamllm.image_decoder import ImageDecoder, Scheduler, StepCallback, denoise, make_scheduler, to_pil
+from dreamllm.interleaved import ImageOptions, InterleavedDocument, InterleavedGeneration, Sampling
+from dreamllm.layers import CACHE, Projector, count_spans, find_spans, language_loss, position_ids_from_mask
+from dreamllm.seeds import check_seeds, normal
+
+if TYPE_CHECKING:
+    from dreamllm.processing import DreamLLMProcessor
+
+OUTPUT_TYPES = ("pil", "tensor", "latent")
 
 
 class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride]
-    DreamLLMTextGeneration, DreamLLMInterleaved, GenerationMixin
+    PreTrainedModel, GenerationMixin
 ):
-    """The whole model: `generate` for text, `encode_prompts` and `generate_images` for images, `generate_interleaved` for both."""
+    """A causal decoder, a visual encoder, dream queries, an image decoder, and two projectors between them.
+
+    `generate` gives text, `encode_prompts` and `generate_images` give images, `generate_interleaved` gives documents of both.
+    """
+
+    config: DreamLLMConfig
+    config_class = DreamLLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ["image", "text"]  # noqa: RUF012  (the library declares a list)
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = [CACHE]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _unconditional: tuple[Any, torch.Tensor] | None = None
+
+    def __init__(self, config: DreamLLMConfig) -> None:
+        super().__init__(config)
+        text, vision, image_decoder = config.text_config, config.vision_config, config.image_decoder_config
+        self.language_model = AutoModelForCausalLM.from_config(text)
+        self.vision_tower = CLIPVisionModel._from_config(vision)
+        self.visual_projector = Projector(
+            vision.hidden_size,
+            text.hidden_size,
+            config.visual_projector_depth,
+            layernorm=config.visual_projector_layernorm,
+        )
+        self.dream_queries = nn.Parameter(torch.empty(1, config.num_dream_queries, text.hidden_size))
+        self.condition_projector = Projector(
+            text.hidden_size, image_decoder.condition_size, config.condition_projector_depth, bias=False
+        )
+        self.image_decoder = ImageDecoder(image_decoder)
+        self._tied_weights_keys = {
+            f"language_model.{target}": f"language_model.{source}"
+            for target, source in (self.language_model._tied_weights_keys or {}).items()
+        }
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Decoder and encoder are models of transformers and initialise themselves. As in the original, dream queries are
+        # N(0, initializer_range) and the rest keeps torch's own initialisation.
+        if module is self:
+            init.normal_(self.dream_queries, mean=0.0, std=self.config.initializer_range)
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def train(self, mode: bool = True) -> Self:
+        # Sharded trainers write through `.data`, which no version counter sees; they all call this before and after.
+        self._unconditional = None
+        return super().train(mode)
+
+    # --- images and dream queries in a sequence ---------------------------------------------------------------------------
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels (n, 3, S, S) from the processor -> their embeddings in a sequence, (n, N, H)."""
+        pixels = pixel_values.to(self.device, self.vision_tower.dtype)
+        hidden = self.vision_tower(pixels, output_hidden_states=True).hidden_states[self.config.vision_select_layer]
+        return self.visual_projector(hidden[:, 1:])
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """The embeddings (n, N, H) of a batch's images: encoded here if pixels are given, else as they are; None without images."""
+        return image_features if pixel_values is None else self.encode_images(pixel_values)
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        image_features: torch.Tensor | None = None,
+        substitute_queries: bool = True,
+        pixel_values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token ids (B, T) -> embeddings (B, T, H) with images and dream queries in their spans.
+
+        Images (`image_features` or `pixel_values`) fill the image spans of the flattened batch in order; InputError if their numbers
+        differ. `substitute_queries=False` keeps the patch token's embedding at query positions, as the original does when it has no
+        target images.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        if input_ids.shape[1] == 1:  # a decoding step has no span; finding that out would synchronise the device
+            return embeds
+        image_features = self.get_image_features(pixel_values, image_features)
+        rows, columns = find_spans(input_ids, *self.config.image_span)
+        count = 0 if image_features is None else len(image_features)
+        if count != len(rows):
+            raise InputError(f"number of images ({count}) and of image spans in the prompt ({len(rows)}) differ")
+        if image_features is not None:
+            embeds = embeds.index_put((rows, columns), image_features.to(embeds.dtype))
+        if substitute_queries:
+            rows, columns = find_spans(input_ids, *self.config.dream_span)
+            queries = self.dream_queries.expand(len(rows), -1, -1).to(embeds.dtype)
+            embeds = embeds.index_put((rows, columns), queries)
+        return embeds
+
+    def dream_span_embeds(self, batch_size: int = 1) -> torch.Tensor:
+        """(B, Q + 2, H): `<dream_start>`, the queries, `<dream_end>`."""
+        ids = [self.config.dream_start_token_id, self.config.dream_end_token_id]
+        ends = self.get_input_embeddings()(torch.tensor([ids], device=self.dream_queries.device))
+        span = torch.cat([ends[:, :1], self.dream_queries.to(ends.dtype), ends[:, 1:]], dim=1)
+        return span.expand(batch_size, -1, -1)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        substitute_queries: bool = True,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) and, with `labels`, the language loss.
+
+        Takes `input_ids` (B, T), with `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) for their image spans, or else
+        `inputs_embeds` (B, T, H). Positions count attended tokens unless `position_ids` is given. Other arguments, the key-value
+        cache among them, go to the language model.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give either input_ids or inputs_embeds")
+        if input_ids is not None:
+            inputs_embeds = self.embed(input_ids, image_features, substitute_queries, pixel_values)
+        assert inputs_embeds is not None  # noqa: S101  (for type checkers)
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = position_ids_from_mask(attention_mask)[:, -inputs_embeds.shape[1] :]
+        output = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        if labels is not None:
+            output.loss = language_loss(output.logits, labels, num_items_in_batch)
+        return output
+
+    # --- text generation --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        inputs: torch.Tensor | None = None,
+        *,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        allow_special_tokens: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """`GenerationMixin.generate` for prompts with images; each image is encoded once, whatever the number of beams.
+
+        `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) belong to the batch's image spans in reading order. The eight added
+        tokens ([PAD], placeholders, and those of spans) are never generated unless `allow_special_tokens`: an image span in generated
+        text has no image.
+        """
+        image_features = self.get_image_features(pixel_values, image_features)
+        if image_features is not None:
+            kwargs["image_features"] = image_features
+        if not allow_special_tokens:
+            suppressed = {*self.config.special_token_ids.values(), *(kwargs.get("suppress_tokens") or ())}
+            kwargs["suppress_tokens"] = sorted(suppressed)
+        parent: Any = super()  # the library types its mixin for its own models only
+        return parent.generate(inputs, **kwargs)
+
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: torch.Tensor,
+        *,
+        image_features: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        # generate() accepts embeddings as a prompt only if `inputs_embeds` is among the parameters.
+        parent: Any = super()
+        prepared = parent.prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        # Without a cache every step sees the whole prompt again, images included.
+        if image_features is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
+            prepared["image_features"] = image_features
+        return prepared
+
+    def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        # The library repeats each row of every tensor, which would give a prompt with several images those of others.
+        features = model_kwargs.pop("image_features", None)
+        if features is not None and input_ids is not None:
+            counts = count_spans(input_ids, *self.config.image_span)
+            blocks = features.split(counts.tolist()) if int(counts.sum()) == len(features) else [features]
+            features = torch.cat([block.repeat(expand_size, 1, 1) for block in blocks])
+        parent: Any = super()
+        input_ids, model_kwargs = parent._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        if features is not None:
+            model_kwargs["image_features"] = features
+        return input_ids, model_kwargs
+
+    # --- image generation -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_prompts(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The final hidden states at the dream queries after each prompt (B, T), the condition of its image: (B, Q, H).
+
+        Prompts begin with bos, have no eos, may hold images and may be padded on either side: positions count attended tokens, so
+        that a prompt's result does not depend on its batch mates. Call it with `**processor(text)`.
+        """
+        input_ids = input_ids.to(self.dream_queries.device)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+        text = self.embed(input_ids, image_features, pixel_values=pixel_values)
+        queries = self.dream_span_embeds(len(input_ids))[:, :-1]  # the queries do not see what follows them
+        mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
+        output = self.get_decoder()(
+            inputs_embeds=torch.cat([text, queries], dim=1),
+            attention_mask=mask,
+            position_ids=position_ids_from_mask(mask),
+            use_cache=False,
+        )
+        return output.last_hidden_state[:, -self.config.num_dream_queries :]
+
+    def encode_unconditional(self) -> torch.Tensor:
+        """`encode_prompts` of the empty prompt, (1, Q, H), computed once until a weight changes."""
+        empty = torch.tensor([[self.config.bos_token_id]])
+        if self.training:
+            return self.encode_prompts(empty)
+        try:  # in-place changes count up `_version`, replaced storage changes `data_ptr`
+            weights = [self.dream_queries, *self.language_model.parameters()]
+            key = [(p.data_ptr(), p._version, p.dtype, p.device) for p in weights]
+        except RuntimeError:  # tensors made under inference_mode have no version
+            return self.encode_prompts(empty)
+        if self._unconditional is None or self._unconditional[0] != key:
+            self._unconditional = (key, self.encode_prompts(empty))
+        return self._unconditional[1]
+
+    @torch.no_grad()
+    def generate_images(
+        self,
+        prompts: Mapping[str, torch.Tensor] | None = None,
+        *,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompts: Mapping[str, torch.Tensor] | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        num_images_per_prompt: int = 1,
+        scheduler: str | Scheduler = "ddim",
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        guidance_rescale: float = 0.0,
+        seeds: Sequence[int] | None = None,
+        latents: torch.Tensor | None = None,
+        variance_noise: torch.Tensor | None = None,
+        output_type: str = "pil",
+        callback: StepCallback | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """Generate M = B x num_images_per_prompt images; those of one prompt stand together.
+
+        Args:
+            prompts: the processor's output, or `prompt_embeds` (B, Q, H) from `encode_prompts`.
+            negative_prompts, negative_prompt_embeds: replace the empty prompt; one for all or one each.
+            scheduler: "ddpm" (the original's, ancestral), "ddim", "dpm-solver++", or a diffusers scheduler.
+            guidance_scale: classifier-free guidance; 1 turns it off.
+            guidance_rescale: phi of arXiv 2305.08891, section 3.4; acts only with guidance.
+            seeds: one per image; all of an image's noise, at the start and at every step, comes from its own seed alone. By default
+                they are drawn from torch's global generator.
+            latents: (M, C, h, w) initial noise, instead of that of the seeds.
+            variance_noise: (steps, M, C, h, w) noise of each step, instead of that of the seeds.
+            output_type: "pil", M images; "tensor", (M, 3, S, S) float32 in [0, 1]; "latent", (M, C, h, w) float32, scaled.
+            callback: called after each step with its number, its timestep and the latents.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise UsageError(f"unknown output_type {output_type!r}; choose from {', '.join(OUTPUT_TYPES)}")
+        prompt_embeds = self._prompt_embeds(prompts, prompt_embeds)
+        if prompt_embeds is None:
+            raise InputError("generate_images needs prompts or prompt_embeds")
+        count = len(prompt_embeds) * num_images_per_prompt
+        condition = self._condition(prompt_embeds, count)
+        if guidance_scale != 1:
+            negative = self._prompt_embeds(negative_prompts, negative_prompt_embeds)
+            negative = self.encode_unconditional() if negative is None else negative
+            condition = torch.cat([self._condition(negative, count), condition])
+        if isinstance(scheduler, str):
+            scheduler = make_scheduler(scheduler, self.config.image_decoder_config.scheduler)
+        generators = [torch.Generator().manual_seed(seed) for seed in check_seeds(seeds, count, "image")]
+        if latents is None:
+            latents = normal(generators, self.config.image_decoder_config.latent_shape)
+        elif len(latents) != count:
+            raise InputError(f"number of latents ({len(latents)}) and of images ({count}) differ")
+        latents = denoise(
+            self.image_decoder,
+            condition,
+            latents.to(condition.device, torch.float32),
+            scheduler,
+            num_inference_steps,
+            noise=generators if variance_noise is None else variance_noise,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            callback=callback,
+            progress=progress,
+        )
+        return self.decode_latents(latents, output_type)
+
+    def decode_latents(self, latents: torch.Tensor, output_type: str = "pil") -> torch.Tensor | list[Image.Image]:
+        """Latents (M, C, h, w) in the form that `generate_images` returns for `output_type`."""
+        if output_type == "latent":
+            return latents
+        with torch.no_grad():
+            pixels = self.image_decoder.decode(latents)
+        return pixels if output_type == "tensor" else to_pil(pixels)
+
+    def _prompt_embeds(
+        self, prompts: Mapping[str, torch.Tensor] | None, embeds: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if prompts is None:
+            return embeds
+        if embeds is not None:
+            raise InputError("give prompts or their embeds, not both")
+        return self.encode_prompts(**{name: prompts[name] for name in prompts})
+
+    def _condition(self, embeds: torch.Tensor, count: int) -> torch.Tensor:
+        """Hidden states (B or 1, Q, H) -> condition vectors (count, Q, E), each prompt's repeated."""
+        if count % len(embeds):
+            raise InputError(f"number of images ({count}) is no multiple of the number of prompts ({len(embeds)})")
+        weight = next(self.condition_projector.parameters())
+        condition = self.condition_projector(embeds.to(weight.device, weight.dtype))
+        return condition.repeat_interleave(count // len(embeds), dim=0)
+
+    # --- interleaved generation -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate_interleaved(
+        self,
+        prompts: Mapping[str, torch.Tensor],
+        processor: DreamLLMProcessor,
+        *,
+        max_new_tokens: int = 512,
+        max_images: int = 4,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seeds: Sequence[int] | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        **image_options: Unpack[ImageOptions],
+    ) -> list[InterleavedDocument]:
+        """Continue each prompt with text and images; B documents.
+
+        A document depends on its prompt and its seed, and on its batch mates only in floating-point rounding.
+
+        Args:
+            prompts: the processor's output for texts and their images, padded on the left.
+            processor: decodes the text and preprocesses generated images, which the model reads before it goes on.
+            max_new_tokens: limit on sampled tokens, `<dream_start>` and eos among them; tokens of spans do not count.
+            max_images: limit on images; a document that begins another ends there.
+            do_sample, temperature, top_k, top_p: as in transformers' `generate`; greedy decoding by default.
+            seeds: one per prompt, for its text and its images; by default they are drawn from torch's global generator.
+            logits_processor: called for one row at a time, with its ids (1, T) without padding and its scores (1, V).
+            image_options: arguments of `generate_images`.
+
+        Raises:
+            UsageError: a limit or the temperature is out of range.
+            InputError: prompts are too long, padded on the right, or do not match `seeds`.
+        """
+        sampling = Sampling(max_new_tokens, max_images, do_sample, temperature, top_k, top_p)
+        return InterleavedGeneration(self, processor, sampling, logits_processor, image_options).run(prompts, seeds)
+
+
+AutoModelForImageTextToText.register(DreamLLMConfig, DreamLLMForConditionalGeneration)

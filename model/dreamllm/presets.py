@@ -1,4 +1,4 @@
-"""Sizes to start from: `tiny` runs anywhere in milliseconds, `7b` is that of the released model. Weights are random and say so."""
+"""Models with random weights: `tiny` runs anywhere in milliseconds, `7b` has the sizes of the released model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
 
 from dreamllm.configuration import UNTRAINED, DreamLLMConfig, ImageDecoderConfig
-from dreamllm.errors import UsageError
 from dreamllm.modeling import DreamLLMForConditionalGeneration
+from dreamllm.options import Preset, check_tokenizer, choose
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.tokenizer import tiny_tokenizer, token_ids, tokenizer_from_file
 
@@ -59,83 +59,60 @@ def _unet(channels: list[int], layers: int, groups: int, heads: list[int], condi
     }
 
 
-def _tiny(vocab_size: int) -> dict[str, Any]:
+def _config(
+    *,
+    vocab_size: int,
+    text: tuple[int, int, int, int],
+    vision: tuple[int, int, int, int, int, int],
+    resolution: int,
+    vae: dict[str, Any],
+    unet: dict[str, Any],
+    **fields: Any,
+) -> dict[str, Any]:
+    """Fields of a `DreamLLMConfig`. `text`: width, MLP width, layers, heads; `vision`: the same, image size, patch size."""
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    llama = dict(zip(sizes, text, strict=False))
     return {
-        "text_config": LlamaConfig(
+        "text_config": LlamaConfig(vocab_size=vocab_size, max_position_embeddings=2048, rms_norm_eps=1e-6, **llama),
+        "vision_config": CLIPVisionConfig(**dict(zip(sizes, vision, strict=True))),
+        "image_decoder_config": ImageDecoderConfig(resolution=resolution, vae=vae, unet=unet, scheduler=SCHEDULER),
+        **fields,
+    }
+
+
+def config_fields(preset: Preset, vocab_size: int) -> dict[str, Any]:
+    """The fields of a preset's `DreamLLMConfig`, without the ids of special tokens."""
+    if preset == Preset.tiny:
+        return _config(
             vocab_size=vocab_size,
-            hidden_size=64,
-            intermediate_size=176,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=2048,
-            rms_norm_eps=1e-6,
-        ),
-        "vision_config": CLIPVisionConfig(
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=64,
-            patch_size=16,
-        ),
-        "image_decoder_config": ImageDecoderConfig(
+            text=(64, 176, 3, 4),
+            vision=(48, 96, 3, 4, 64, 16),
             resolution=64,
             vae=_vae([16, 16, 32, 32], layers=1, groups=8, resolution=64),
             unet=_unet([32, 48], layers=1, groups=8, heads=[4, 4], condition=48, size=8),
-            scheduler=SCHEDULER,
-        ),
-        "num_dream_queries": 8,
-    }
-
-
-def _7b(vocab_size: int) -> dict[str, Any]:
-    return {
-        "text_config": LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=32,
-            max_position_embeddings=2048,
-            rms_norm_eps=1e-6,
-        ),
-        "vision_config": CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=224,
-            patch_size=14,
-        ),
-        "image_decoder_config": ImageDecoderConfig(
-            resolution=512,
-            vae=_vae([128, 256, 512, 512], layers=2, groups=32, resolution=512),
-            unet=_unet([320, 640, 1280, 1280], layers=2, groups=32, heads=[5, 10, 20, 20], condition=1024, size=64),
-            scheduler=SCHEDULER,
-        ),
-        "num_dream_queries": 64,
-        "released_names": {
+            num_dream_queries=8,
+        )
+    return _config(
+        vocab_size=vocab_size,
+        text=(4096, 11008, 32, 32),
+        vision=(1024, 4096, 24, 16, 224, 14),
+        resolution=512,
+        vae=_vae([128, 256, 512, 512], layers=2, groups=32, resolution=512),
+        unet=_unet([320, 640, 1280, 1280], layers=2, groups=32, heads=[5, 10, 20, 20], condition=1024, size=64),
+        num_dream_queries=64,
+        released_names={
             "clip": "openai/clip-vit-large-patch14",
             "diffusion": "stabilityai/stable-diffusion-2-1-base",
         },
-    }
-
-
-PRESETS = {"tiny": _tiny, "7b": _7b}
+    )
 
 
 def parts(name: str, tokenizer_file: str | Path | None = None) -> tuple[DreamLLMConfig, DreamLLMProcessor]:
-    """Configuration and processor of a preset. `7b` needs Llama's own tokenizer file; `tiny` makes its tokenizer unless given one."""
-    if name not in PRESETS:
-        raise UsageError(f"preset {name!r} is not known; there are {', '.join(PRESETS)}")
-    if tokenizer_file is None and name != "tiny":
-        raise UsageError(
-            f"preset {name} needs a Llama tokenizer: give the file tokenizer.model (or tokenizer.json) with --tokenizer FILE"
-        )
+    """Configuration and processor of a preset. `7b` needs Llama's tokenizer file; `tiny` trains a tokenizer unless it is given one."""
+    preset = choose(Preset, name, "preset")
+    check_tokenizer(preset, tokenizer_file)
     tokenizer = tiny_tokenizer() if tokenizer_file is None else tokenizer_from_file(tokenizer_file)
-    fields = PRESETS[name](len(tokenizer))
+    fields = config_fields(preset, len(tokenizer))
     fields |= token_ids(tokenizer) | {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = DreamLLMConfig(**fields, training=UNTRAINED)
     tokenizer.model_max_length = config.text_config.max_position_embeddings
@@ -147,8 +124,7 @@ def parts(name: str, tokenizer_file: str | Path | None = None) -> tuple[DreamLLM
 def build(
     name: str = "tiny", seed: int = 0, *, tokenizer_file: str | Path | None = None, dtype: torch.dtype | None = None
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    """A model with random weights (the same for the same seed), in eval mode, and its processor; nothing touches
-    the disk. float32 unless told otherwise."""
+    """A model with random weights (the same for the same seed), in eval mode, and its processor. `dtype` is float32 by default."""
     config, processor = parts(name, tokenizer_file)
     before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
 """Text and images in, tensors out.
 
-`<image>` in a text stands for an image that is read, `<dream>` for one that was generated there and is read back at once; images
-are given in the order of their placeholders. A prompt for image generation holds neither, or only what it shows the image decoder.
+`<image>` in a text stands for an image to read, `<dream>` for an image that was generated there and is then read; images are given in
+the order of their placeholders. A prompt for image generation is a caption, with or without `<image>`.
 
 Shapes: B prompts, T tokens, n images over the batch, S pixels.
 """
@@ -9,22 +9,28 @@ Shapes: B prompts, T tokens, n images over the batch, S pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature, CLIPImageProcessorPil, PreTrainedTokenizerBase, TokenizersBackend
+from transformers import (
+    AutoProcessor,
+    BatchFeature,
+    CLIPImageProcessorPil,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TokenizersBackend,
+)
 
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, DreamLLMConfig
 from dreamllm.errors import CheckpointError, InputError, UsageError
-from dreamllm.files import read_image, read_json, write_json
+from dreamllm.files import read_image
 from dreamllm.tokenizer import check_ids, read_tokenizer
 
 ImageInput = Image.Image | np.ndarray | torch.Tensor | str | Path
-CONFIG_FILE = "processor_config.json"
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -40,7 +46,7 @@ CHAT_TEMPLATES = {
         "{% endfor %}"
         "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     ),
-    # Vicuna's without a text before the first turn, for small models that would spend half their positions on it.
+    # Vicuna's without a system prompt, for small models that would spend half their positions on it.
     "plain": (
         "{% for message in messages %}"
         "{% if message.role == 'system' %}{{ message.content + ' ' }}"
@@ -59,8 +65,14 @@ CHAT_TEMPLATES = {
 }
 
 
-class DreamLLMProcessor:
-    """Tokenizer, CLIP image processor (PIL's resize, as recorded from the original), chat template and placeholder expansion."""
+class DreamLLMProcessor(ProcessorMixin):
+    """Tokenizer, CLIP image processor (PIL's resize, like the original), chat template and placeholder expansion.
+
+    The chat template is the tokenizer's, or Vicuna v1.1's if it has none.
+    """
+
+    tokenizer: Any  # PreTrainedTokenizerBase
+    image_processor: Any  # CLIPImageProcessorPil
 
     def __init__(
         self,
@@ -68,12 +80,12 @@ class DreamLLMProcessor:
         image_processor: CLIPImageProcessorPil,
         num_image_tokens: int,
         num_dream_queries: int,
+        chat_template: str | None = None,
     ) -> None:
-        self.tokenizer, self.image_processor = tokenizer, image_processor
+        super().__init__(tokenizer, image_processor)
+        tokenizer.chat_template = chat_template or tokenizer.chat_template or CHAT_TEMPLATES["vicuna_v1.1"]
+        tokenizer.padding_side = "left"  # generate() continues from the end of every row
         self.num_image_tokens, self.num_dream_queries = num_image_tokens, num_dream_queries
-        tokenizer.padding_side = "left"  # what generate() continues from stands at the end of every row
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = CHAT_TEMPLATES["vicuna_v1.1"]
         vocab = tokenizer.get_vocab()
         ids = {token: vocab[token] for token in SPECIAL_TOKEN_FIELDS}
         patch = ids["<im_patch>"]
@@ -81,35 +93,44 @@ class DreamLLMProcessor:
         self.image_span = [ids["<im_start>"], *[patch] * num_image_tokens, ids["<im_end>"]]
         self.dream_span = [ids["<dream_start>"], *[patch] * num_dream_queries, ids["<dream_end>"]]
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         text: str | Sequence[str],
         images: Sequence[ImageInput] | Sequence[Sequence[ImageInput]] | ImageInput | None = None,
+        *,
+        padding_side: str = "left",
+        padding: bool = True,
+        return_tensors: str = "pt",
     ) -> BatchFeature:
-        """What `generate`, `encode_prompts` and `generate_images` take.
+        """The inputs of `generate`, `encode_prompts` and `generate_images`.
 
         Args:
             text: one prompt or several; the tokenizer puts bos before each and no eos after.
-            images: a flat list in the order of the placeholders over all prompts, or a list for each prompt. Each is an RGB image, a
+            images: a flat list in the order of the placeholders of all prompts, or a list for each prompt. Each is an RGB image, a
                 uint8 array or a file.
 
-        Returns `input_ids` and `attention_mask` (B, T), padded on the left, and with images `pixel_values` (n, 3, S, S) float32.
-        Raises InputError where images and placeholders differ in number.
+        Returns `input_ids` and `attention_mask` (B, T), and with images `pixel_values` (n, 3, S, S) float32. Raises InputError if
+        there are more or fewer images than placeholders.
         """
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise InputError("there is no prompt")
-        rows = [self.tokenizer(each)["input_ids"] for each in texts]
-        wanted = [sum(i in (self.image_id, self.dream_id) for i in row) for row in rows]
-        flat = self._flatten(images, wanted)
-        batch = self.tokenizer.pad({"input_ids": [self.expand(row) for row in rows]}, return_tensors="pt")
+        rows: list[list[int]] = [self.tokenizer(each)["input_ids"] for each in texts]
+        placeholders = [sum(i in (self.image_id, self.dream_id) for i in row) for row in rows]
+        flat = self._flatten(images, placeholders)
+        batch = self.tokenizer.pad(
+            {"input_ids": [self.expand(row) for row in rows]},
+            padding=padding,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+        )
         data = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         if flat:
             data["pixel_values"] = self.pixel_values(flat)
         return BatchFeature(data)
 
     def expand(self, input_ids: Sequence[int]) -> list[int]:
-        """`<image>` becomes an image span, `<dream>` a dream span and the image span that reads it back."""
+        """Replace `<image>` by an image span, and `<dream>` by a dream span and the image span that reads the image."""
         spans = {self.image_id: self.image_span, self.dream_id: self.dream_span + self.image_span}
         return [i for token in input_ids for i in spans.get(token, (token,))]
 
@@ -118,68 +139,70 @@ class DreamLLMProcessor:
         opened: Any = [read_image(image) if isinstance(image, str | Path) else image for image in images]
         return self.image_processor(images=opened, return_tensors="pt")["pixel_values"]
 
-    def apply_chat_template(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation: messages with `role` (system, user, assistant) and `content`.
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        processor_kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The prompt of a conversation, or the prompts of several; with `tokenize` the inputs made of them.
 
-        Content is a text, or a list of parts `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "dream"}`.
+        A conversation is a list of messages with `role` (system, user, assistant) and `content`: a text, or a list of parts
+        `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "dream"}`. With `tokenize`, the parts of images have
+        `"image"`: an image or a file.
         """
-        flat = [{**message, "content": _flat_content(message["content"])} for message in messages]
-        return str(
-            self.tokenizer.apply_chat_template(flat, tokenize=False, add_generation_prompt=add_generation_prompt)
+        batched = bool(conversation) and not isinstance(conversation[0], Mapping)
+        conversations: Sequence[Any] = conversation if batched else [conversation]
+        flat = [
+            [{**message, "content": _flat_content(message["content"])} for message in each] for each in conversations
+        ]
+        prompts: Any = self.tokenizer.apply_chat_template(
+            flat, chat_template=chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
         )
+        if tokenize:
+            contents = [message["content"] for each in conversations for message in each]
+            parts = [part for content in contents if not isinstance(content, str) for part in content]
+            images = [part["image"] for part in parts if part["type"] != "text"]
+            inputs = self(prompts, images, **(processor_kwargs or {}))
+            return inputs if return_dict else inputs["input_ids"]
+        return prompts if batched else prompts[0]
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = True) -> str:
-        """The text of one sequence of ids."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+    def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:
+        """The text of one sequence of ids, or the texts of (B, T) ids."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
 
-    def batch_decode(self, token_ids: Any, skip_special_tokens: bool = True) -> list[str]:
-        """The texts of (B, T) ids."""
-        return self.tokenizer.batch_decode(token_ids, skip_special_tokens=skip_special_tokens)
+    batch_decode = decode
 
-    def _flatten(self, images: Any, wanted: list[int]) -> list[ImageInput]:
+    def _flatten(self, images: Any, placeholders: list[int]) -> list[ImageInput]:
         if images is None:
             images = []
         elif isinstance(images, ImageInput):
             images = [images]
         nested = [isinstance(item, list | tuple) for item in images]
-        if nested and all(nested):
-            given = [len(item) for item in images]
-            flat = [image for item in images for image in item]
-            if given != wanted:
-                raise InputError(f"the prompts have {wanted} places for images, and {given} images are given")
-        elif any(nested):
+        if any(nested) and not all(nested):
             raise InputError("images must be a flat list or a list of lists, not a mixture")
+        if nested and all(nested):
+            counts, expected = [len(item) for item in images], placeholders
+            images = [image for item in images for image in item]
         else:
-            flat = list(images)
-            if len(flat) != sum(wanted):
-                raise InputError(f"the prompts have {sum(wanted)} places for images, and {len(flat)} images are given")
-        return flat
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-        config = {
-            "processor_class": type(self).__name__,
-            "image_processor_class": type(self.image_processor).__name__,
-            "num_image_tokens": self.num_image_tokens,
-            "num_dream_queries": self.num_dream_queries,
-        }
-        write_json(folder / CONFIG_FILE, config)
+            counts, expected = len(images), sum(placeholders)
+        if counts != expected:
+            raise InputError(
+                f"number of images ({counts}) and of image placeholders in the prompts ({expected}) differ"
+            )
+        return list(images)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> DreamLLMProcessor:
-        folder = Path(folder)
-        config = read_json(folder / CONFIG_FILE)
-        kind = config.get("image_processor_class")
-        if kind != CLIPImageProcessorPil.__name__:
-            raise CheckpointError(
-                f"{folder / CONFIG_FILE}: image processor {kind!r} is not known; there is CLIPImageProcessorPil"
-            )
-        tokenizer = TokenizersBackend.from_pretrained(folder, local_files_only=True)
-        image_processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        return cls(tokenizer, image_processor, config["num_image_tokens"], config["num_dream_queries"])
+    def _get_arguments_from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
+    ) -> list[Any]:
+        # These classes, and not those that the library would choose: the torchvision processor resizes slightly differently.
+        classes = (TokenizersBackend, CLIPImageProcessorPil)
+        return [each.from_pretrained(pretrained_model_name_or_path, **kwargs) for each in classes]
 
     @classmethod
     def from_released(cls, tokenizer_folder: Path, clip: Path, config: DreamLLMConfig) -> DreamLLMProcessor:
@@ -197,11 +220,14 @@ class DreamLLMProcessor:
         self.image_processor.save_pretrained(folder / "clip")
 
 
-def _flat_content(content: str | Sequence[dict[str, Any]]) -> str:
+AutoProcessor.register(DreamLLMConfig, DreamLLMProcessor)
+
+
+def _flat_content(content: str | Sequence[Mapping[str, Any]]) -> str:
     if isinstance(content, str):
         return content
-    kinds = {"image": "<image>", "dream": "<dream>"}
-    unknown = [part.get("type") for part in content if part.get("type") not in ("text", *kinds)]
+    placeholders = {"image": "<image>", "dream": "<dream>"}
+    unknown = [part.get("type") for part in content if part.get("type") not in ("text", *placeholders)]
     if unknown:
-        raise UsageError(f"message part {unknown[0]!r} is not known; there are text, image and dream")
-    return "".join(part["text"] if part["type"] == "text" else kinds[part["type"]] for part in content)
+        raise UsageError(f"unknown message part {unknown[0]!r}; choose from text, image and dream")
+    return "".join(part["text"] if part["type"] == "text" else placeholders[part["type"]] for part in content)

@@ -12,7 +12,6 @@ Names in plugins_init_kwargs are read as data, never imported. Pickles hold plai
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from transformers import CONFIG_MAPPING, CLIPVisionConfig
 
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, DreamLLMConfig, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError
-from dreamllm.files import read_json
+from dreamllm.files import read_json, write_json
 
 State = dict[str, torch.Tensor]
 CLIP, QUERIES, DIFFUSION = "clip_vision_embedding", "dream_embedding", "stable_diffusion_head"
@@ -69,18 +68,25 @@ def is_released(folder: Path) -> bool:
     return "plugins_init_kwargs" in read_json(folder / "config.json")
 
 
-def find_submodel(folder: Path, given: str | Path | None, argument: str, name: str) -> Path:
-    """The folder of a sub-model that a released checkpoint names but does not hold: as given, or `folder/argument`."""
-    if given is not None:
-        if not Path(given).is_dir():
-            raise CheckpointError(f"{argument}={given} is not a folder")
-        return Path(given)
-    if (folder / argument).is_dir():
-        return folder / argument
-    raise CheckpointError(
-        f"{folder} names its {argument} model {name!r} but does not hold it: download it and give its folder, {argument}=DIR "
-        f"(on the command line of dreambench: --model-arg {argument}=DIR)"
-    )
+def find_submodels(folder: Path, clip: str | Path | None, diffusion: str | Path | None) -> tuple[Path, Path]:
+    """The folders of the sub-models that a released checkpoint names but does not hold: as given, or `folder/clip`, `folder/diffusion`."""
+    plugins = read_json(folder / "config.json")["plugins_init_kwargs"]
+    names = {
+        "clip": plugins.get(CLIP, {}).get("clip_vision_model_name_or_path"),
+        "diffusion": plugins.get(DIFFUSION, {}).get("diffusion_name_or_path"),
+    }
+    found: list[Path] = []
+    for part, given in (("clip", clip), ("diffusion", diffusion)):
+        path = folder / part if given is None else Path(given)
+        if not path.is_dir() and given is not None:
+            raise CheckpointError(f"{part}={given} is not a folder")
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{folder} names its {part} model {names[part]!r} but does not hold it: download it and give its folder, {part}=DIR "
+                f"(in dreambench: --model-arg {part}=DIR)"
+            )
+        found.append(path)
+    return found[0], found[1]
 
 
 def read_config(folder: Path, clip: Path, diffusion: Path) -> DreamLLMConfig:
@@ -127,7 +133,7 @@ def read_config(folder: Path, clip: Path, diffusion: Path) -> DreamLLMConfig:
 def _depth(plugin: Mapping[str, Any]) -> int:
     kind = plugin.get("projector_type", "linear")
     if kind not in ("linear", "mlp"):
-        raise CheckpointError(f"projector_type {kind!r} is not known; there are 'linear' and 'mlp'")
+        raise CheckpointError(f"unknown projector_type {kind!r}; choose from linear and mlp")
     return 1 if kind == "linear" else int(plugin["projector_depth"])
 
 
@@ -204,26 +210,6 @@ def read_pickle(path: Path) -> State:
     return dict(state)
 
 
-def check_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: object) -> None:
-    """Raise CheckpointError, naming them, if tensors are missing, surplus or misshapen."""
-    problems = {
-        "missing": sorted(set(expected) - set(state)),
-        "surplus": sorted(set(state) - set(expected)),
-        "misshapen": [
-            f"{name} is {tuple(state[name].shape)}, must be {tuple(expected[name].shape)}"
-            for name in sorted(set(expected) & set(state))
-            if state[name].shape != expected[name].shape
-        ],
-    }
-    said = [f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names]
-    if said:
-        raise CheckpointError(f"{where} does not fit its config.json; tensors {'; '.join(said)}")
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def write(folder: Path, config: DreamLLMConfig, state: Mapping[str, torch.Tensor]) -> None:
     """Write the released layout, beside it `clip/` and `diffusion/` with the configurations that the layout keeps elsewhere.
 
@@ -249,8 +235,7 @@ def write(folder: Path, config: DreamLLMConfig, state: Mapping[str, torch.Tensor
         "diffusion/unet/config.json": decoder.unet,
         "diffusion/scheduler/scheduler_config.json": decoder.scheduler,
     }.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(folder / path, value, sort_keys=True)
 
 
 def _released_name(key: str, config: DreamLLMConfig) -> tuple[str, str]:

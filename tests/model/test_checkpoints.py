@@ -17,8 +17,8 @@ from dreamllm.released import read_config, read_state, write
 
 @pytest.fixture
 def ours(built, tmp_path):
-    save(tmp_path / "ours", *built)
-    return tmp_path / "ours"
+    save(tmp_path / "native", *built)
+    return tmp_path / "native"
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_an_unknown_dtype_is_an_error(ours) -> None:
 
 def test_a_released_checkpoint_comes_back_to_the_bit(model, released, tmp_path) -> None:
     assert equal(load(released)[0], model)
-    convert(released, tmp_path / "ours again", "ours")
+    convert(released, tmp_path / "ours again", "native")
     convert(tmp_path / "ours again", tmp_path / "released again", "released")
     for name in ("clip_vision_embedding.bin", "dream_embedding.bin", "stable_diffusion_head.bin"):
         first, second = (

@@ -19,8 +19,8 @@ from dreamllm.data.samples import (
     target_pixels,
 )
 from dreamllm.errors import InputError, UsageError
+from dreamllm.layers import count_spans
 from dreamllm.processing import CHAT_TEMPLATES
-from dreamllm.spans import count_spans
 
 LONG = 10**6
 

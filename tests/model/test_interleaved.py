@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList
 
 from dreamllm.errors import InputError, UsageError
 from dreamllm.interleaved import image_seed
-from dreamllm.spans import find_spans
+from dreamllm.layers import find_spans
 
 # diffusers 0.42 hands tensors to numpy 2 in a way that numpy announces to change.
 pytestmark = pytest.mark.filterwarnings(

@@ -9,8 +9,8 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, presets
-from dreamllm.core import language_loss
 from dreamllm.errors import InputError
+from dreamllm.layers import language_loss
 
 PROMPTS = [
     "USER: <image> What is this? ASSISTANT:",

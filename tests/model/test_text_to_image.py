@@ -9,7 +9,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 
 from dreamllm.errors import InputError, UsageError
-from dreamllm.sampling import rescale_guidance, to_pil
+from dreamllm.image_decoder import rescale_guidance, to_pil
 
 TEXTS = ["a red circle", "two large blue squares on the left of a small star", ""]
 # diffusers 0.42 hands tensors to numpy 2 in a way that numpy announces to change.

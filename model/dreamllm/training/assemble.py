@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, CLIPImageProcessorPil, CLIPVision
 from dreamllm import checkpoint
 from dreamllm.configuration import DreamLLMConfig, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError
-from dreamllm.files import read_json
+from dreamllm.files import check_new_folder, read_json
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.processing import CHAT_TEMPLATES, DreamLLMProcessor
-from dreamllm.projector import Projector
+from dreamllm.layers import Projector
 from dreamllm.tokenizer import token_ids, tokenizer_from_file
 
 READ_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
@@ -111,8 +111,7 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     except READ_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder} cannot be read as {kind.__name__}: {reason}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(f"{folder} lacks {len(missing)} tensors of {kind.__name__}, for instance {missing[0]}")
+    checkpoint.check_tensors(f"{folder}, read as {kind.__name__},", info["missing_keys"])
     return part
 
 
@@ -171,7 +170,7 @@ def merge(comprehension: str | Path, generation: str | Path, target: str | Path)
     The visual projector comes from `comprehension`, the condition projector and the dream queries from `generation`, and the rest, which
     is frozen in stage I, from both. Raises CheckpointError if that rest differs: the halves must have the same start.
     """
-    folder = checkpoint.check_new(target)
+    folder = check_new_folder(target)
     model, processor = checkpoint.load(comprehension)
     other, other_processor = checkpoint.load(generation)
     ours, theirs = model.state_dict(), other.state_dict()

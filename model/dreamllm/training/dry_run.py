@@ -13,7 +13,7 @@ from torchvision.utils import make_grid
 from dreamllm.data import IGNORED
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import Recipe
-from dreamllm.sampling import to_pil
+from dreamllm.image_decoder import to_pil
 from dreamllm.training.losses import count_targets
 from dreamllm.training.run import DRY_RUN, check_data, make_folder, make_trainer, start, worker_errors_on_one_line
 from dreamllm.training.trainer import DreamLLMTrainer

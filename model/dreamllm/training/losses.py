@@ -19,7 +19,7 @@ from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import Scheduler
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.recipe import LossSettings
-from dreamllm.spans import find_spans, position_ids_from_mask
+from dreamllm.layers import find_spans, position_ids_from_mask
 
 Model = DreamLLMForConditionalGeneration
 # Configuration fields of transformers' decoders that change logits after the output embeddings.
@@ -192,8 +192,7 @@ def final_states(
     With `length_groups` above 1, rows of similar length go through the decoder together, without the padding that only longer rows
     need; positions beyond a group's longest row are 0.
     """
-    features = None if pixel_values is None else model.encode_images(pixel_values)
-    embeds = model.embed(input_ids, features)
+    embeds = model.embed(input_ids, pixel_values=pixel_values)
     if attention_mask is None:
         return _decode(model, embeds, None)
     if length_groups == 1:

@@ -29,8 +29,8 @@ def build(directory: str | Path, stage: str | None = None) -> None:
 
 def evaluate(checkpoint: str | Path | None = None, baseline: str | Path | None = None) -> dict[str, dict[str, str]]:
     """The scores of a model card, by section; of the embedded checkpoint unless another is named."""
-    from dreambench.adapters.dreamllm import embedded_checkpoint
     from dreambench_tasks.playground import card
+    from dreamllm.files import embedded_checkpoint
 
     folder = embedded_checkpoint() if checkpoint is None else Path(checkpoint)
     if not folder.is_dir():  # before a probe is trained to measure it with

@@ -18,8 +18,8 @@ EXEMPT = [
 
 
 def checks(golden: Golden) -> list[Check]:
-    ours, back = golden.scratch / "ours", golden.scratch / "released"
-    convert(golden.folder / "checkpoint", ours, "ours", **golden.sub_models)
+    ours, back = golden.scratch / "native", golden.scratch / "released"
+    convert(golden.folder / "checkpoint", ours, "native", **golden.sub_models)
     convert(ours, back, "released")
     found = _files(golden.folder / "checkpoint", back)
     for name, model in (("checkpoint_kv", golden.kv_model), ("checkpoint_mlp", golden.mlp_model)):

@@ -11,9 +11,8 @@ from parity.dreamllm.golden import ATOL, RTOL, Golden
 from torch import Tensor
 
 from dreamllm import DreamLLMForConditionalGeneration
-from dreamllm.image_decoder import make_scheduler
-from dreamllm.released import read_json
-from dreamllm.sampling import rescale_guidance
+from dreamllm.files import read_json
+from dreamllm.image_decoder import make_scheduler, rescale_guidance
 
 EMBEDS, PIPELINE = "creation_embeds", "pipeline"
 LATENTS = {"atol": 1e-3, "rtol": 1e-4}  # the README's 1e-3, on values of order 10

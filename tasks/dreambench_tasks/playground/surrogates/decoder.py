@@ -28,7 +28,7 @@ from dreambench_tasks.playground.stories import instruction, story
 from dreambench_tasks.playground.surrogates.diffusion import text_ids
 from dreambench_tasks.playground.surrogates.encoder import CONTEXT, WIDTH
 from dreambench_tasks.playground.surrogates.loop import CHECKPOINT, Report, Settings, one_thread, train
-from dreamllm.spans import position_ids_from_mask
+from dreamllm.layers import position_ids_from_mask
 from dreamllm.tokenizer import train_tokenizer
 
 __all__ = ["LANGUAGE", "WARM_UP", "build_language", "build_warm_up", "playground_tokenizer"]

@@ -1,0 +1,78 @@
+"""Small parts of the model: positions of spans in a sequence, projectors, the language loss, the name of the cache.
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import LlamaModel
+
+from dreamllm.errors import InputError
+
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+"""The name of keys and values, as argument and as output, in the installed transformers: `cache` from 5.24 on."""
+
+
+def find_spans(input_ids: torch.Tensor, start_id: int, patch_id: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, columns) of the patch positions of all spans of (B, T) ids in reading order, each (spans, length).
+
+    A start token without a patch token after it is an ordinary token, which the model may have generated. Raises InputError for a
+    start token that is followed by only some of its patch tokens.
+    """
+    rows, starts = (input_ids == start_id).nonzero(as_tuple=True)
+    columns = starts[:, None] + 1 + torch.arange(length, device=input_ids.device)
+    inside = columns < input_ids.shape[1]
+    patches = inside & (input_ids[rows[:, None], columns.clamp(max=input_ids.shape[1] - 1)] == patch_id)
+    begun, complete = patches[:, 0], patches.all(dim=1)
+    if (begun != complete).any():
+        found = int(patches[begun & ~complete][0].sum())
+        raise InputError(
+            f"a span that begins with token {start_id} has {found} of its {length} patch tokens: keep or drop a span as a whole"
+        )
+    return rows[complete, None].expand(-1, length), columns[complete]
+
+
+def count_spans(input_ids: torch.Tensor, start_id: int, patch_id: int, length: int) -> torch.Tensor:
+    """The number of spans in each row of (B, T) ids: (B,)."""
+    rows, _ = find_spans(input_ids, start_id, patch_id, length)
+    return torch.bincount(rows[:, 0], minlength=input_ids.shape[0])
+
+
+def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B, T) positions that count attended tokens only, so that padding on either side changes nothing."""
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def language_loss(
+    logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Mean cross-entropy of the next token, logits in float32, over labels (B, T) other than -100; 0 if there is none.
+
+    `num_items` replaces the number of valid labels when a batch is one of several that are accumulated.
+    """
+    targets = labels[:, 1:].reshape(-1).to(logits.device)
+    total = F.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]).float(), targets, ignore_index=-100, reduction="sum"
+    )
+    return total / ((targets != -100).sum().clamp(min=1) if num_items is None else num_items)
+
+
+class Projector(nn.Module):
+    """(B, T, in_size) -> (B, T, out_size): `depth` linear layers with exact GELU between them, then an optional LayerNorm."""
+
+    def __init__(self, in_size: int, out_size: int, depth: int = 1, bias: bool = True, layernorm: bool = False) -> None:
+        super().__init__()
+        sizes = [in_size] + [out_size] * depth
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(sizes))
+        self.norm = nn.LayerNorm(out_size) if layernorm else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for index, layer in enumerate(self.layers):
+            x = layer(x if index == 0 else F.gelu(x))
+        return x if self.norm is None else self.norm(x)
