@@ -28,17 +28,20 @@ app = typer.Typer(
 
 Prompt = Annotated[str, typer.Argument(help="Text; <image> stands for the next --image.")]
 Images = Annotated[
-    list[Path] | None, typer.Option("--image", exists=True, dir_okay=False, help="Image to read; may be repeated.")
+    list[Path] | None,
+    typer.Option("--image", metavar="FILE", exists=True, dir_okay=False, help="Image to read; may be repeated."),
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's conversation template.")]
 Model = Annotated[
     str | None,
-    typer.Option("--model", help="Checkpoint folder or hub id, native or released layout. [default: embedded]"),
+    typer.Option("--model", metavar="DIR|ID", help="Checkpoint: a folder or hub id.  [default: the embedded one]"),
 ]
-Folder = Annotated[
-    Path | None, typer.Option(exists=True, file_okay=False, help="Its sub-model, if the layout is released.")
+SUBMODEL = "for a released checkpoint that does not hold it."
+Clip = Annotated[Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help=f"CLIP model, {SUBMODEL}")]
+Diffusion = Annotated[
+    Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help=f"Stable Diffusion model, {SUBMODEL}")
 ]
-Device = Annotated[str, typer.Option(callback=check_device, help=f"{DEVICES}.")]
+Device = Annotated[str, typer.Option(metavar="NAME", callback=check_device, help=f"{DEVICES}.")]
 Dtypes = Annotated[Dtype | None, typer.Option(help="Type of the weights.  [default: as stored]")]
 Seed = Annotated[int, typer.Option(help="Seed of sampling and noise.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Limit on generated tokens.")]
@@ -72,8 +75,8 @@ def generate(
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     model: Model = None,
-    clip: Folder = None,
-    diffusion: Folder = None,
+    clip: Clip = None,
+    diffusion: Diffusion = None,
     device: Device = "auto",
     dtype: Dtypes = None,
 ) -> None:
@@ -96,8 +99,8 @@ def generate_image(
     scheduler: Scheduler = SchedulerName.ddim,
     seed: Seed = 0,
     model: Model = None,
-    clip: Folder = None,
-    diffusion: Folder = None,
+    clip: Clip = None,
+    diffusion: Diffusion = None,
     device: Device = "auto",
     dtype: Dtypes = None,
 ) -> None:
@@ -133,8 +136,8 @@ def generate_interleaved(
     scheduler: Scheduler = SchedulerName.ddim,
     seed: Seed = 0,
     model: Model = None,
-    clip: Folder = None,
-    diffusion: Folder = None,
+    clip: Clip = None,
+    diffusion: Diffusion = None,
     device: Device = "auto",
     dtype: Dtypes = None,
 ) -> None:
@@ -173,8 +176,8 @@ def chat(
     image: Images = None,
     max_new_tokens: MaxNewTokens = 256,
     model: Model = None,
-    clip: Folder = None,
-    diffusion: Folder = None,
+    clip: Clip = None,
+    diffusion: Diffusion = None,
     device: Device = "auto",
     dtype: Dtypes = None,
 ) -> None:
@@ -238,8 +241,8 @@ def convert(
     source: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
     target: Annotated[Path, typer.Argument(help="New folder.")],
     to: Annotated[Layout, typer.Option(help="Layout to write.")],
-    clip: Folder = None,
-    diffusion: Folder = None,
+    clip: Clip = None,
+    diffusion: Diffusion = None,
 ) -> None:
     """Write a checkpoint in the other layout.
 
@@ -325,8 +328,6 @@ def _load(
     from dreamllm.checkpoint import load
 
     _hide_progress_bars()
-    if dtype is None and model is None and device == "cpu":
-        dtype = Dtype.float32  # the embedded weights are stored in half precision, which is slow on a CPU
     loaded, processor = load(folder, clip=clip, diffusion=diffusion, device=device, dtype=dtype)
     if loaded.config.untrained:
         typer.echo(f"{folder}: the weights are random, the model is untrained", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,12 @@ def find_checkpoint(folder_or_id: str | Path | None = None) -> Path:
         return embedded_checkpoint()
     if Path(folder_or_id).is_dir():
         return Path(folder_or_id)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(folder_or_id)):  # before the hub's library is imported
+        raise CheckpointError(f"{folder_or_id} is not a folder")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(str(folder_or_id)))
-    except HFValidationError:
-        raise CheckpointError(f"{folder_or_id} is not a folder") from None
     except Exception as error:  # offline, refused, unknown: each has its own exception
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

@@ -171,13 +171,15 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         substitute_queries: bool = True,
         num_items_in_batch: torch.Tensor | int | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Any = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) and, with `labels`, the language loss.
 
         Takes `input_ids` (B, T), with `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) for their image spans, or else
-        `inputs_embeds` (B, T, H). Positions count attended tokens unless `position_ids` is given. Other arguments, the key-value
-        cache among them, go to the language model.
+        `inputs_embeds` (B, T, H). Positions count attended tokens unless `position_ids` is given. Keys and values may be given by
+        either name; the output has them under `CACHE`. Other arguments go to the language model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
@@ -191,6 +193,7 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
             attention_mask=attention_mask,
             position_ids=position_ids,
             logits_to_keep=logits_to_keep,
+            **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )
         if labels is not None:
@@ -207,6 +210,7 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         allow_special_tokens: bool = False,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """`GenerationMixin.generate` for prompts with images; each image is encoded once, whatever the number of beams.
@@ -218,6 +222,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         image_features = self.get_image_features(pixel_values, image_features)
         if image_features is not None:
             kwargs["image_features"] = image_features
+        if cache is not None:
+            kwargs[CACHE] = cache
         if not allow_special_tokens:
             suppressed = {*self.config.special_token_ids.values(), *(kwargs.get("suppress_tokens") or ())}
             kwargs["suppress_tokens"] = sorted(suppressed)

@@ -1,4 +1,4 @@
-"""What checkpoints promise: every tensor comes back to the bit, and what is wrong with a file is said by name."""
+"""Checkpoints: every tensor survives to the bit, and errors name what is wrong with a file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dreamllm.released import read_config, read_state, write
 
 
 @pytest.fixture
-def ours(built, tmp_path):
+def native(built, tmp_path):
     save(tmp_path / "native", *built)
     return tmp_path / "native"
 
 
 @pytest.fixture
-def released(ours, tmp_path):
-    convert(ours, tmp_path / "released", "released")
+def released(native, tmp_path):
+    convert(native, tmp_path / "released", "released")
     return tmp_path / "released"
 
 
@@ -32,8 +32,8 @@ def equal(one, other) -> bool:
     return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
 
 
-def test_our_layout_comes_back_to_the_bit(model, processor, ours) -> None:
-    again, its_processor = load(ours)
+def test_the_native_layout_comes_back_to_the_bit(model, processor, native) -> None:
+    again, its_processor = load(native)
     assert equal(again, model)
     assert not again.training
     for name in DreamLLMConfig.__annotations__:
@@ -47,33 +47,33 @@ def test_our_layout_comes_back_to_the_bit(model, processor, ours) -> None:
     assert its_processor.image_processor.to_dict() == processor.image_processor.to_dict()
 
 
-def test_our_layout_holds_no_pickle(ours) -> None:
-    assert {path.suffix for path in ours.iterdir()} <= {".json", ".safetensors", ".jinja"}
+def test_the_native_layout_holds_no_pickle(native) -> None:
+    assert {path.suffix for path in native.iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
-def test_untrained_weights_say_so(ours) -> None:
-    assert load(ours)[0].config.untrained
+def test_untrained_weights_say_so(native) -> None:
+    assert load(native)[0].config.untrained
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
-def test_dtype_is_that_asked_for_or_that_stored(model, ours, tmp_path, name) -> None:
+def test_dtype_is_that_asked_for_or_that_stored(model, native, tmp_path, name) -> None:
     dtype = getattr(torch, name)
-    half, processor = load(ours, dtype=name)
+    half, processor = load(native, dtype=name)
     assert {parameter.dtype for parameter in half.parameters()} == {dtype}
     assert half.get_decoder().rotary_emb.inv_freq.dtype == torch.float32
     save(tmp_path / "half", half, processor)
     assert equal(load(tmp_path / "half")[0], half)
 
 
-def test_an_unknown_dtype_is_an_error(ours) -> None:
+def test_an_unknown_dtype_is_an_error(native) -> None:
     with pytest.raises(UsageError, match="float32, bfloat16, float16"):
-        load(ours, dtype="int4")
+        load(native, dtype="int4")
 
 
 def test_a_released_checkpoint_comes_back_to_the_bit(model, released, tmp_path) -> None:
     assert equal(load(released)[0], model)
-    convert(released, tmp_path / "ours again", "native")
-    convert(tmp_path / "ours again", tmp_path / "released again", "released")
+    convert(released, tmp_path / "native again", "native")
+    convert(tmp_path / "native again", tmp_path / "released again", "released")
     for name in ("clip_vision_embedding.bin", "dream_embedding.bin", "stable_diffusion_head.bin"):
         first, second = (
             torch.load(folder / name, weights_only=True) for folder in (released, tmp_path / "released again")
@@ -128,13 +128,13 @@ def test_an_index_may_not_leave_its_folder(released) -> None:
     ("change", "words"),
     [
         (lambda state: state.pop("dream_queries"), "missing: dream_queries"),
-        (lambda state: state.update(extra=torch.zeros(1)), "surplus: extra"),
+        (lambda state: state.update(extra=torch.zeros(1)), "unexpected: extra"),
         (
             lambda state: state.update(dream_queries=torch.zeros(1, 3, 64)),
-            r"dream_queries is \(1, 3, 64\), must be \(1, 8, 64\)",
+            r"dream_queries is \(1, 3, 64\), expected \(1, 8, 64\)",
         ),
     ],
-    ids=["missing", "surplus", "misshapen"],
+    ids=["missing", "unexpected", "mismatched"],
 )
 def test_a_wrong_tensor_is_named(released, change, words) -> None:
     state = torch.load(released / "dream_embedding.bin", weights_only=True)
@@ -155,7 +155,7 @@ def test_every_file_is_read_strictly(released, part) -> None:
         load(released)
 
 
-def test_recomputed_buffers_are_allowed_surplus(model, released) -> None:
+def test_recomputed_buffers_are_ignored(model, released) -> None:
     state = load_file(released / "model.safetensors")
     save_file({**state, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}, released / "model.safetensors")
     clip = torch.load(released / "clip_vision_embedding.bin", weights_only=True)
@@ -164,18 +164,18 @@ def test_recomputed_buffers_are_allowed_surplus(model, released) -> None:
     assert equal(load(released)[0], model)
 
 
-@pytest.mark.parametrize("change", ["missing", "surplus", "misshapen"])
-def test_our_layout_is_read_strictly_too(ours, change) -> None:
-    state = load_file(ours / "model.safetensors")
+@pytest.mark.parametrize("change", ["missing", "unexpected", "mismatched"])
+def test_the_native_layout_is_read_strictly(native, change) -> None:
+    state = load_file(native / "model.safetensors")
     if change == "missing":
         state.pop("image_decoder.unet.conv_in.weight")
-    elif change == "surplus":
+    elif change == "unexpected":
         state["unknown"] = torch.zeros(1)
     else:
         state["dream_queries"] = torch.zeros(1, 3, 64)
-    save_file(state, ours / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"{change} (image_decoder.unet.conv_in.weight|unknown|dream_queries)"):
-        load(ours)
+    save_file(state, native / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{change}: (image_decoder.unet.conv_in.weight|unknown|dream_queries)"):
+        load(native)
 
 
 def test_a_pickle_that_is_more_than_tensors_is_refused(released) -> None:
@@ -201,9 +201,9 @@ def test_a_missing_sub_model_says_how_to_give_it(released, tmp_path, part) -> No
     assert load(released, **{part: tmp_path / "elsewhere"})[0].config.num_dream_queries == 8
 
 
-def test_sub_models_are_not_for_our_layout(ours, tmp_path) -> None:
-    with pytest.raises(UsageError, match="takes no clip"):
-        load(ours, clip=tmp_path)
+def test_sub_models_are_not_for_the_native_layout(native, tmp_path) -> None:
+    with pytest.raises(UsageError, match="leave out clip"):
+        load(native, clip=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["clip_vision_embedding.bin", "dream_embedding.bin", "tokenizer.json", "config.json"])
@@ -230,18 +230,18 @@ def test_a_tokenizer_with_other_ids_is_an_error(released) -> None:
         load(released)
 
 
-def test_the_released_layout_by_the_wrong_door_points_to_the_right_one(released) -> None:
+def test_from_pretrained_of_the_released_layout_points_to_load(released) -> None:
     with pytest.raises(CheckpointError, match=r"dreamllm\.load"):
         DreamLLMForConditionalGeneration.from_pretrained(released)
 
 
-def test_what_is_no_folder_is_an_error(tmp_path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="is not a folder"):
         load(tmp_path / "nowhere")
 
 
-def test_convert_writes_into_new_folders_only(ours, tmp_path) -> None:
+def test_convert_writes_into_new_folders_only(native, tmp_path) -> None:
     with pytest.raises(UsageError, match="exists and is not an empty folder"):
-        convert(ours, ours, "released")
-    with pytest.raises(UsageError, match="ours, released"):
-        convert(ours, tmp_path / "new", "theirs")
+        convert(native, native, "released")
+    with pytest.raises(UsageError, match="native, released"):
+        convert(native, tmp_path / "new", "theirs")

@@ -1,4 +1,4 @@
-"""What interleaved generation promises: the cached, batched loop makes the documents that a full pass over each would make."""
+"""Interleaved generation: the cached, batched loop gives the documents that a full pass over each one would give."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def dreaming(model, processor, images, at=((2, 5), (3,), (0, 4)), stop=None) -> 
     return LogitsProcessorList([DreamAt(model, dict(zip(unpadded(processor(TEXTS, images)), at, strict=True)), stop)])
 
 
-def test_what_is_generated_and_written_equals_a_full_pass(model, processor, images, monkeypatch) -> None:
+def test_the_document_equals_a_full_pass(model, processor, images, monkeypatch) -> None:
     generated: list[torch.Tensor] = []
     generate_images = model.generate_images
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def test_what_is_generated_and_written_equals_a_full_pass(model, processor, imag
                 assert int(before.argmax()) == int(ids[0, place])
 
 
-def test_an_image_is_what_image_generation_the_document_so_far_gives(model, processor) -> None:
+def test_an_image_is_that_of_generate_images_for_the_document_so_far(model, processor) -> None:
     batch = processor(["a red circle"])
     force = LogitsProcessorList([DreamAt(model, {unpadded(batch)[0]: (3,)})])
     (document,) = model.generate_interleaved(
@@ -136,7 +136,7 @@ def test_batch_mates_change_nothing(model, processor, images, do_sample) -> None
             assert levels(one, other) <= 1
 
 
-def test_without_images_it_is_generate(model, processor) -> None:
+def test_without_images_it_equals_generate(model, processor) -> None:
     batch = processor(TEXTS[::2])
     never = LogitsProcessorList([DreamAt(model, dict.fromkeys(unpadded(batch), ()))])
     documents = model.generate_interleaved(batch, processor, max_new_tokens=12, logits_processor=never)
@@ -202,7 +202,7 @@ def test_a_document_never_outgrows_the_models_positions(own_model, processor) ->
         assert (len(document.images), len(document.token_ids)) == (images, tokens)
         assert document.finish_reason == "length"
     own_model.config.text_config.max_position_embeddings = prompt
-    with pytest.raises(InputError, match=f"{prompt} tokens and leaves no room"):
+    with pytest.raises(InputError, match=f"{prompt} tokens leaves no room"):
         own_model.generate_interleaved(batch, processor)
 
 
@@ -228,13 +228,13 @@ def test_special_tokens_are_never_written(model, processor) -> None:
 
 @pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"max_images": -1}, {"do_sample": True, "temperature": 0.0}])
 def test_settings_are_checked(model, processor, wrong) -> None:
-    with pytest.raises(UsageError, match="max_new_tokens is 1 or more"):
+    with pytest.raises(UsageError, match="max_new_tokens must be at least 1"):
         model.generate_interleaved(processor(["a"]), processor, **wrong)
 
 
-def test_what_does_not_fit_is_refused(model, processor) -> None:
+def test_inputs_that_do_not_match_are_errors(model, processor) -> None:
     batch = processor(TEXTS[::2])
-    with pytest.raises(InputError, match="1 seeds are given for 2 prompts"):
+    with pytest.raises(InputError, match=r"one seed per prompt \(2\), got 1"):
         model.generate_interleaved(batch, processor, seeds=[1])
     right = {name: tensor.flip(1) for name, tensor in batch.items()}
     with pytest.raises(InputError, match="padded on the left"):

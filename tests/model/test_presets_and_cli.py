@@ -1,4 +1,4 @@
-"""Presets say that they are untrained, and the command does what it says or leaves with one line and status 2."""
+"""Presets are marked as untrained; the command line does what it says or fails with one line and status 2."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import torch
 from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, checkpoint, cli, presets
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.options import Preset
 
 DOCS = Path(__file__).parents[2] / "docs" / "model.md"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["dreamllm", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_:
         cli.main()
-    return int(left.value.code or 0)
+    return int(exit_.value.code or 0)
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -> None:
@@ -43,7 +44,7 @@ def test_tiny_is_tiny_and_untrained() -> None:
 
 def test_7b_has_the_released_shapes() -> None:
     ids = {field: 32000 + i for i, field in enumerate(SPECIAL_TOKEN_FIELDS.values())}
-    config = DreamLLMConfig(**presets.PRESETS["7b"](32008), **ids)
+    config = DreamLLMConfig(**presets.config_fields(Preset.large, 32008), **ids)
     with torch.device("meta"):
         model = DreamLLMForConditionalGeneration(config)
     assert config.num_image_tokens == 256
@@ -59,7 +60,7 @@ def test_7b_has_the_released_shapes() -> None:
     assert sum(p.numel() for p in model.language_model.parameters()) == 6_738_415_616 + 2 * 8 * 4096
 
 
-def test_7b_asks_for_its_tokenizer() -> None:
+def test_7b_needs_a_tokenizer() -> None:
     with pytest.raises(UsageError, match="--tokenizer FILE"):
         presets.build("7b")
 
@@ -73,50 +74,40 @@ def test_7b_asks_for_its_tokenizer() -> None:
         ({"plugins_init_kwargs": {}}, CheckpointError, "released layout"),
     ],
 )
-def test_a_configuration_that_cannot_work_is_an_error(fields, error, words) -> None:
+def test_an_invalid_configuration_is_an_error(fields, error, words) -> None:
     ids = {field: 32000 + i for i, field in enumerate(SPECIAL_TOKEN_FIELDS.values())}
     with pytest.raises(error, match=words):
-        DreamLLMConfig(**presets.PRESETS["7b"](32008), **{**ids, **fields})
+        DreamLLMConfig(**presets.config_fields(Preset.large, 32008), **{**ids, **fields})
 
 
 def test_an_image_decoder_of_another_kind_is_an_error() -> None:
-    with pytest.raises(UsageError, match="stable-diffusion"):
+    with pytest.raises(UsageError, match="only stable-diffusion"):
         ImageDecoderConfig(kind="sdxl")
 
 
-def test_init_generate_generate_and_convert(monkeypatch, capsys, tmp_path, image) -> None:
+def test_init_generate_generate_image_and_convert(monkeypatch, capsys, tmp_path, image) -> None:
     assert run(monkeypatch, "init", tmp_path / "m", "--preset", "tiny", "--seed", 4) == 0
     assert "untrained" in capsys.readouterr().out
     image(0).save(tmp_path / "x.png")
-    command = [
-        "generate",
-        tmp_path / "m",
-        "USER: <image> what? ASSISTANT:",
-        "--image",
-        tmp_path / "x.png",
-        "--device",
-        "cpu",
-    ]
-    assert run(monkeypatch, *command, "--max-new-tokens", 4) == 0
+    options = ["--model", tmp_path / "m", "--device", "cpu"]
+    prompt = ["USER: <image> what? ASSISTANT:", "--image", tmp_path / "x.png"]
+    assert run(monkeypatch, "generate", *prompt, *options, "--max-new-tokens", 4) == 0
     assert "the model is untrained" in capsys.readouterr().err
-    generated = []
-    for name in ("a.png", "b.png"):
-        command = [
-            "generate",
-            tmp_path / "m",
-            "a ring",
-            "--generate-image",
-            tmp_path / name,
-            "--steps",
-            2,
-            "--device",
-            "cpu",
-        ]
-        assert run(monkeypatch, *command) == 0
-        generated.append((tmp_path / name).read_bytes())
-    assert generated[0] == generated[1]
+    files = [tmp_path / "a.png", tmp_path / "new" / "b.png"]
+    for file in files:
+        assert run(monkeypatch, "generate-image", "a ring", file, "--steps", 2, *options) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
     assert run(monkeypatch, "convert", tmp_path / "m", tmp_path / "r", "--to", "released") == 0
     assert (tmp_path / "r" / "stable_diffusion_head.bin").is_file()
+
+
+def test_the_embedded_checkpoint_is_the_default(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--steps", 10, "--device", "cpu"]
+    assert run(monkeypatch, "generate-image", "a red circle on a white background", "circle.png", *options) == 0
+    question = ["<image> What is in the image?", "--image", "circle.png", "--chat", "--device", "cpu"]
+    assert run(monkeypatch, "generate", *question) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "red circle"
 
 
 def test_generate_interleaved_writes_the_document_with_its_images(
@@ -127,23 +118,14 @@ def test_generate_interleaved_writes_the_document_with_its_images(
         last = own_model.get_decoder()(input_ids=prompt["input_ids"]).last_hidden_state[0, -1]
         own_model.get_output_embeddings().weight[own_model.config.dream_start_token_id] = 50 * last
     checkpoint.save(tmp_path / "m", own_model, processor)
-    command = [
-        "generate_interleaved",
-        tmp_path / "m",
-        "a ring",
-        tmp_path / "story",
-        "--chat",
-        "--steps",
-        2,
-        "--device",
-        "cpu",
-    ]
+    options = ["--model", tmp_path / "m", "--chat", "--steps", 2, "--device", "cpu"]
+    command = ["generate-interleaved", "a ring", tmp_path / "story", *options]
     assert run(monkeypatch, *command, "--max-new-tokens", 6, "--max-images", 1) == 0
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     written = (tmp_path / "story" / "document.md").read_text(encoding="utf-8")
     assert written.startswith("![](0.png)\n")
-    assert "![](0.png)" in said.out
-    assert "ended by the limit on" in said.err
+    assert "![](0.png)" in output.out
+    assert "ended by the limit on" in output.err
     assert {path.name for path in (tmp_path / "story").iterdir()} == {"document.md", "0.png"}
     assert run(monkeypatch, *command) == 2
     assert "not an empty folder" in capsys.readouterr().err
@@ -154,30 +136,44 @@ def test_chat_answers_until_the_input_ends(monkeypatch, capsys, tmp_path, image)
     image(0).save(tmp_path / "x.png")
     lines = iter(["/image nowhere.png", f"/image {tmp_path / 'x.png'}", "what is this?", "", "and now?", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    assert run(monkeypatch, "chat", tmp_path / "m", "--device", "cpu", "--max-new-tokens", 3) == 0
-    said = capsys.readouterr()
-    assert said.out.count("model: ") == 2
-    assert "there is no file nowhere.png" in said.err
+    assert run(monkeypatch, "chat", "--model", tmp_path / "m", "--device", "cpu", "--max-new-tokens", 3) == 0
+    output = capsys.readouterr()
+    assert output.out.count("model: ") == 2
+    assert "there is no file nowhere.png" in output.err
+
+
+IMAGE = ["generate-image", "hello", "{}/x.png"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["init", "{}/m", "--preset", "7b"], "--tokenizer FILE"),
-        (["init", "{}/m", "--preset", "huge"], "tiny, 7b"),
-        (["init", "{}/m", "--dtype", "int4"], "float32, bfloat16, float16"),
-        (["generate", "{}/nowhere", "hello"], "is not a folder"),
-        (["convert", "{}/nowhere", "{}/m", "--to", "theirs"], "ours, released"),
+        (["init", "{}/m", "--preset", "huge"], "'tiny', '7b'"),
+        (["init", "{}/m", "--dtype", "int4"], "'float32', 'bfloat16', 'float16'"),
         (["init", "{}"], "not an empty folder"),
         (["init", "{}/file/m"], "file is a file"),
-        (["generate_interleaved", "{}/nowhere", "hello", "{}/file/story"], "file is a file"),
-        (["generate", "{}/nowhere", "hello", "--generate-image", "{}/x.xyz"], "x.xyz: an image is saved as"),
-        (["generate", "{}/nowhere", "hello", "--generate-image", "{}/file/x.png"], "folder cannot be made"),
-        (["generate", "{}/nowhere", "hello", "--device", "gpu"], "'gpu' is not known; there are auto, cpu"),
+        (["convert", "{}/nowhere", "{}/m", "--to", "theirs"], "'native', 'released'"),
+        (["merge", "{}", "{}", "{}"], "not an empty folder"),
         (["train", "{}/nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["train", "{}/nowhere.yaml", "--resume", "yes"], "'auto', 'never'"),
+        (["generate", "hello", "--model", "{}/nowhere"], "is not a folder"),
+        (["generate", "hello", "--image", "{}/nowhere.png"], "does not exist"),
+        (["generate", "hello", "--device", "gpu"], "unknown --device 'gpu'; choose from auto, cpu, cuda or cuda:N"),
+        (["generate", "hello", "--dtype", "fp16"], "'float32', 'bfloat16', 'float16'"),
+        (["generate-interleaved", "hello", "{}/file/story"], "file is a file"),
+        (["generate-image", "hello", "{}/x.xyz"], "cannot save an image as"),
+        (["generate-image", "hello", "{}/file/x.png"], "cannot create the folder of"),
+        ([*IMAGE, "--scheduler", "heun"], "'ddpm', 'ddim', 'dpm-solver++'"),
+        ([*IMAGE, "--clip", "{}/nowhere"], "does not exist"),
+        (["compose"], "No such command"),
     ],
 )
-def test_errors_are_one_line_and_status_2(monkeypatch, capsys, tmp_path, arguments, words) -> None:
+def test_errors_are_one_line_and_status_2_before_anything_is_loaded(
+    monkeypatch, capsys, tmp_path, arguments, words
+) -> None:
+    monkeypatch.setitem(sys.modules, "dreamllm.checkpoint", None)  # whatever imports it fails
+    monkeypatch.setitem(sys.modules, "dreamllm.presets", None)
     (tmp_path / "file").touch()
     assert run(monkeypatch, *(argument.format(tmp_path) for argument in arguments)) == 2
     error = capsys.readouterr().err
@@ -195,22 +191,37 @@ def test_help_and_import_load_nothing_heavy() -> None:
     assert done.stdout.strip().endswith("[]")
 
 
-def test_every_verb_shows_an_example(monkeypatch, capsys) -> None:
-    for verb in ("init", "generate", "generate_interleaved", "chat", "convert"):
+def test_every_verb_shows_an_example_and_the_accepted_values(monkeypatch, capsys) -> None:
+    for verb in ("generate", "generate-image", "generate-interleaved", "chat", "init", "convert", "train", "merge"):
         assert run(monkeypatch, verb, "--help") == 0
         assert f"Example: dreamllm {verb}" in capsys.readouterr().out
+    for verb, values in {
+        "generate": ["float32|bfloat16|float16", "auto, cpu, cuda or cuda:N"],
+        "generate-image": ["ddpm|ddim|dpm-solver++"],
+        "init": ["tiny|7b"],
+        "convert": ["native|released"],
+        "train": ["auto|never"],
+    }.items():
+        run(monkeypatch, verb, "--help")
+        output = capsys.readouterr().out
+        assert all(value in output for value in values)
+
+
+def test_version_and_no_command(monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert re.fullmatch(r"dreamllm \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+    assert run(monkeypatch) == 2
+    assert "generate-interleaved" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", [DOCS, DOCS.parents[1] / "README.md"], ids=lambda page: page.name)
-def test_the_five_lines_of_the_documentation_run(monkeypatch, capsys, tmp_path, image, page) -> None:
+def test_the_five_lines_of_the_documentation_run(monkeypatch, capsys, tmp_path, page) -> None:
     monkeypatch.chdir(tmp_path)
-    presets_folder = tmp_path / "models" / "tiny"
-    assert run(monkeypatch, "init", presets_folder) == 0
-    image(0).save(tmp_path / "cat.png")
     code = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None
     assert len([line for line in code[1].splitlines() if line]) == 5
     exec(code[1], {})  # noqa: S102
+    assert capsys.readouterr().out == "red circle\n"
     assert (tmp_path / "circle.png").is_file()
 
 

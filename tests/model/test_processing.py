@@ -1,4 +1,4 @@
-"""What the processor promises: placeholders and images correspond, and prompts are padded on the left."""
+"""The processor: placeholders and images correspond, and prompts are padded on the left."""
 
 from __future__ import annotations
 
@@ -56,14 +56,18 @@ def test_images_are_accepted_flat_nested_and_alone(processor, image, tmp_path) -
 @pytest.mark.parametrize(
     ("texts", "images", "words"),
     [
-        (["<image>"], [], "1 places for images, and 0"),
-        (["none"], [0], "0 places for images, and 1"),
-        (["<image>", "<image><image>"], [[0, 1], [2]], r"\[1, 2\] places for images, and \[2, 1\]"),
+        (["<image>"], [], r"images \(0\) and of image placeholders in the prompts \(1\)"),
+        (["none"], [0], r"images \(1\) and of image placeholders in the prompts \(0\)"),
+        (
+            ["<image>", "<image><image>"],
+            [[0, 1], [2]],
+            r"images \(\[2, 1\]\) and of image placeholders in the prompts \(\[1, 2\]\)",
+        ),
         (["<image>", "<image>"], [0, [1]], "not a mixture"),
         ([], None, "no prompt"),
     ],
 )
-def test_images_must_fit_their_places(processor, image, texts, images, words) -> None:
+def test_images_must_match_placeholders(processor, image, texts, images, words) -> None:
     def fill(item):
         return [fill(each) for each in item] if isinstance(item, list) else image(item)
 
@@ -81,18 +85,18 @@ def test_conversations_follow_vicunas_template(processor) -> None:
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\nWhat is it?"}]},
         {"role": "assistant", "content": "A ring."},
-        {"role": "user", "content": "Generate images it."},
+        {"role": "user", "content": "Draw it."},
     ]
     prompt = processor.apply_chat_template(messages)
     assert prompt.startswith("A chat between a curious user")
-    assert prompt.endswith("USER: <image>\nWhat is it? ASSISTANT: A ring.</s>USER: Generate images it. ASSISTANT:")
+    assert prompt.endswith("USER: <image>\nWhat is it? ASSISTANT: A ring.</s>USER: Draw it. ASSISTANT:")
     own = processor.apply_chat_template([{"role": "system", "content": "Be brief."}, *messages[2:]])
-    assert own == "Be brief. USER: Generate images it. ASSISTANT:"
+    assert own == "Be brief. USER: Draw it. ASSISTANT:"
     with pytest.raises(UsageError, match="text, image and dream"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}])
 
 
-def test_the_tiny_tokenizer_reads_any_text_back() -> None:
+def test_the_tiny_tokenizer_decodes_any_text() -> None:
     tokenizer = tiny_tokenizer()
     for text in ("a red circle", "Größe 日本 🐶", "a\n\tb  c", "<0x41> is text", "1 + 1 = 2"):
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text

@@ -1,4 +1,4 @@
-"""What reading promises: images stand where their prompt says, and neither batch, beams nor cache change an answer."""
+"""Text generation: images stand where their prompt says, and neither batch, beams nor cache change an answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING
 
 from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, presets
 from dreamllm.errors import InputError
-from dreamllm.layers import language_loss
+from dreamllm.layers import CACHE, language_loss
 
 PROMPTS = [
     "USER: <image> What is this? ASSISTANT:",
@@ -25,7 +25,7 @@ def batch(processor, image):
     return processor(PROMPTS, [image(i) for i in range(sum(COUNTS))])
 
 
-def answers(model, inputs, **options):
+def answers(model, inputs, **options) -> list[list[int]]:
     length = inputs["input_ids"].shape[1]
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, **options}
     return model.generate(**inputs, **options)[:, length:].tolist()
@@ -39,7 +39,7 @@ def singles(processor, image):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_left_padded_batch_answers_as_its_prompts_do_alone(model, processor, image, batch, beams) -> None:
+def test_a_left_padded_batch_gives_the_answers_of_single_prompts(model, processor, image, batch, beams) -> None:
     alone = [answers(model, inputs, num_beams=beams)[0] for inputs in singles(processor, image)]
     assert answers(model, batch, num_beams=beams) == alone
 
@@ -71,7 +71,7 @@ def test_several_sequences_of_one_prompt_see_its_images(model, batch) -> None:
     assert returned[::2] == best
 
 
-def test_encoded_images_serve_as_well_as_pixels(model, batch) -> None:
+def test_image_features_replace_pixels(model, batch) -> None:
     features = model.encode_images(batch["pixel_values"])
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
     assert answers(model, {**text, "image_features": features}) == answers(model, batch)
@@ -90,9 +90,9 @@ def test_a_shared_prefix_is_encoded_once(model, processor, image) -> None:
     ids = torch.cat([prefix["input_ids"].expand(2, -1), torch.tensor(rows)], dim=1)
     mask = (ids != model.config.pad_token_id).long()
     with torch.no_grad():
-        cache = model(**prefix, use_cache=True).past_key_values
+        cache = model(**prefix, use_cache=True)[CACHE]
     cache.batch_repeat_interleave(2)
-    shared = answers(model, {"input_ids": ids, "attention_mask": mask}, past_key_values=cache)
+    shared = answers(model, {"input_ids": ids, "attention_mask": mask}, cache=cache)
     for row, question in enumerate(apart):
         whole = torch.cat([prefix["input_ids"], torch.tensor([question])], dim=1)
         assert answers(model, {"input_ids": whole, "pixel_values": prefix["pixel_values"]}) == [shared[row]]
@@ -108,13 +108,14 @@ def test_generate_accepts_embeddings(model, processor, image) -> None:
     assert new.tolist() == answers(model, inputs)
 
 
-@pytest.mark.parametrize("given", [0, 1, 3])
-def test_more_or_fewer_images_than_spans_is_an_error(model, processor, image, given) -> None:
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_more_or_fewer_images_than_spans_is_an_error(model, processor, image, count) -> None:
     inputs = processor(PROMPTS[1], [image(0), image(1)])
-    pixels = processor.pixel_values([image(i) for i in range(given)]) if given else None
-    with pytest.raises(InputError, match=f"{given} images are given for 2 image spans"):
+    pixels = processor.pixel_values([image(i) for i in range(count)]) if count else None
+    words = rf"images \({count}\) and of image spans in the prompt \(2\)"
+    with pytest.raises(InputError, match=words):
         model(inputs["input_ids"], pixel_values=pixels)
-    with pytest.raises(InputError, match=f"{given} images are given for 2 image spans"):
+    with pytest.raises(InputError, match=words):
         model.generate(inputs["input_ids"], pixel_values=pixels, max_new_tokens=2)
 
 
@@ -127,18 +128,18 @@ def test_a_cut_span_is_an_error(model, processor, image) -> None:
 
 @pytest.mark.parametrize("name", ["im_start", "im_patch", "dream_start"])
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_a_model_that_wants_special_tokens_does_not_crash(own_model, batch, name, use_cache) -> None:
-    wanted = getattr(own_model.config, f"{name}_token_id")
+def test_special_tokens_are_generated_only_if_allowed(own_model, batch, name, use_cache) -> None:
+    token = getattr(own_model.config, f"{name}_token_id")
     with torch.no_grad():  # every hidden state points towards the token
-        own_model.language_model.lm_head.weight[wanted] = 0
+        own_model.language_model.lm_head.weight[token] = 0
         own_model.language_model.model.norm.weight[0] = 100
         own_model.language_model.lm_head.weight[:, 0] = 0
-        own_model.language_model.lm_head.weight[wanted, 0] = 10
+        own_model.language_model.lm_head.weight[token, 0] = 10
         own_model.language_model.model.embed_tokens.weight[:, 0] = 100
-    assert wanted not in {i for row in answers(own_model, batch, use_cache=use_cache) for i in row}
+    assert token not in {i for row in answers(own_model, batch, use_cache=use_cache) for i in row}
     if name != "im_patch":
         allowed = answers(own_model, batch, use_cache=use_cache, allow_special_tokens=True)
-        assert wanted in {i for row in allowed for i in row}
+        assert token in {i for row in allowed for i in row}
 
 
 def test_padding_changes_no_hidden_state(model, processor, image, batch) -> None:
@@ -172,7 +173,7 @@ def test_gradients_reach_queries_projectors_and_decoder(own_model, processor, im
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma2"])
-def test_any_llama_like_decoder_will_do(built, image, tmp_path, kind) -> None:
+def test_any_llama_like_decoder_works(built, image, tmp_path, kind) -> None:
     config, processor = copy.deepcopy(built[0].config), built[1]
     sizes = {
         "hidden_size": 64,
@@ -200,7 +201,7 @@ def test_any_llama_like_decoder_will_do(built, image, tmp_path, kind) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_reads_and_generates(processor, image, dtype) -> None:
+def test_half_precision_generates_text_and_images(processor, image, dtype) -> None:
     model, _ = presets.build("tiny", dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert len(answers(model, processor(PROMPTS[0], [image(0)]))[0]) == 8
@@ -212,7 +213,7 @@ def test_half_precision_reads_and_generates(processor, image, dtype) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_cuda_reads_and_generates(own_model, processor, image, dtype) -> None:
+def test_cuda_generates_text_and_images(own_model, processor, image, dtype) -> None:
     own_model.to("cuda", dtype)
     inputs = processor(PROMPTS, [image(i) for i in range(sum(COUNTS))]).to("cuda")
     assert len(answers(own_model, inputs, cache_implementation="static")[0]) == 8

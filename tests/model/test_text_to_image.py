@@ -1,4 +1,4 @@
-"""What image generation promises: an image depends on its prompt and its seed, and on nothing else."""
+"""Image generation: an image depends on its prompt and its seed, and on nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pad_right(batch, pad):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def test_a_prompt_is_encoded_alike_alone_and_padded_on_either_side(model, processor) -> None:
+def test_a_prompt_has_one_encoding_alone_and_padded_on_either_side(model, processor) -> None:
     batch = processor(TEXTS)
     left, right = model.encode_prompts(**batch), model.encode_prompts(**pad_right(batch, model.config.pad_token_id))
     alone = torch.cat([model.encode_prompts(**processor(text)) for text in TEXTS])
@@ -95,7 +95,7 @@ def test_ancestral_noise_comes_from_the_seed_not_from_the_global_generator(model
     assert torch.equal(model.generate_images(processor(TEXTS[0]), scheduler="ddpm", **FEW), free[0])
 
 
-def test_given_noise_takes_the_place_of_drawn_noise(model, processor) -> None:
+def test_given_noise_replaces_drawn_noise(model, processor) -> None:
     generator = torch.Generator().manual_seed(9)
     shape = model.config.image_decoder_config.latent_shape
     noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(4)])[:, None]  # first, then one a step
@@ -169,7 +169,7 @@ def test_pixels_round_to_the_nearest_level() -> None:
     assert to_pil(pixels)[0].tobytes() == bytes(level for level in (0, 0, 1, 255) for _ in range(3))
 
 
-def test_any_diffusers_scheduler_will_do(model, processor) -> None:
+def test_any_diffusers_scheduler_works(model, processor) -> None:
     scheduler = EulerAncestralDiscreteScheduler.from_config(model.config.image_decoder_config.scheduler)
     drawn = [
         model.generate_images(processor(TEXTS[0]), seeds=[3], scheduler=copy.deepcopy(scheduler), **FEW)
@@ -183,17 +183,17 @@ def test_any_diffusers_scheduler_will_do(model, processor) -> None:
     [
         ({"scheduler": "heun"}, UsageError, "ddpm, ddim, dpm-solver"),
         ({"output_type": "np"}, UsageError, "pil, tensor, latent"),
-        ({"seeds": [1]}, InputError, "1 seeds are given for 2 images"),
-        ({"latents": torch.zeros(3, 4, 8, 8)}, InputError, "3 latents are given for 2 images"),
+        ({"seeds": [1]}, InputError, r"one seed per image \(2\), got 1"),
+        ({"latents": torch.zeros(3, 4, 8, 8)}, InputError, r"latents \(3\) and of images \(2\) differ"),
         ({"prompt_embeds": torch.zeros(1, 8, 64)}, InputError, "not both"),
-        ({"negative_prompt_embeds": torch.zeros(3, 8, 64)}, InputError, "3 prompts do not divide 2 images"),
+        ({"negative_prompt_embeds": torch.zeros(3, 8, 64)}, InputError, r"no multiple of the number of prompts \(3\)"),
     ],
 )
-def test_what_does_not_fit_is_an_error(model, processor, options, error, words) -> None:
+def test_arguments_that_do_not_match_are_errors(model, processor, options, error, words) -> None:
     with pytest.raises(error, match=words):
         model.generate_images(processor(TEXTS[:2]), **{"num_inference_steps": 1, **options})
 
 
-def test_nothing_to_generate_is_an_error(model) -> None:
-    with pytest.raises(InputError, match="nothing to generate images"):
+def test_a_missing_prompt_is_an_error(model) -> None:
+    with pytest.raises(InputError, match="needs prompts or prompt_embeds"):
         model.generate_images()

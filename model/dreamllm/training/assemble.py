@@ -15,9 +15,9 @@ from dreamllm import checkpoint
 from dreamllm.configuration import DreamLLMConfig, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError
 from dreamllm.files import check_new_folder, read_json
+from dreamllm.layers import Projector
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.processing import CHAT_TEMPLATES, DreamLLMProcessor
-from dreamllm.layers import Projector
 from dreamllm.tokenizer import token_ids, tokenizer_from_file
 
 READ_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)

@@ -11,9 +11,9 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import make_grid
 
 from dreamllm.data import IGNORED
+from dreamllm.image_decoder import to_pil
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import Recipe
-from dreamllm.image_decoder import to_pil
 from dreamllm.training.losses import count_targets
 from dreamllm.training.run import DRY_RUN, check_data, make_folder, make_trainer, start, worker_errors_on_one_line
 from dreamllm.training.trainer import DreamLLMTrainer

@@ -24,8 +24,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from dreamllm.data import TrainingData
 from dreamllm.errors import CheckpointError, UsageError
 from dreamllm.files import append_json_line, read_json
-from dreamllm.recipe import Recipe
 from dreamllm.layers import count_spans
+from dreamllm.recipe import Recipe
 from dreamllm.training.losses import Draws, DreamLLMForTraining, count_targets, draw, loss_scale
 
 CHECKPOINTS, LOGS, WEIGHTS = "checkpoints", "logs.jsonl", "model.safetensors"

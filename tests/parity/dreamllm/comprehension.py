@@ -6,6 +6,8 @@ import torch
 from parity.checks import Check, Exempt
 from parity.dreamllm.golden import ATOL, RTOL, Golden
 
+from dreamllm.layers import CACHE
+
 STEM = "comprehension"
 INPUTS = ("input_ids", "attention_mask", "images", "labels", "position_ids", "prefix_ids", "next_ids")
 EXEMPT = [
@@ -72,7 +74,7 @@ def _case(golden: Golden, name: str) -> list[Check]:
 def _cache(golden: Golden) -> list[Check]:
     case = golden.case(STEM, "kv_cache")
     prefix = golden.model(case["prefix_ids"], pixel_values=case["images"], use_cache=True)
-    output = golden.model(case["next_ids"], past_key_values=prefix.past_key_values)
+    output = golden.model(case["next_ids"], cache=prefix[CACHE])
     return [golden.array_check(STEM, "kv_cache/next_logits", output.logits)]
 
 
