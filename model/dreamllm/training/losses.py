@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,6 +19,7 @@ from dreamllm.image_decoder import Scheduler
 from dreamllm.layers import find_spans, position_ids_from_mask
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.recipe import LossSettings
+from dreamllm.seeds import generator_for
 
 Model = DreamLLMForConditionalGeneration
 # Configuration fields of transformers' decoders that change logits after the output embeddings.
@@ -58,8 +58,7 @@ def draw(
 
     They are made on the CPU, so that they are the same for every device.
     """
-    seeds = [np.random.SeedSequence(key).generate_state(1, np.uint64)[0] for key in keys]
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    generators = [generator_for(*key) for key in keys]
     flat = (latent_shape[0], 1, 1)
 
     def normal(shape: tuple[int, int, int]) -> torch.Tensor:

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 
+from dreamllm.checkpoint import check_tensors
 from dreamllm.data import TrainingData
 from dreamllm.errors import CheckpointError, UsageError
 from dreamllm.files import append_json_line, read_json
@@ -329,8 +330,8 @@ class DreamLLMTrainer(Trainer):
             raise CheckpointError(
                 f"{path} cannot be read ({error}): remove {path.parent} to resume from the checkpoint before it"
             ) from None
-        if set(saved) != set(trained_names(trained)):
-            raise CheckpointError(f"{path} does not hold the parameters that this recipe trains")
+        expected = set(trained_names(trained))
+        check_tensors(f"{path}, read for this recipe,", expected - set(saved), set(saved) - expected)
         with torch.no_grad():
             for name, tensor in saved.items():
                 parameters[name].copy_(tensor)
