@@ -89,7 +89,7 @@ def _leave_if_usage(error: Exception) -> None:
 
 
 def _leave(line: str, status: int) -> None:
-    from dreambench.reporting.text import printable
+    from dreambench.report.text import printable
 
     print(f"dreambench: {printable(' '.join(line.split()))}", file=sys.stderr)
     sys.exit(status)

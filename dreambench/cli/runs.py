@@ -66,7 +66,7 @@ def _execute(
     """Execute specs in turn, after all of them have been checked."""
     from dreambench.api import check, execute, plan
     from dreambench.progress import progress_bar, say
-    from dreambench.report import print_plan, print_result, thresholds
+    from dreambench.report.terminal import missed_thresholds, print_plan, print_result
 
     for spec in specs:
         check(spec)
@@ -78,7 +78,7 @@ def _execute(
         with progress_bar(spec.task) as progress:
             result = execute(spec, out, fresh=fresh, progress=progress, say=say)
         print_result(result)
-        missed += thresholds(result, max_errors, max_unscored)
+        missed += missed_thresholds(result, max_errors, max_unscored)
     for line in missed:
         say(line)
     if missed:
@@ -112,7 +112,7 @@ def score(
     Example: dreambench score --task vqav2 --data vqa --responses results.json
     """
     from dreambench.api import score_run
-    from dreambench.report import print_result
+    from dreambench.report.terminal import print_result
 
     if run is not None:
         if task is not None or responses is not None or options.get("data") is not None:
@@ -157,22 +157,23 @@ def report(
 
     Example: dreambench report runs --html report.html
     """
-    from dreambench.report import print_runs
-    from dreambench.reporting.files import write_page, write_sheet
-    from dreambench.reporting.loading import load_all
-    from dreambench.reporting.tables import to_csv, to_latex, to_markdown
+    from dreambench.report.page import write_page, write_sheet
+    from dreambench.report.runs import load_all
+    from dreambench.report.tables import to_csv, to_latex, to_markdown
+    from dreambench.report.terminal import print_runs
 
     forms = {"--csv": (as_csv, to_csv), "--markdown": (as_markdown, to_markdown), "--latex": (as_latex, to_latex)}
     chosen = {name: form for name, (wanted, form) in forms.items() if wanted}
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} print the same table: choose one")
-    if sheet is not None and len(runs) > 1:
+    found = load_all(runs)
+    if sheet is not None and len(found) > 1:
         raise UsageError("--sheet takes one run")
     for form in chosen.values():
-        print(form(load_all(runs)), end="")
+        print(form(found), end="")
     if html is not None:
-        write_page(runs, html)
+        write_page(found, html)
     if sheet is not None:
-        write_sheet(runs[0], sheet)
+        write_sheet(found[0], sheet)
     if not chosen and html is None and sheet is None:
-        print_runs(runs)
+        print_runs(found)

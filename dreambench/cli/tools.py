@@ -38,7 +38,7 @@ def fid(
     Example: dreambench fid coco/val2017 generated --protocol clean,pytorch,tf1
     """
     from dreambench.metrics.folders import compare_folders
-    from dreambench.report import print_scores
+    from dreambench.report.terminal import print_scores
 
     given = _checked(options)
     names, features = list(given.protocol), str(given.features)

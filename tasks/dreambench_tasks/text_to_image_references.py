@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from dreambench.errors import DataError
 from dreambench.progress import say
-from dreambench.reporting.examples import shown_images
-from dreambench.reporting.thumbnails import save_reference_images, saved_reference_images
+from dreambench.report.images import save_reference_images, saved_reference_images
+from dreambench.report.runs import shown_images
 from dreambench.requests import Response, Sample
 from dreambench.store import RunFolder
 from dreambench_tasks.text_to_image_features import image_id_of, reference_image_files, sample_rows

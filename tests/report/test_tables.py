@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from reporting.made_runs import HOSTILE, score, text_run
+from report.made_runs import HOSTILE, score, text_run
 
-from dreambench.report import print_runs
-from dreambench.reporting.loading import load_all
-from dreambench.reporting.tables import to_csv, to_latex, to_markdown
-from dreambench.reporting.text import LATEX, latex, markdown, printable
+from dreambench.report.runs import load_all
+from dreambench.report.tables import to_csv, to_latex, to_markdown
+from dreambench.report.terminal import print_runs
+from dreambench.report.text import LATEX, latex, markdown, printable
 
 
 def hostile_runs(folder: Path) -> list[Path]:
@@ -65,7 +65,7 @@ def test_markdown_cells_render_as_the_text_they_hold(tmp_path: Path) -> None:
         "group",
         "value",
         "interval",
-        "interval by",
+        "interval method",
         "n",
         "unscored",
         "protocol",
@@ -119,7 +119,7 @@ def test_several_runs_stand_side_by_side_within_a_protocol(tmp_path: Path) -> No
 def test_no_table_commands_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = hostile_runs(tmp_path)
     runs = load_all(folders)
-    print_runs(folders)
+    print_runs(runs)
     for text in (to_csv(runs), to_markdown(runs), to_latex(runs), capsys.readouterr().out):
         acting = {c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c != "\n"}
         assert not acting

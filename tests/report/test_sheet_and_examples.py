@@ -12,14 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from reporting.made_runs import HOSTILE, image_run, png, text_run
+from report.made_runs import HOSTILE, image_run, png, text_run
 
 from dreambench.errors import UsageError
-from dreambench.reporting.examples import choose
-from dreambench.reporting.files import write_page
-from dreambench.reporting.loading import load
-from dreambench.reporting.sheet import CELL, GAP, _wrap, contact_sheet
-from dreambench.reporting.text import printable
+from dreambench.report.images import CELL, GAP, _wrap, captioned_sheet
+from dreambench.report.page import write_page
+from dreambench.report.runs import choose, load
+from dreambench.report.text import printable
 
 ROWS = [{"id": f"r{i}", "n": i, "text": "x", "value": None if i % 9 == 0 else (i * 37 % 50) / 8} for i in range(200)]
 
@@ -50,14 +49,14 @@ def test_the_headlines_own_column_is_preferred_and_none_is_no_error() -> None:
     assert choose(rows, "accuracy").column == "accuracy"
     assert choose(rows, "unknown").column == "first"
     bare = choose([{"id": "1", "n": 3}])
-    assert (bare.column, bare.worst, len(bare.unchosen)) == (None, [], 1)
-    assert choose([]).unchosen == []
+    assert (bare.column, bare.worst, len(bare.random)) == (None, [], 1)
+    assert choose([]).random == []
 
 
 def test_the_sheet_shows_each_image_in_its_cell_and_repeats(tmp_path: Path) -> None:
     run = load(image_run(tmp_path / "run", HOSTILE))
-    data = contact_sheet(run)
-    assert contact_sheet(run) == data
+    data = captioned_sheet(run)
+    assert captioned_sheet(run) == data
     with Pillow.open(io.BytesIO(data)) as sheet:
         assert sheet.width == GAP + 8 * (CELL + GAP)
         for place in range(8):
@@ -70,7 +69,7 @@ def test_the_sheet_takes_at_most_so_many_and_shows_gaps(tmp_path: Path) -> None:
     folder = image_run(tmp_path / "run", [f"caption {i}" for i in range(20)])
     for path in (folder / "images").rglob("*.png"):
         path.write_bytes(b"damaged")
-    with Pillow.open(io.BytesIO(contact_sheet(load(folder), 4))) as sheet:
+    with Pillow.open(io.BytesIO(captioned_sheet(load(folder), 4))) as sheet:
         assert sheet.width == GAP + 4 * (CELL + GAP)
         assert sheet.getpixel((GAP + CELL // 2, 3 * GAP + CELL // 2)) == (255, 255, 255)
 
@@ -88,9 +87,9 @@ def test_wrapped_lines_fit_and_lose_nothing_unmarked(text: str, most: int, room:
 def test_what_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
     run = text_run(tmp_path / "run", ["a", "b"])
     with pytest.raises(UsageError, match="has no images"):
-        contact_sheet(load(run))
+        captioned_sheet(load(run))
     with pytest.raises(UsageError, match="--html"):
-        write_page([run], tmp_path)
+        write_page([load(run)], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image as Pillow
-from reporting.made_runs import HOSTILE, image_run, make_run, score, text_run
+from report.made_runs import HOSTILE, image_run, make_run, score, text_run
 
 import dreambench
 from dreambench.api import score_run
 from dreambench.documents import Text
 from dreambench.errors import RunError
-from dreambench.reporting.examples import COUNT, shown_images
-from dreambench.reporting.loading import load, load_all
-from dreambench.reporting.page import page
-from dreambench.reporting.text import printable
-from dreambench.reporting.thumbnails import thumbnail
+from dreambench.report.images import thumbnail
+from dreambench.report.page import page
+from dreambench.report.runs import COUNT, load, load_all, shown_images
+from dreambench.report.text import printable
 from dreambench.requests import Response, Sample
 from dreambench_tasks import playground
 
@@ -144,7 +143,7 @@ def test_worst_and_best_answers_stand_with_their_questions(tmp_path: Path) -> No
 def test_candidates_stand_with_their_scores_and_the_chosen_one_is_marked(tmp_path: Path, kept: bool) -> None:
     run = image_run(tmp_path / "run", ["first", "second"], candidates=3, kept=kept)
     html = page([load(run)])
-    best = html[html.index("Best 1 by") : html.index("2 of 2, by")]
+    best = html[html.index("Best 1 by") : html.index("2 random samples")]
     items = re.findall(r"<li( class=\"chosen\")?>(.*?)</li>", best, re.DOTALL)
     assert [bool(marked) for marked, _ in items] == [True, False, False]
     assert ["0.1" in items[0][1], "-0.9" in items[1][1], "-0.9" in items[2][1]] == [True] * 3
@@ -163,14 +162,14 @@ def test_an_image_that_was_taken_away_leaves_a_gap_that_says_so(tmp_path: Path) 
     gone.unlink()
     parsed = Parsed(page([load(run)]))
     assert f"{gone.name} is missing or damaged" in parsed.text
-    assert "the run keeps no image" in parsed.text
+    assert "not kept in the run" in parsed.text
 
 
 def test_samples_without_an_image_are_counted_and_not_shown(tmp_path: Path) -> None:
     parsed = Parsed(page([load(image_run(tmp_path / "run", ["one", "two"], failed=1))]))
     assert "Samples that ended in an error: 1" in parsed.text
     assert shown(HOSTILE[0]) in parsed.text
-    assert "2 of 2, by a hash of their ids" in parsed.text
+    assert "2 random samples of 2" in parsed.text
 
 
 def test_several_runs_stand_by_protocol_and_are_said_not_to_compare(tmp_path: Path) -> None:
@@ -256,7 +255,7 @@ def test_without_data_and_thumbnails_it_is_said_and_scores_stay(
     score_run(copy)
     assert "will show no images" in capsys.readouterr().err
     assert (copy / "metrics.json").read_bytes() == (generated / "metrics.json").read_bytes()
-    assert "the run keeps no image" in Parsed(page([load(copy)])).text
+    assert "not kept in the run" in Parsed(page([load(copy)])).text
 
 
 def test_a_list_of_images_cannot_lead_out_of_the_run(generated: Path, tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""Complete runs as the reports read them, and the choice of samples that a report shows."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dreambench.documents import JSON, document_text
+from dreambench.errors import RunError
+from dreambench.progress import say
+from dreambench.requests import Response
+from dreambench.scores import Score
+from dreambench.store import RunFolder
+
+__all__ = ["COUNT", "CompleteRun", "Examples", "choose", "load", "load_all", "shown_images"]
+
+COUNT = 12
+"""Samples in each part of a gallery."""
+Row = Mapping[str, JSON]
+
+
+@dataclass(frozen=True)
+class CompleteRun:
+    """A run's folder and its metrics.json; the other files are read on first use."""
+
+    run: RunFolder
+    metrics: Mapping[str, JSON]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.run.path.resolve().name
+
+    @property
+    def title(self) -> str:
+        return f"{self.metrics['task']} of {self.metrics['model']}"
+
+    @cached_property
+    def scores(self) -> list[Score]:
+        return [Score.from_json(line) for line in self.metrics["scores"]]
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """Notes of the run and of its scores, each once."""
+        return list(dict.fromkeys([*self.metrics["notes"], *(note for score in self.scores for note in score.notes)]))
+
+    @cached_property
+    def rows(self) -> list[dict[str, JSON]]:
+        """scores.parquet: one row per sample."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.run.path / "scores.parquet"
+        try:
+            return pq.read_table(path).to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise RunError(
+                f"{path} is missing or damaged: `dreambench score {self.run.path}` writes it again"
+            ) from error
+
+    @cached_property
+    def responses(self) -> dict[str, Response]:
+        return self.run.responses()
+
+    @cached_property
+    def prompts(self) -> dict[str, str]:
+        """The text of each sample's prompt, by sample id."""
+        return {sample.id: document_text(sample.prompt) for sample in self.run.samples()}
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its samples have generated images."""
+        return any(row.get("image") for row in self.rows)
+
+
+def load(folder: Path) -> CompleteRun:
+    """A complete run. Raises `RunError` for an incomplete one."""
+    run = RunFolder.open(folder)
+    metrics = run.metrics()
+    if metrics is None:
+        raise RunError(f"{folder} is not complete: `dreambench rerun {folder}` completes it")
+    return CompleteRun(run, metrics)
+
+
+def load_all(paths: Sequence[Path]) -> list[CompleteRun]:
+    """Complete runs in the order of `paths`, each once. A folder of runs stands for the complete runs in it, by name.
+
+    Incomplete runs in a folder of runs are skipped with a line on standard error.
+
+    Raises:
+        RunError: a path is an incomplete run, or neither a run nor a folder with a complete run.
+    """
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        found = [path] if (path / "run.json").is_file() else sorted(file.parent for file in path.glob("*/run.json"))
+        complete = [folder for folder in found if folder == path or (folder / "metrics.json").exists()]
+        if not complete:
+            what = "holds no complete run" if found else "is not a run, and holds none"
+            raise RunError(f"{path} {what}: give a folder that `dreambench run` made, or the folder of such folders")
+        for folder in found:
+            if folder not in complete:
+                say(f"skipping {folder}, which is not complete: `dreambench rerun {folder}` completes it")
+        folders |= {folder.resolve(): folder for folder in complete}
+    return [load(folder) for folder in folders.values()]
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows to show. `column` is what they are ranked by; without one (None), `worst` and `best` are empty."""
+
+    column: str | None
+    worst: list[Row]
+    best: list[Row]
+    random: list[Row]
+
+
+def choose(rows: Sequence[Row], metric: str = "", count: int = COUNT) -> Examples:
+    """The `count` worst rows (worst first), the `count` best (best first) and `count` random ones, the same in every call.
+
+    Rows are ranked by the column named `metric`, or else by the first column of fractions; higher is better. Random rows are those
+    whose ids have the lowest sha256, which also breaks ties. No row is both among the worst and the best.
+    """
+    shuffled = sorted(rows, key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest())
+    columns = [name for name in (rows[0] if rows else ()) if any(_is_number(row[name]) for row in rows)]
+    column = metric if metric in columns else next(iter(columns), None)
+    ranked: list[Row] = []
+    if column is not None:
+        ranked = sorted((row for row in shuffled if _is_number(row[column])), key=lambda row: row[column])
+    half = min(count, len(ranked) // 2)
+    return Examples(column, ranked[:half], ranked[::-1][:half], shuffled[:count])
+
+
+def shown_images(rows: Sequence[Row]) -> list[Row]:
+    """The rows with a generated image that a gallery may show, each once. A run keeps thumbnails of their reference images."""
+    chosen = choose([row for row in rows if row["image"]])
+    return list({row["id"]: row for row in (*chosen.worst, *chosen.best, *chosen.random)}.values())
+
+
+def _is_number(value: JSON) -> bool:
+    return isinstance(value, float) and math.isfinite(value)

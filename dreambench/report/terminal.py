@@ -1,0 +1,126 @@
+"""Plans and results on the terminal: a table of scores that fits its width, notes, and the headline in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambench.documents import JSON
+from dreambench.errors import counted
+from dreambench.report.runs import CompleteRun
+from dreambench.report.tables import incomparable, lines
+from dreambench.report.text import headline, interval_text, number, printable
+from dreambench.scores import Score
+
+if TYPE_CHECKING:
+    from dreambench.api import Result, RunPlan
+
+__all__ = ["missed_thresholds", "print_plan", "print_result", "print_runs", "print_scores"]
+
+
+def print_result(result: Result) -> None:
+    """A run's scores, notes and folder."""
+    if result.metrics is None:
+        print(f"{result.folder}: not complete yet")
+        return
+    if result.repeated:
+        print(f"{result.folder} is complete (--fresh starts anew)")
+    _print_metrics(result.folder, result.metrics)
+
+
+def print_runs(runs: Sequence[CompleteRun]) -> None:
+    """The tables of several runs; a note where they are not comparable."""
+    for run in runs:
+        _print_metrics(run.run.path, run.metrics)
+    different = incomparable(lines(runs))
+    if different and len(runs) > 1:
+        _print_line(f"note: {different}")
+
+
+def print_scores(title: str, scores: Sequence[Score]) -> None:
+    """Scores that belong to no run."""
+    _print_table(title, scores)
+    _print_notes(note for score in scores for note in score.notes)
+    for score in scores:
+        if score.metric == scores[0].metric:
+            _print_line(f"{title}: {headline(score)}")
+
+
+def print_plan(plan: RunPlan) -> None:
+    """What a run would do, for ``--dry-run``."""
+    requests, batches = len(plan.requests), -(-len(plan.requests) // plan.batch_size)
+    _print_line(
+        f"{plan.task.name} of {plan.spec.model}: {counted(requests, 'request')} in"
+        f" {counted(batches, 'batch', 'batches')} of {plan.batch_size}"
+    )
+    for protocol in plan.protocols:
+        _print_line(f"protocol {protocol.id}: {dict(protocol.fields)}")
+    _print_line(f"system: {plan.system}")
+    for line in plan.task.estimate(plan.samples):
+        _print_line(line)
+    _print_notes(plan.model.notes())
+    _print_line(f"run: {plan.folder} ({'exists' if plan.folder.exists() else 'new'})")
+
+
+def missed_thresholds(result: Result, max_errors: int | None, max_unscored: int | None) -> list[str]:
+    """A sentence for each threshold that the user set and the run exceeds."""
+    missed: list[str] = []
+    if max_errors is not None and result.errors > max_errors:
+        missed.append(f"{counted(result.errors, 'sample')} ended in an error, more than --max-errors {max_errors}")
+    unscored = max((score.unscored for score in result.scores), default=0)
+    if max_unscored is not None and unscored > max_unscored:
+        missed.append(f"{counted(unscored, 'unscored sample')}, more than --max-unscored {max_unscored}")
+    return missed
+
+
+def _print_metrics(folder: Path, metrics: Mapping[str, JSON]) -> None:
+    scores = [Score.from_json(line) for line in metrics["scores"]]
+    _print_table(f"{metrics['task']} of {metrics['model']}", scores)
+    errors = metrics["errors"]
+    if errors["n"]:
+        types = ", ".join(f"{name}: {kind['n']} (first {kind['ids'][0]})" for name, kind in errors["types"].items())
+        _print_line(f"{counted(errors['n'], 'sample')} ended in an error: {types}")
+    _print_notes([*metrics["notes"], *(note for score in scores for note in score.notes)])
+    for score in scores:
+        if score.group is None and score.metric == scores[0].metric:
+            _print_line(f"{metrics['task']}: {headline(score)}")
+    _print_line(f"run: {folder}")
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in dict.fromkeys(notes):
+        _print_line(f"note: {note}")
+
+
+def _print_line(line: str) -> None:
+    """Print text of models and data as it is read: control characters, which command a terminal, are written out."""
+    print(printable(line))
+
+
+def _print_table(title: str, scores: Sequence[Score]) -> None:
+    """The scores under a heading for each protocol. Only a group's name is folded where the terminal is narrow."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a file or a pipe has no width to fit
+    grouped = any(score.group for score in scores)
+    _print_line(title)
+    widest = max((len(printable(score.metric)) for score in scores), default=0)
+    for protocol, part in groupby(scores, key=lambda score: score.protocol):
+        table = Table(title=Text(f"protocol {printable(protocol)}"), title_justify="left", box=None, pad_edge=False)
+        table.add_column("metric", no_wrap=True, min_width=widest)
+        if grouped:
+            table.add_column("group", overflow="fold")
+        for column in ("value", "interval", "n", "unscored"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for score in part:
+            value = f"{number(score.value)} {score.unit}".strip()
+            cells = [score.metric, *([score.group or ""] if grouped else [])]
+            cells += [value, interval_text(score), str(score.n), str(score.unscored)]
+            table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: brackets in data are not rich's markup
+        console.print(table)
