@@ -26,6 +26,7 @@ __all__ = [
     "read_text",
     "replacing",
     "sha256_file",
+    "truncate_torn_line",
     "write_atomically",
     "write_once",
 ]
@@ -45,8 +46,12 @@ def read_bytes(path: Path, error: type[DreambenchError] = DataError) -> bytes:
 
 def read_text(path: Path, error: type[DreambenchError] = DataError) -> str:
     """A UTF-8 text file, plain or gzip, without a byte order mark."""
+    return _decode(path, read_bytes(path, error), error)
+
+
+def _decode(path: Path, data: bytes, error: type[DreambenchError]) -> str:
     try:
-        return read_bytes(path, error).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as reason:
         raise error(f"{path}: not UTF-8 text (byte {reason.start})") from reason
 
@@ -59,9 +64,17 @@ def read_json(path: Path, error: type[DreambenchError] = DataError) -> JSON:
         raise error(f"{path} is not JSON ({reason})") from reason
 
 
-def read_json_lines(path: Path, error: type[DreambenchError] = DataError) -> Iterator[tuple[int, JSON]]:
-    """(line number, value) of each line of a JSON Lines file, plain or gzip; empty lines are passed over."""
-    for number, line in enumerate(read_text(path, error).split("\n"), 1):
+def read_json_lines(
+    path: Path, error: type[DreambenchError] = DataError, *, torn: bool = False
+) -> Iterator[tuple[int, JSON]]:
+    """(line number, value) of each line of a JSON Lines file, plain or gzip; empty lines are skipped.
+
+    With `torn`, so is a last line without a line break, which a killed process leaves.
+    """
+    data = read_bytes(path, error)
+    if torn:
+        data = data[: data.rfind(b"\n") + 1]
+    for number, line in enumerate(_decode(path, data, error).split("\n"), 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
@@ -124,6 +137,15 @@ def append_lines(path: Path, lines: list[str]) -> None:
         file.write("".join(lines).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def truncate_torn_line(path: Path) -> None:
+    """Cut off a last line without a line break, which a killed process leaves."""
+    if path.exists():
+        data = path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(path, end)
 
 
 def _sync_folder(folder: Path) -> None:

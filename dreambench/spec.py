@@ -6,14 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
 from dreambench.documents import JSON
 from dreambench.errors import UsageError
 
-__all__ = ["RunSpec", "one_line", "words"]
+__all__ = ["RunSpec", "one_line", "parse_arguments", "words"]
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def words(value: Any) -> Any:
@@ -178,3 +180,17 @@ def one_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{option}: there is no such option"
     return f"{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def parse_arguments(kind: type[M], arguments: Mapping[str, Any], option: str) -> M:
+    """``KEY=VALUE`` arguments of a model or a judge as a pydantic model. Raises `UsageError` in one line that names the argument."""
+    try:
+        return kind(**arguments)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = first["loc"][0]
+        if first["type"] == "extra_forbidden":
+            message = f"there is no such key; the keys are {', '.join(kind.model_fields)}"
+        else:
+            message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        raise UsageError(f"{option}: {key}={first['input']}: {message}") from None

@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dreambench.documents import JSON, Document, Image, Part, canonical_json, from_json, to_json
 from dreambench.errors import RunError, UsageError
-from dreambench.files import append_lines, inside, read_json, write_atomically, write_once
+from dreambench.files import append_lines, inside, read_json, truncate_torn_line, write_atomically, write_once
 from dreambench.requests import Response, Sample
 from dreambench.spec import RunSpec
 
@@ -97,11 +96,7 @@ class RunFolder:
         """Cut off the incomplete last line that a killed process of this rank may have left."""
         responses = self.path / "responses"
         for path in (self._answers_file(rank), responses / f"splits-{rank:05d}.jsonl"):
-            if path.exists():
-                data = path.read_bytes()
-                end = data.rfind(b"\n") + 1
-                if end < len(data):
-                    os.truncate(path, end)
+            truncate_torn_line(path)
 
     def append(self, rank: int, batch: str, responses: Sequence[Response]) -> None:
         """Store the answers to a batch; they are on disk when this returns. Images come first, so that no line names a missing file."""

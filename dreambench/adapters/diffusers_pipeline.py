@@ -1,15 +1,15 @@
-"""Any text-to-image pipeline of diffusers."""
+"""``diffusers``: any text-to-image pipeline."""
 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from pydantic import BaseModel, PositiveInt
 
 from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
@@ -21,10 +21,11 @@ from dreambench.adapters.torch_tools import (
 )
 from dreambench.documents import JSON, Image, Text, digest, document_text
 from dreambench.errors import MissingWeightsError, ModelError, UsageError
-from dreambench.files import sha256_file
+from dreambench.files import read_json, sha256_file
 from dreambench.images import encode_png
 from dreambench.interfaces import Model, ModelOptions
-from dreambench.requests import Failure, Kind, Request, Response
+from dreambench.requests import Kind, Request, Response
+from dreambench.spec import parse_arguments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,7 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, JSON]]] = {
     "ddpm": ("DDPMScheduler", {}),
     "dpm-solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
 }
-"""Samplers by the name that a task's setting ``scheduler`` gives; ``default`` is the checkpoint's own."""
+"""Values of the setting ``scheduler``, beside ``default``, the checkpoint's own."""
 
 _PASSED_ON = (
     "num_inference_steps",
@@ -49,16 +50,20 @@ _PASSED_ON = (
     "eta",
 )
 _WITHOUT_EFFECT = {"guidance_rescale": 0, "resolution": 0, "negative_prompt": "", "eta": 0}
-"""Values that leave a setting to the pipeline, which therefore need not have it."""
+"""Values without effect: the pipeline need not have a setting with such a value."""
+
+
+class _Arguments(BaseModel):
+    safety_checker: Literal["on", "off"] = "on"
+    images_per_batch: PositiveInt = 16
 
 
 class Pipeline(Model):
-    """``diffusers:DIR_OR_HUB_ID``; ``--model-arg safety_checker=off`` leaves the checkpoint's checker out, ``images_per_batch=N`` (16).
+    """``diffusers:DIR_OR_HUB_ID``; ``--model-arg safety_checker=off`` skips the safety checker, ``images_per_batch=N`` (16).
 
-    Settings: num_inference_steps, guidance_scale, guidance_rescale, height and width or resolution (both; 0 is the pipeline's own),
-    negative_prompt, eta, scheduler (`SCHEDULERS` or ``default``), candidates. Candidate j of a request has all its noise from one
-    CPU generator seeded with the request's seed + j, so it depends on nothing else. What the safety checker flags is recorded in
-    ``details["flagged"]``.
+    Settings: num_inference_steps, guidance_scale, guidance_rescale, height and width or resolution (both; 0 is the pipeline's
+    default), negative_prompt, eta, scheduler (`SCHEDULERS` or ``default``), candidates. All noise of a request's candidate j comes
+    from a CPU generator with the request's seed + j. ``details["flagged"]`` holds the safety checker's verdicts.
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_image"})
@@ -67,16 +72,14 @@ class Pipeline(Model):
         super().__init__(options)
         options.only("safety_checker", "images_per_batch")
         if not options.location:
-            raise UsageError("--model diffusers: write diffusers:FOLDER or diffusers:HUB_ID")
-        checked = options.arguments.get("safety_checker", "on")
-        if checked not in ("on", "off"):
-            raise UsageError(f"--model-arg safety_checker={checked}: it is on or off")
-        self.images_per_batch = _count(options.arguments.get("images_per_batch", "16"))
+            raise UsageError("--model diffusers: write diffusers:DIR or diffusers:HUB_ID")
+        arguments = parse_arguments(_Arguments, options.arguments, "--model-arg")
+        self.images_per_batch = arguments.images_per_batch
         self.device = resolve_device(options.device)
         self.dtype = resolve_dtype(options.dtype, self.device)
         folder = _resolve_checkpoint(options.location, options.offline)
         self.weights, self.configuration = _fingerprints(folder)
-        self.pipeline: Any = _load(folder, checked == "on")
+        self.pipeline: Any = _load(folder, arguments.safety_checker == "on")
         with catch_out_of_memory(self.device):
             self.pipeline.to(device=self.device, dtype=self.dtype)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -112,27 +115,29 @@ class Pipeline(Model):
                 for j in range(candidates)
             ]
             generated = self._generate_images(jobs, self._arguments(settings))
-            for number, request in enumerate(batch):
-                mine = generated[number * candidates : (number + 1) * candidates]
-                yield self._response(request, mine, prompts[number])
+            for index, request in enumerate(batch):
+                own = generated[index * candidates : (index + 1) * candidates]
+                yield self._response(request, own, prompts[index])
 
     def _settings(self, request: Request) -> dict[str, JSON]:
-        """The request's settings as far as they have an effect; one that this pipeline does not have is a `ModelError`."""
-        acting = {
+        """The request's settings that have an effect. Raises `ModelError` for those that this pipeline does not have."""
+        effective = {
             name: value
             for name, value in request.settings.items()
             if name not in _WITHOUT_EFFECT or value != _WITHOUT_EFFECT[name]
         }
         known = {name for name in _PASSED_ON if name in self._accepted} | {"candidates", "scheduler"}
         known |= {"resolution"} if {"height", "width"} <= self._accepted else set()
-        return known_settings(replace(request, settings=acting), known, f"the pipeline {type(self.pipeline).__name__}")
+        return known_settings(
+            replace(request, settings=effective), known, f"the pipeline {type(self.pipeline).__name__}"
+        )
 
     def _arguments(self, settings: Mapping[str, JSON]) -> dict[str, Any]:
         """Keyword arguments of the pipeline; sets its scheduler as a side effect."""
         arguments: dict[str, Any] = {name: settings[name] for name in _PASSED_ON if name in settings}
         if "resolution" in settings:
             if "height" in settings or "width" in settings:
-                raise ModelError("resolution and height or width are both set: choose one way to say the size")
+                raise ModelError("resolution and height or width are both set: choose one of them")
             arguments |= {"height": int(settings["resolution"]), "width": int(settings["resolution"])}
         self.pipeline.scheduler = self._scheduler(str(settings.get("scheduler", "default")))
         return arguments
@@ -143,30 +148,30 @@ class Pipeline(Model):
         if name == "default":
             return self._own_scheduler
         if name not in SCHEDULERS:
-            raise ModelError(f"the scheduler {name} is not known: choose default, {', '.join(SCHEDULERS)}")
+            raise ModelError(f"there is no scheduler {name}: choose one of default, {', '.join(SCHEDULERS)}")
         class_name, changes = SCHEDULERS[name]
         kind = getattr(diffusers, class_name)
         if kind not in self._own_scheduler.compatibles and not isinstance(self._own_scheduler, kind):
             own = type(self._own_scheduler).__name__
-            raise ModelError(f"this checkpoint's {own} cannot be exchanged for {class_name}: choose scheduler=default")
+            raise ModelError(f"this checkpoint's {own} cannot be replaced by {class_name}: choose scheduler=default")
         return kind.from_config(self._own_scheduler.config, **changes)
 
     def _generate_images(
         self, jobs: Sequence[tuple[str, int]], arguments: Mapping[str, Any]
     ) -> list[tuple[np.ndarray, bool | None]]:
-        """For each (prompt, seed) the pixels (height, width, 3) in [0, 1], and whether the safety checker flagged it."""
+        """For each (prompt, seed) the pixels, (height, width, 3) float in [0, 1], and the safety checker's verdict."""
         generated: list[tuple[np.ndarray, bool | None]] = []
         for start in range(0, len(jobs), self.images_per_batch):
             part = jobs[start : start + self.images_per_batch]
-            given = dict(arguments)
-            if "negative_prompt" in given:
-                given["negative_prompt"] = [given["negative_prompt"]] * len(part)
+            options = dict(arguments)
+            if "negative_prompt" in options:
+                options["negative_prompt"] = [options["negative_prompt"]] * len(part)
             with torch.inference_mode(), catch_out_of_memory(self.device):
                 output = self.pipeline(
                     prompt=[prompt for prompt, _ in part],
                     generator=[seeded_generator(seed) for _, seed in part],
                     output_type="np",
-                    **given,
+                    **options,
                 )
             flags = getattr(output, "nsfw_content_detected", None) or [None] * len(part)
             generated.extend(zip(output.images, flags, strict=True))
@@ -179,40 +184,32 @@ class Pipeline(Model):
         details: dict[str, JSON] = {}
         if any(flag is not None for _, flag in generated):
             details["flagged"] = [bool(flag) for _, flag in generated]
-        tokens, room = self._prompt_length(prompt)
-        if room is not None and tokens is not None and tokens > room:
-            details["prompt_truncated_to"] = room
+        tokens, limit = self._prompt_length(prompt)
+        if limit is not None and tokens is not None and tokens > limit:
+            details["prompt_truncated_to"] = limit
         if not all(np.isfinite(pixels).all() for pixels, _ in generated):
-            failure = Failure(
-                "not-finite", f"the image has NaN or infinite pixels in {self.dtype}: use --dtype float32"
-            )
-            return Response(request.id, finish_reason="error", error=failure, details=details)
+            message = f"the image has NaN or infinite pixels in {self.dtype}: use --dtype float32"
+            return replace(Response.failed(request.id, "not-finite", message), details=details)
         images = [PIL.Image.fromarray((pixels * 255).round().astype("uint8")) for pixels, _ in generated]
         document = tuple(Image(data=encode_png(image)) for image in images)
         return Response(request.id, document, prompt_tokens=tokens, details=details)
 
     def _prompt_length(self, prompt: str) -> tuple[int | None, int | None]:
-        """Tokens of the prompt and how many the text tower reads; None where the pipeline has several towers or none."""
-        named = [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part]
-        if len(named) != 1:
+        """The prompt's tokens and the text encoder's limit; None where the pipeline has several text encoders or none."""
+        tokenizers = [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part]
+        if len(tokenizers) != 1:
             return None, None
-        return len(named[0](prompt, truncation=False, verbose=False)["input_ids"]), named[0].model_max_length
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
-        raise UsageError(f"--model-arg images_per_batch={text}: not a whole number of at least 1")
-    return int(text)
+        return len(tokenizers[0](prompt, truncation=False, verbose=False)["input_ids"]), tokenizers[0].model_max_length
 
 
 def _prompt(request: Request) -> str:
     if not all(isinstance(part, Text) for part in request.document):
-        raise ModelError(f"{request.id}: its prompt has an image in it, and this pipeline reads text only")
+        raise ModelError(f"{request.id}: the prompt contains an image, and this pipeline accepts text only")
     return document_text(request.document)
 
 
 def _resolve_checkpoint(location: str, offline: bool) -> Path:
-    """The folder of a pipeline: a local one as it is, or a hub id's files (safetensors only)."""
+    """The folder of a pipeline: a local one, or the cached snapshot of a hub id (safetensors only)."""
     folder = Path(location).expanduser()
     advice = "give a folder with a model_index.json, or a hub id"
     if folder.is_dir():
@@ -233,8 +230,8 @@ def _resolve_checkpoint(location: str, offline: bool) -> Path:
 
 
 def _fingerprints(folder: Path) -> tuple[str, str]:
-    """sha256 of the weights and of the other files that the pipeline is loaded from; variants such as ``.fp16`` do not count."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    """sha256 of the pipeline's weights and of its other files, without variants such as ``.fp16``."""
+    index = read_json(folder / "model_index.json")
     weights: list[JSON] = []
     others: list[JSON] = [["model_index.json", sha256_file(folder / "model_index.json")]]
     for name in sorted(name for name, value in index.items() if isinstance(value, list)):
@@ -245,25 +242,23 @@ def _fingerprints(folder: Path) -> tuple[str, str]:
             elif path.suffix in {".json", ".txt", ".model", ".jinja"}:
                 others.append([entry, sha256_file(path)])
     if not weights:
-        raise MissingWeightsError(
-            f"{folder}: no .safetensors file of a component; weights in other formats are not read"
-        )
+        raise MissingWeightsError(f"{folder}: no component has a .safetensors file; other formats are not read")
     return digest(weights), digest(others)
 
 
-def _load(folder: Path, checked: bool) -> DiffusionPipeline:
-    """The pipeline, from safetensors and without code of the folder's own."""
+def _load(folder: Path, safety_checker: bool) -> DiffusionPipeline:
+    """The pipeline, from safetensors; code in the folder is not run."""
     from diffusers import DiffusionPipeline
 
-    unchecked: dict[str, Any] = {} if checked else {"safety_checker": None, "requires_safety_checker": False}
+    options: dict[str, Any] = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
     try:
         pipeline: Any = DiffusionPipeline.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, trust_remote_code=False, **unchecked
+            str(folder), use_safetensors=True, local_files_only=True, trust_remote_code=False, **options
         )
     except (OSError, ValueError, AttributeError, ImportError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise MissingWeightsError(f"{folder}: diffusers cannot load a pipeline from it ({line})") from error
     accepted = inspect.signature(pipeline.__call__).parameters
     if not {"prompt", "generator"} <= set(accepted) or "image" in accepted:
-        raise ModelError(f"{folder}: {type(pipeline).__name__} does not make images from text alone")
+        raise ModelError(f"{folder}: {type(pipeline).__name__} does not generate images from text alone")
     return pipeline

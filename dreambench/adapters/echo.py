@@ -1,4 +1,4 @@
-"""A toy that answers at once, for trying and testing the harness. It loads no torch and knows nothing."""
+"""``echo``: a toy model without torch, for trying and testing the harness."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import BaseModel, Field
+
 from dreambench.documents import JSON, Image, Text, document_text
 from dreambench.errors import UsageError
 from dreambench.images import encode_png
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
+from dreambench.spec import parse_arguments
 
 __all__ = ["Echo"]
 
 
-class Echo(Model):
-    """Reads by repeating the prompt's last word, generates images a flat colour, weighs choices by their length.
+class _Arguments(BaseModel):
+    delay: float = Field(0, ge=0, lt=3600)
+    log: Path | None = None
 
-    ``--model-arg delay=SECONDS`` waits that long over each batch; ``log=FILE`` appends the id of every request, to see what is asked.
+
+class Echo(Model):
+    """Answers with the prompt's last word, with an image of one colour, and with log-likelihoods by the choices' lengths.
+
+    ``--model-arg delay=SECONDS`` waits before each batch; ``log=FILE`` appends the rank and the id of every request.
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset(
@@ -34,13 +42,7 @@ class Echo(Model):
         options.without_weights()
         if options.location is not None:
             raise UsageError(f"--model echo:{options.location}: echo has no location, write --model echo")
-        try:
-            self.delay = float(options.arguments.get("delay", "0"))
-            if not 0 <= self.delay < 3600:
-                raise ValueError(self.delay)
-        except ValueError as error:
-            raise UsageError(f"--model-arg delay={options.arguments['delay']}: not a number of seconds") from error
-        self.log = Path(options.arguments["log"]) if "log" in options.arguments else None
+        self.arguments = parse_arguments(_Arguments, options.arguments, "--model-arg")
 
     def identity(self) -> Mapping[str, JSON]:
         return {"name": "echo", "version": 1}
@@ -49,10 +51,10 @@ class Echo(Model):
         return ("echo is a toy: its scores only show that the harness runs",)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
-        if self.log is not None:
-            with self.log.open("a", encoding="utf-8") as file:
+        if self.arguments.log is not None:
+            with self.arguments.log.open("a", encoding="utf-8") as file:
                 file.writelines(f"{os.environ.get('RANK', '0')} {request.id}\n" for request in requests)
-        time.sleep(self.delay)
+        time.sleep(self.arguments.delay)
         for request in requests:
             yield self._answer(request)
 

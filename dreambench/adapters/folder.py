@@ -1,4 +1,4 @@
-"""Images made elsewhere: a folder of image files, matched to the samples by name."""
+"""``folder``: images generated elsewhere, matched to the samples by file name."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _MATCHES = ("any", "id", "image")
 
 
 class Folder(Model):
-    """``folder:DIR``: generates images by handing over the bytes of a file, unchanged.
+    """``folder:DIR``: answers with the unchanged bytes of image files.
 
-    A file belongs to a sample if its name without the ending is the sample's id, or the COCO form of it (``000000000139``,
-    ``COCO_val2014_000000000139`` for 139); failing that, if it is the image's id (the request's `group`) in one of these forms.
-    ``--model-arg match=id`` or ``match=image`` allows only the one or the other. Candidate j of several is ``NAME_j``, from 0.
+    A file belongs to a sample if its name without suffix is the sample's id, or the id in COCO's form (``000000000139`` or
+    ``COCO_val2014_000000000139`` for 139); otherwise, if it is the image's id (the request's `group`) in one of these forms.
+    ``--model-arg match=id`` or ``match=image`` allows only one of the two. Of several candidates, j (from 0) is ``NAME_j``.
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_image"})
@@ -38,7 +38,7 @@ class Folder(Model):
         options.without_weights()
         self.match = options.arguments.get("match", "any")
         if self.match not in _MATCHES:
-            raise UsageError(f"--model-arg match={self.match}: the ways to match are {', '.join(_MATCHES)}")
+            raise UsageError(f"--model-arg match={self.match}: the values are {', '.join(_MATCHES)}")
         if not options.location:
             raise UsageError("--model folder: write folder:DIR")
         self.path = Path(options.location)
@@ -63,9 +63,9 @@ class Folder(Model):
         count = int(request.settings.get("candidates") or 1)
         matched_by, names = self._names(request, count)
         if not names:
-            sought = f"{request.id}" + (f" or {request.group}" if request.group and self.match != "id" else "")
-            wanted = "" if count == 1 else f" with the candidates _0 to _{count - 1}"
-            message = f"{self.path.name} has no image named {sought}{wanted}"
+            name = f"{request.id}" + (f" or {request.group}" if request.group and self.match != "id" else "")
+            suffix = "" if count == 1 else f" with the candidates _0 to _{count - 1}"
+            message = f"{self.path.name} has no image named {name}{suffix}"
             return Response.failed(request.id, "no-image", message)
         images = [Image(data=self.files[name].read_bytes()) for name in names]
         try:
@@ -78,7 +78,7 @@ class Folder(Model):
         return Response(request.id, tuple(images), details=details)
 
     def _names(self, request: Request, count: int) -> tuple[str, list[str]]:
-        """By what the request was matched, and the keys of its `count` files; none where one is missing."""
+        """How the request was matched, and the keys of its `count` files; no keys if one is missing."""
         for matched_by, key in (("id", request.id), ("image", request.group)):
             if key is None or self.match not in ("any", matched_by):
                 continue
@@ -91,7 +91,7 @@ class Folder(Model):
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
-    """Image files anywhere under a folder by stem, and COCO's names also by ``#NUMBER``. Two of one name are a `DataError`."""
+    """Image files under a folder by stem, and COCO's names also by ``#NUMBER``. Raises `DataError` for duplicate names."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in _SUFFIXES or not path.is_file():
@@ -100,8 +100,8 @@ def _by_name(folder: Path) -> dict[str, Path]:
         for name in (path.stem, *((f"#{int(coco[1])}{coco[2] or ''}",) if coco else ())):
             if name in found:
                 other = found[name].relative_to(folder)
-                raise DataError(f"{folder}: {other} and {path.relative_to(folder)} have one name; keep one of them")
+                raise DataError(f"{folder}: {other} and {path.relative_to(folder)} have the same name; remove one")
             found[name] = path
     if not found:
-        raise DataError(f"{folder}: no image in it ({', '.join(sorted(_SUFFIXES))})")
+        raise DataError(f"{folder}: no image files in it ({', '.join(sorted(_SUFFIXES))})")
     return found

@@ -1,4 +1,4 @@
-"""Any vision model behind a chat-completions server."""
+"""``openai``: any vision model behind a chat-completions server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreambench.chat import (
     Conversation,
     MalformedReplyError,
     RefusedError,
-    ServerGoneError,
+    ServerUnavailableError,
     in_parallel,
 )
 from dreambench.documents import JSON, Image, Text
@@ -29,8 +29,8 @@ _TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 class ServedModel(Model):
     """``openai:MODEL@BASE_URL``; ``--model-arg`` concurrency, retries, timeout, key_env, token_field as in `ChatServer`.
 
-    PNG and JPEG files are sent as they are, others as PNG of their pixels. Greedy unless ``do_sample``; a sampled request carries the
-    sample's own seed, which servers that know no seed ignore. A batch is four rounds of the server's concurrency.
+    PNG and JPEG files are sent unchanged, others as PNG. Greedy unless ``do_sample``; a sampled request has the sample's seed, which
+    servers without seeds ignore. A batch is four times the concurrency.
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_text"})
@@ -40,7 +40,7 @@ class ServedModel(Model):
         options.only("concurrency", "retries", "timeout", "key_env", "token_field")
         options.without_weights()
         self.server = ChatServer.parse(options.location, options.arguments, "--model", options.offline)
-        self.server.open().close()  # says at once if the package openai is missing
+        self.server.open().close()  # raises if the package openai is missing
 
     def identity(self) -> Mapping[str, JSON]:
         return {"name": "openai", "model": self.server.model, "host": self.server.host}
@@ -56,7 +56,7 @@ class ServedModel(Model):
                 yield from in_parallel(
                     lambda request: self._answer(conversation, request), requests, self.server.concurrency
                 )
-            except ServerGoneError as error:
+            except ServerUnavailableError as error:
                 raise ModelError(str(error)) from error
 
     def _answer(self, conversation: Conversation, request: Request) -> Response:
@@ -86,26 +86,26 @@ class ServedModel(Model):
 
 
 def _settings(request: Request) -> tuple[int, dict[str, JSON]]:
-    """The most new tokens, and the settings for the request's body. What a server cannot be asked for is a `ModelError`."""
-    given = {key: value for key, value in request.settings.items() if value is not None}
-    unknown = sorted(set(given) - _KNOWN)
-    if unknown or given.get("num_beams", 1) != 1:
+    """The maximum of new tokens, and the settings in the request's body. Raises `ModelError` for settings that servers do not have."""
+    options = {key: value for key, value in request.settings.items() if value is not None}
+    unknown = sorted(set(options) - _KNOWN)
+    if unknown or options.get("num_beams", 1) != 1:
         what = ", ".join(unknown) or "beam search (num_beams)"
         raise ModelError(
-            f"the task sets {what}, which a chat-completions server does not have: choose other settings with --generation"
+            f"the task sets {what}, which chat-completions servers do not have: choose other settings with --generation"
         )
     settings: dict[str, JSON] = {"temperature": 0}
-    if given.get("do_sample"):
+    if options.get("do_sample"):
         settings = {
-            "temperature": given.get("temperature", 1.0),
-            "top_p": given.get("top_p", 1.0),
+            "temperature": options.get("temperature", 1.0),
+            "top_p": options.get("top_p", 1.0),
             "seed": request.seed,
         }
-    elif given.get("temperature", 0) not in (0, 1) or given.get("top_p", 1) != 1:
+    elif options.get("temperature", 0) not in (0, 1) or options.get("top_p", 1) != 1:
         raise ModelError(
-            "the task sets temperature or top_p without do_sample, where they mean nothing: set do_sample=true"
+            "the task sets temperature or top_p without do_sample, where they have no effect: set do_sample=true"
         )
-    return int(given.get("max_new_tokens", 512)), settings
+    return int(options.get("max_new_tokens", 512)), settings
 
 
 def _data_url(image: Image) -> str:

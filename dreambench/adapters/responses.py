@@ -1,4 +1,4 @@
-"""Answers made elsewhere, read from a benchmark's own result format: what ``dreambench score --responses`` asks."""
+"""``responses``: answers generated elsewhere, for ``dreambench score --responses``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Responses"]
 
 
 class Responses(Model):
-    """Answers from a file: ``responses:FILE``, in the task's result format or as {"id", "text"} lines.
+    """``responses:FILE``: a file in the benchmark's result format, or of {"id", "text"} lines.
 
-    The task reads the file (`Task.read_responses`), because only it knows its benchmark's formats; `bind` hands the answers over.
+    The task reads the file (`Task.read_responses`), because it knows the benchmark's formats, and passes the answers to `bind`.
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_text"})
@@ -38,7 +38,7 @@ class Responses(Model):
         self._texts: Mapping[str, str] | None = None
 
     def bind(self, texts: Mapping[str, str]) -> None:
-        """Take the answers, by sample id."""
+        """Set the answers, by sample id."""
         self._texts = texts
 
     def identity(self) -> Mapping[str, JSON]:

@@ -1,88 +1,74 @@
-"""A run's judgements: an append-only file that each grade is safe in before the next is asked, and that can be replayed."""
+"""A run's judgements: an append-only file that every grade is written to at once, and from which grades are replayed."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from dreambench.documents import JSON, canonical_json, digest
-from dreambench.errors import JudgeError
-from dreambench.files import write_atomically
-from dreambench.judges.interface import GradeRequest, Judgement, judgement_key
+from dreambench.errors import JudgeError, counted
+from dreambench.files import read_json_lines, truncate_torn_line
+from dreambench.judges.base import GradeRequest, Judge, Judgement, judgement_key
 
-__all__ = ["JudgementLog"]
+__all__ = ["JudgementLog", "ReplayJudge", "grade_missing", "judged", "missing"]
 
 _SYNC_SECONDS = 0.5
 
 
 class JudgementLog:
-    """``judgements.jsonl`` of a run. Lines are ``{"judge": DIGEST, "identity": {...}}`` once for each judge, and one for each judgement.
+    """``judgements.jsonl`` of a run: a line ``{"judge": DIGEST, "identity": {...}}`` for each judge, and one for each judgement.
 
-    A line is handed to the system before `add` returns, so a killed process loses nothing; it is forced to disk at most half a
-    second later. A torn last line is cut off when the file is next written to. Use as a context manager for writing.
+    A line is passed to the operating system before `add` returns, so that a killed process loses nothing; it is synced to disk within
+    half a second. An incomplete last line is cut off before the next write. Use as a context manager for writing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.identities: dict[str, Mapping[str, JSON]] = {}
-        self._lines: dict[str, JSON] = {}
-        self._descriptor: int | None = None
+        self._judgements: dict[str, JSON] = {}
+        self._file: BinaryIO | None = None
         self._synced = 0.0
-        self._whole = self._read()
-
-    def _read(self) -> int:
-        """Take in the complete lines; the length in bytes that they fill."""
-        if not self.path.exists():
-            return 0
-        data = self.path.read_bytes()
-        end = data.rfind(b"\n") + 1
-        for number, raw in enumerate(data[:end].splitlines(), 1):
+        for number, line in read_json_lines(path, JudgeError, torn=True) if path.exists() else ():
             try:
-                line = json.loads(raw)
                 if "identity" in line:
                     self.identities[line["judge"]] = line["identity"]
                 else:
-                    self._lines[line["key"]] = line
-            except (ValueError, KeyError, TypeError) as error:
-                raise JudgeError(f"{self.path}, line {number} is not a judgement: remove the line") from error
-        return end
+                    self._judgements[line["key"]] = line
+            except (KeyError, TypeError) as error:
+                raise JudgeError(f"{path}, line {number}: not a judgement; remove the line") from error
 
     def __enter__(self) -> JudgementLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.ftruncate(self._descriptor, self._whole)
+        truncate_torn_line(self.path)
+        self._file = self.path.open("ab")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-            self._whole = os.fstat(self._descriptor).st_size
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __len__(self) -> int:
-        return len(self._lines)
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
 
     @property
     def runs(self) -> int:
-        """How many grading runs the judgements cover."""
-        return max((line["run"] + 1 for line in self._lines.values()), default=1)
+        """The number of grading runs in the log."""
+        return max((line["run"] + 1 for line in self._judgements.values()), default=1)
 
     def get(self, identity: Mapping[str, JSON], item: GradeRequest) -> Judgement | None:
-        """What that judge said of that content in that grading run, under the item's own id."""
-        line = self._lines.get(judgement_key(identity, item))
+        """The judge's judgement of an item with this content in this grading run, under the item's own id."""
+        line = self._judgements.get(judgement_key(identity, item))
         if line is None:
             return None
         return Judgement(item.id, item.run, line["score"], line["raw"], line["reason"], line["answered_by"])
 
     def add(self, identity: Mapping[str, JSON], item: GradeRequest, judgement: Judgement) -> None:
-        """Keep a judgement."""
+        """Write a judgement."""
         judge = digest(dict(identity))
         if judge not in self.identities:
             self.identities[judge] = dict(identity)
@@ -101,21 +87,79 @@ class JudgementLog:
             "raw": judgement.raw,
             "answered_by": judgement.answered_by,
         }
-        self._lines[key] = line
+        self._judgements[key] = line
         self._write(line)
 
     def _write(self, line: JSON) -> None:
-        if self._descriptor is None:
+        if self._file is None:
             raise RuntimeError("open the log with `with` before adding to it")
-        data = memoryview((canonical_json(line) + "\n").encode())
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        self._file.write((canonical_json(line) + "\n").encode())
+        self._file.flush()
         if time.monotonic() - self._synced >= _SYNC_SECONDS:
-            os.fsync(self._descriptor)
+            os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
-    def export(self, path: Path) -> None:
-        """Write the judgements to a file of their own, in an order that does not depend on when they came; ``replay:FILE`` reads it."""
-        lines = [{"judge": judge, "identity": self.identities[judge]} for judge in sorted(self.identities)]
-        lines += sorted(self._lines.values(), key=lambda line: line["key"])
-        write_atomically(path, "".join(canonical_json(line) + "\n" for line in lines).encode())
+
+def missing(identity: Mapping[str, JSON], items: Sequence[GradeRequest], log: JudgementLog) -> list[GradeRequest]:
+    """Items without a judgement in the log; of items with the same content and run, the first."""
+    found: dict[str, GradeRequest] = {}
+    for item in items:
+        if log.get(identity, item) is None:
+            found.setdefault(judgement_key(identity, item), item)
+    return list(found.values())
+
+
+def grade_missing(
+    judge: Judge, items: Sequence[GradeRequest], log: JudgementLog, progress: Callable[[int, int], None] | None = None
+) -> int:
+    """Have the judge grade the missing items and log each judgement as it arrives; returns their number. Resumes after a kill.
+
+    `progress` is called with (judgements received, judgements missing). Raises `JudgeError` if the judge cannot be reached.
+    """
+    identity = dict(judge.identity())
+    waiting = {(item.id, item.run): item for item in missing(identity, items, log)}
+    total = len(waiting)
+    with log:
+        for judgement in judge.grade(list(waiting.values())) if waiting else ():
+            item = waiting.pop((judgement.id, judgement.run), None)
+            if item is None:
+                raise JudgeError(f"the judge graded {judgement.id}, run {judgement.run}, twice or without a request")
+            log.add(identity, item, judgement)
+            if progress is not None:
+                progress(total - len(waiting), total)
+    if waiting:
+        raise JudgeError(f"the judge did not grade {len(waiting)} of {counted(total, 'answer')}")
+    return total
+
+
+def judged(identity: Mapping[str, JSON], items: Sequence[GradeRequest], log: JudgementLog) -> list[Judgement]:
+    """The log's judgements in the order of the items; an item without one has no score."""
+    return [log.get(identity, item) or Judgement(item.id, item.run, None, reason="not graded") for item in items]
+
+
+class ReplayJudge(Judge):
+    """``replay:FILE``: the judgements in a ``judgements.jsonl``, under the identity of their judge: the protocol stays the same.
+
+    Items that the file does not contain have no score; no judge is contacted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.log = JudgementLog(path)
+        if len(self.log.identities) != 1:
+            raise JudgeError(
+                f"--judge replay:{path}: the file has {counted(len(self.log.identities), 'judge')}; give one with one judge"
+            )
+        self.runs = self.log.runs
+
+    def identity(self) -> Mapping[str, JSON]:
+        return next(iter(self.log.identities.values()))
+
+    def grade(self, items: Sequence[GradeRequest]) -> Iterator[Judgement]:
+        identity = self.identity()
+        for item in items:
+            yield self.log.get(identity, item) or Judgement(
+                item.id, item.run, None, reason=f"{self.log.path.name} has no judgement of this answer"
+            )
+
+    def estimate(self, items: Sequence[GradeRequest]) -> Sequence[str]:
+        return [f"judge replay:{self.log.path.name}: {counted(len(items), 'grade')} read from the file, no calls"]

@@ -1,4 +1,4 @@
-"""The judge without a model: how many parts of the reference an answer contains. For the playground, and for trying things out."""
+"""The judge without a model: the fraction of the reference's parts that an answer contains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from dreambench.documents import JSON
-from dreambench.judges.interface import GradeRequest, Judge, Judgement
+from dreambench.judges.base import GradeRequest, Judge, Judgement
 
 __all__ = ["RuleJudge", "contained_fraction"]
 
@@ -16,34 +16,34 @@ _ARTICLES = {"a", "an", "the"}
 
 
 def _tokens(text: str) -> list[str]:
-    """Words and numbers, case folded, without articles; a minus sign belongs to its number, a thousands comma does not."""
+    """Words and numbers, case-folded, without articles; a minus sign belongs to its number, a thousands separator does not."""
     plain = unicodedata.normalize("NFKC", text).replace("−", "-").casefold()
     plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain)
     return [token for token in _TOKEN.findall(plain) if token not in _ARTICLES]
 
 
 def _contains(prediction: str, part: str) -> bool:
-    """Whether the part's tokens follow one another in the prediction. A part without any (a lone sign) is sought as it stands."""
-    wanted, given = _tokens(part), _tokens(prediction)
+    """Whether the part's tokens occur consecutively in the prediction; a part without tokens (a sign) is searched as text."""
+    wanted, tokens = _tokens(part), _tokens(prediction)
     if not wanted:
         return part.strip().casefold() in prediction.casefold()
-    return any(given[start : start + len(wanted)] == wanted for start in range(len(given) - len(wanted) + 1))
+    return any(tokens[start : start + len(wanted)] == wanted for start in range(len(tokens) - len(wanted) + 1))
 
 
 def contained_fraction(reference: str, prediction: str) -> float | None:
-    """The share of the parts between ``<AND>`` of which the prediction contains an ``<OR>`` alternative; None without a part.
+    """The fraction of parts, separated by ``<AND>``, of which the prediction contains an ``<OR>`` alternative.
 
-    ``<OR>`` binds tighter: ``red <OR> crimson <AND> two`` asks for two parts, the first in either of two words.
+    ``<OR>`` binds tighter: ``red <OR> crimson <AND> two`` has two parts, the first with two alternatives. None for an empty reference.
     """
-    parts = [[one for one in part.split("<OR>") if one.strip()] for part in reference.split("<AND>")]
+    parts = [[word for word in part.split("<OR>") if word.strip()] for part in reference.split("<AND>")]
     parts = [part for part in parts if part]
     if not parts:
         return None
-    return sum(any(_contains(prediction, one) for one in part) for part in parts) / len(parts)
+    return sum(any(_contains(prediction, word) for word in part) for part in parts) / len(parts)
 
 
 class RuleJudge(Judge):
-    """``rule``: normalised containment of the reference. Exact and free, and blind to paraphrase: its protocol bears its name."""
+    """``rule``: exact and free, but it knows no paraphrases and no contradictions."""
 
     def identity(self) -> Mapping[str, JSON]:
         return {"name": "rule", "version": 1}

@@ -105,9 +105,10 @@ def to_latex(runs: Sequence[CompleteRun]) -> str:
     columns = "".join("r" if name in RIGHT else "l" for name in table.columns)
     text = table.to_latex(index=False, escape=False, column_format=columns).splitlines()
     first = text.index(r"\midrule") + 1
-    changes = [i for i in range(1, len(table)) if table["protocol"][i] != table["protocol"][i - 1]]
-    for row in reversed(changes):
-        text.insert(first + row, r"\midrule")
+    protocols = list(table["protocol"])
+    for row in range(len(protocols) - 1, 0, -1):
+        if protocols[row] != protocols[row - 1]:
+            text.insert(first + row, r"\midrule")
     head = rf"% {printable(_title(runs))}; needs \usepackage{{booktabs}}"
     return "\n".join([head, *text, *(rf"\par {latex(note)}" for note in _notes(runs))]) + "\n"
 

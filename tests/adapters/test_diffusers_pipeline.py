@@ -141,7 +141,7 @@ def test_neutral_values_are_the_pipeline_s_own(model: Pipeline, monkeypatch: pyt
 def test_what_the_pipeline_cannot_do_is_an_error(model: Pipeline, changed: dict[str, object], says: str) -> None:
     with pytest.raises(ModelError, match=says):
         generated(model, requests(**changed))
-    with pytest.raises(ModelError, match="reads text only"):
+    with pytest.raises(ModelError, match="accepts text only"):
         generated(model, [Request("x", "generate_image", (image(1), Text("this")), SETTINGS)])
 
 

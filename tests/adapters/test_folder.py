@@ -103,7 +103,7 @@ def test_identity_is_names_and_bytes(tmp_path: Path) -> None:
 def test_a_folder_that_does_not_serve_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no image in it"):
+    with pytest.raises(DataError, match="no image files in it"):
         load(tmp_path)
-    with pytest.raises(DataError, match="one name"):
+    with pytest.raises(DataError, match="the same name"):
         load(put(tmp_path, "1.png", "sub/1.jpg"))

@@ -20,7 +20,7 @@ from dreambench.requests import Request, Response
 
 
 def load(url: str, offline: bool = False, **arguments: str) -> ServedModel:
-    arguments = {"retries": "1", "timeout": "5", **arguments}
+    arguments = {"retries": "1", **arguments}
     return ServedModel(ModelOptions("openai", f"org/see-7b@{url}", arguments, offline=offline))
 
 

@@ -1,19 +1,21 @@
-"""A real HTTP server on the loopback that speaks chat completions, with faults to order. Used by the tests of judges and adapters."""
+"""An HTTP server on the loopback that speaks chat completions, with chosen faults, for the tests of judges and adapters."""
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
 @dataclass
 class Answer:
-    """What to send: a text as a chat completion, or a status and a body of one's own."""
+    """A reply: a text as a chat completion, or another status or body."""
 
     text: str | None = ""
     status: int = 200
@@ -39,7 +41,7 @@ class Answer:
 
 @dataclass
 class Served:
-    """The running server: its address, and the bodies and headers of the requests it got."""
+    """The running server: its address, and the bodies and headers of the requests it received."""
 
     url: str
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -67,18 +69,18 @@ def serving(answer: Callable[[dict[str, Any], int], Answer]) -> Generator[Served
                 served.headers.append({name.lower(): value for name, value in self.headers.items()})
                 number = len(served.bodies)
             try:
-                given = answer(body, number)
+                reply = answer(body, number)
             finally:
                 with lock:
                     at_once -= 1
-            if given.hang_up or self.path != "/v1/chat/completions":
+            if reply.hang_up or self.path != "/v1/chat/completions":
                 self.close_connection = True
                 return
-            payload = given.payload(body["model"])
-            self.send_response(given.status)
+            payload = reply.payload(body["model"])
+            self.send_response(reply.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(payload)))
-            for name, value in given.headers.items():
+            for name, value in reply.headers.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(payload)
@@ -96,3 +98,13 @@ def serving(answer: Callable[[dict[str, Any], int], Answer]) -> Generator[Served
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def wait_for_judgements(folder: Path, n: int, deadline_s: float = 120) -> None:
+    """Return once the ``judgements.jsonl`` in or under `folder` holds `n` judgements: a reply is logged some time after it was sent."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if sum(path.read_bytes().count(b'"key":') for path in folder.rglob("judgements.jsonl")) >= n:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"fewer than {n} judgements in {folder} after {deadline_s} s")

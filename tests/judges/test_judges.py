@@ -12,12 +12,12 @@ from dreambench.judges import (
     GradesFile,
     Judgement,
     JudgementLog,
-    ask_missing,
     calibrate,
+    grade_missing,
     judged,
     parse_judge,
 )
-from dreambench.judges.local import ModelJudge
+from dreambench.judges.models import ModelJudge
 from dreambench.judges.rule import RuleJudge, contained_fraction
 
 
@@ -74,7 +74,7 @@ def test_a_model_that_grades_is_understood_and_asked_again_where_it_is_not(monke
     from dreambench.adapters.echo import Echo
     from dreambench.documents import Text, document_text
     from dreambench.interfaces import OutOfMemoryError
-    from dreambench.requests import Failure, Request, Response
+    from dreambench.requests import Request, Response
 
     sizes: list[int] = []
 
@@ -86,7 +86,7 @@ def test_a_model_that_grades_is_understood_and_asked_again_where_it_is_not(monke
         for request in requests:
             prompt = document_text(request.document)
             if "broken" in prompt:
-                given.append(Response(request.id, error=Failure("broken", "")))
+                given.append(Response.failed(request.id, "broken", ""))
             elif "hesitant" in prompt and not request.settings.get("do_sample"):
                 given.append(Response(request.id, (Text("hm"),)))
             else:
@@ -148,7 +148,7 @@ def test_a_grades_file_is_the_task_s_to_read(tmp_path: Path) -> None:
 def test_equal_content_is_graded_once_and_found_under_both_ids(tmp_path: Path) -> None:
     log = JudgementLog(tmp_path / "judgements.jsonl")
     items = [GradeRequest(name, 0, "?", "cat", "a cat") for name in ("a", "b")]
-    assert ask_missing(RuleJudge(), items, log) == 1
+    assert grade_missing(RuleJudge(), items, log) == 1
     assert [(one.id, one.score) for one in judged(RuleJudge().identity(), items, log)] == [("a", 1.0), ("b", 1.0)]
 
 
@@ -156,23 +156,23 @@ def test_the_log_survives_a_torn_line_and_names_a_damaged_one(tmp_path: Path) ->
     path = tmp_path / "judgements.jsonl"
     identity = RuleJudge().identity()
     items = [GradeRequest(str(i), 0, "?", "cat", f"{i} cats") for i in range(3)]
-    ask_missing(RuleJudge(), items, JudgementLog(path))
+    grade_missing(RuleJudge(), items, JudgementLog(path))
     whole = path.read_bytes()
     for cut in range(0, len(whole), 31):
         path.write_bytes(whole[:cut])
         log = JudgementLog(path)
-        ask_missing(RuleJudge(), items, log)
+        grade_missing(RuleJudge(), items, log)
         assert path.read_bytes() == whole
     log = JudgementLog(path)
     more = GradeRequest("9", 0, "?", "dog", "dog")
-    ask_missing(RuleJudge(), [more], log)
-    ask_missing(RuleJudge(), [GradeRequest("10", 0, "?", "emu", "emu")], log)
-    assert len(JudgementLog(path)) == 5
+    grade_missing(RuleJudge(), [more], log)
+    grade_missing(RuleJudge(), [GradeRequest("10", 0, "?", "emu", "emu")], log)
+    assert path.read_bytes().count(b'"key":') == 5
     assert path.read_bytes().startswith(whole)
     path.write_bytes(b"nonsense\n" + whole)
     with pytest.raises(JudgeError, match="line 1"):
         JudgementLog(path)
-    assert judged(identity, [GradeRequest("x", 0, "?", "?", "?")], log)[0].reason == "not asked"
+    assert judged(identity, [GradeRequest("x", 0, "?", "?", "?")], log)[0].reason == "not graded"
 
 
 def test_two_judges_in_one_log_do_not_mix_and_are_not_replayed_as_one(tmp_path: Path) -> None:

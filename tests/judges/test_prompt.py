@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambench.errors import JudgeError
-from dreambench.judges.calibration import calibration_requests
-from dreambench.judges.interface import GradeRequest
+from dreambench.judges import GradeRequest, calibration_requests
 from dreambench.judges.prompt import GradingPrompt, confined, own_prompt, parse_grade, read_prompt
 
 

@@ -177,7 +177,7 @@ def test_several_runs_stand_by_protocol_and_are_said_not_to_compare(tmp_path: Pa
         text_run(tmp_path / name, ["a", "b"], [score(protocol=f"{name}@1-0")], model=name) for name in ("one", "two")
     ]
     text = " ".join(Parsed(page(load_all(runs))).text)
-    assert "Scores under different protocols are not comparable; here are 2: one@1-0, two@1-0." in text
+    assert "Scores under different protocols are not comparable; this table has 2: one@1-0, two@1-0." in text
     same = [text_run(tmp_path / f"{name}-same", ["a", "b"], model=name) for name in ("one", "two")]
     assert "not comparable" not in " ".join(Parsed(page(load_all(same))).text)
 

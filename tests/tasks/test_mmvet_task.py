@@ -7,21 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from judges.chat_server import Answer, serving
+from judges.chat_server import Answer, serving, wait_for_judgements
 from PIL import Image as PILImage
 
 import dreambench
 from dreambench.api import Result, plan, score_run
 from dreambench.documents import Image, Text
 from dreambench.errors import DataError, JudgeError, UsageError
-from dreambench.judges.calibration import calibration_requests
+from dreambench.judges import calibration_requests
 from dreambench.spec import RunSpec
 from dreambench_tasks.mmvet.data import read_grades
 from dreambench_tasks.mmvet.task import MMVetTask
@@ -170,7 +169,7 @@ def test_a_judge_that_is_gone_stops_the_run_and_the_next_start_goes_on(folder: P
     with serving(leaving) as server:
         server.gone = True  # type: ignore[attr-defined]
         judge = f"openai:m@{server.url},runs=1,retries=0,concurrency=1"
-        with pytest.raises(JudgeError, match="goes on where it stopped"):
+        with pytest.raises(JudgeError, match="to resume"):
             dreambench.run("mmvet", model, data=folder, judge=judge, out=tmp_path / "runs")
         server.gone = False  # type: ignore[attr-defined]
         result = dreambench.run("mmvet", model, data=folder, judge=judge, out=tmp_path / "runs")
@@ -187,8 +186,7 @@ def test_killed_half_way_and_resumed_nothing_that_was_answered_is_asked_again(fo
     def judge(body: dict[str, Any], number: int) -> Answer:
         prompt = body["messages"][-1]["content"]
         if number == calibration + COUNT and not held:
-            # Every earlier reply has reached the log by now, and this request gets none.
-            time.sleep(0.3)
+            wait_for_judgements(tmp_path / "runs", number - 1)
             held.append(prompt)
             os.kill(process[0].pid, signal.SIGKILL)
             return Answer(hang_up=True)

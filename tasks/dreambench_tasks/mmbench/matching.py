@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from dreambench.errors import UsageError
-from dreambench.judges import GradeRequest, Judge, Judgement, parse_judge
-from dreambench.judges.prompt import GradingPrompt, confined
+from dreambench.judges import GradeRequest, GradingPrompt, Judge, Judgement, confined, parse_judge
 from dreambench_tasks.mmbench.data import Row
 from dreambench_tasks.mmbench.extraction import REJECTED
 

@@ -14,8 +14,7 @@ from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, UsageError
 from dreambench.files import replacing, sha256_file
 from dreambench.interfaces import sample_choice
-from dreambench.judges import GradeRequest, Judge, JudgementLog, ask_missing, judged
-from dreambench.judges.grading import missing
+from dreambench.judges import GradeRequest, Judge, JudgementLog, grade_missing, judged, missing
 from dreambench.requests import Request, Response, Sample
 from dreambench.scores import Protocol, Score, TaskResult
 from dreambench.spec import RunSpec
@@ -183,7 +182,7 @@ class MMBenchTask(ComprehensionTask):
         elif fields["judge"] is not None:
             items, log = _undecided(samples, responses), JudgementLog(run.path / JUDGEMENTS)
             if self.matcher is not None and missing(fields["judge"], items, log):
-                ask_missing(self.matcher, items, log)
+                grade_missing(self.matcher, items, log)
 
     def _write_submission(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         replies = {int(sample.id): _reply(sample, responses[sample.id]) for sample in samples}

@@ -12,10 +12,19 @@ from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, UsageError
 from dreambench.files import replacing, sha256_file, write_atomically
 from dreambench.interfaces import sample_choice
-from dreambench.judges import GradeRequest, GradesFile, Judge, JudgementLog, ask_missing, calibrate, judged, parse_judge
-from dreambench.judges.calibration import calibration_requests
-from dreambench.judges.grading import missing
-from dreambench.judges.replay import ReplayJudge
+from dreambench.judges import (
+    GradeRequest,
+    GradesFile,
+    Judge,
+    JudgementLog,
+    ReplayJudge,
+    calibrate,
+    calibration_requests,
+    grade_missing,
+    judged,
+    missing,
+    parse_judge,
+)
 from dreambench.progress import progress_bar, say
 from dreambench.requests import Request, Response, Sample
 from dreambench.scores import Protocol, Score, TaskResult
@@ -156,7 +165,7 @@ class MMVetTask(ComprehensionTask):
             if _has_a_mind(identity) and not isinstance(self.judge, ReplayJudge):
                 _calibrate(self.judge, log, run)
             with progress_bar("grading") as progress:
-                ask_missing(self.judge, items, log, progress)
+                grade_missing(self.judge, items, log, progress)
         grades = _graded(identity, samples, responses, runs, log)
         with replacing(run.path / GRADES) as path:
             write_grades(path, grades)

@@ -1,4 +1,4 @@
-"""What a judge is: something that grades an answer against a reference, and says who it is."""
+"""What a judge is: it grades an answer against a reference, and has an identity that is part of the protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["GradeRequest", "GradesFile", "Judge", "Judgement", "judgement_key"]
 
 @dataclass(frozen=True, slots=True)
 class GradeRequest:
-    """One answer to be graded. `run` is the number of the grading run, from 0: the same answer is graded once in each."""
+    """One answer to grade. `run` is the index of the grading run: each run grades the same answers once."""
 
     id: str
     run: int
@@ -25,9 +25,9 @@ class GradeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The grade of the request of the same id and run: `score` in [0, 1], or None and the `reason` why there is none.
+    """The grade of the request with the same id and run: a `score` in [0, 1], or None and the `reason`.
 
-    `raw` is what the judge said, `answered_by` the model's name in the server's reply, where there was one.
+    `raw` is the judge's reply, `answered_by` the model's name in the reply of a server.
     """
 
     id: str
@@ -39,45 +39,45 @@ class Judgement:
 
     def __post_init__(self) -> None:
         if (self.score is None) == (self.reason is None):
-            raise ValueError("a judgement has a score or the reason why it has none")
+            raise ValueError("a judgement has either a score or a reason")
         if self.score is not None and not 0 <= self.score <= 1:
             raise ValueError(f"a score lies in [0, 1]: {self.score}")
 
 
 class Judge(ABC):
-    """Grades answers. Making one asks nothing of anybody; the first `grade` does."""
+    """Grades answers. Nothing is loaded or contacted before the first `grade`."""
 
     runs: int = 1
-    """How many grading runs the reported mean is over, unless the task says otherwise."""
+    """Grading runs; the reported score is the mean over them."""
 
     @abstractmethod
     def identity(self) -> Mapping[str, JSON]:
-        """What pins the judge: ``name``, the prompt's sha256, settings. A field of the protocol; not what merely changes its pace."""
+        """What defines the judge: ``name``, the prompt's sha256, settings that affect grades. A field of the protocol."""
 
     @abstractmethod
     def grade(self, items: Sequence[GradeRequest]) -> Iterator[Judgement]:
-        """Grade each item once, in any order, each yielded as soon as it is known.
+        """Grade each item once, in any order; yield each judgement as soon as it is known.
 
-        An item that cannot be graded has a judgement without a score; a judge that cannot be reached raises `JudgeError`.
+        An item that cannot be graded gets a judgement without a score. Raises `JudgeError` if the judge cannot be reached.
         """
 
     @property
     def prompt_name(self) -> str:
-        """``official`` or another grading prompt's name, which then names the protocol; the judge's own name where it has none."""
+        """The name of the grading prompt (``official``, ...), which names the protocol; without a prompt, the judge's name."""
         return str(self.identity().get("prompt", self.identity()["name"]))
 
     def estimate(self, items: Sequence[GradeRequest]) -> Sequence[str]:
-        """Lines for ``--dry-run``: calls, tokens, cost. Nothing where grading costs nothing."""
+        """Lines for ``--dry-run``: calls, tokens, cost."""
         return ()
 
 
 @dataclass(frozen=True, slots=True)
 class GradesFile:
-    """``grades:FILE``: grades given elsewhere, in the official evaluator's file format; the task reads them."""
+    """``grades:FILE``: grades in the official evaluator's file format, which the task reads."""
 
     path: Path
 
 
 def judgement_key(identity: Mapping[str, JSON], item: GradeRequest) -> str:
-    """The content that a judgement is of, hashed: who judges what. Changed answers never find old grades."""
+    """A hash of the judge and of what it grades, so that a changed answer never finds an old grade."""
     return digest([dict(identity), item.question, item.reference, item.prediction, item.run])
