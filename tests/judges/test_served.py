@@ -15,7 +15,7 @@ import pytest
 from judges.chat_server import Answer, serving, wait_for_judgements
 
 from dreambench.errors import JudgeError, UsageError
-from dreambench.judges import GradeRequest, JudgementLog, grade_missing, calibrate, judged, parse_judge
+from dreambench.judges import GradeRequest, JudgementLog, calibrate, grade_missing, judged, parse_judge
 from dreambench.judges.models import ServedJudge
 
 
