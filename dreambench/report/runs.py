@@ -99,7 +99,7 @@ def load_all(paths: Sequence[Path]) -> list[CompleteRun]:
         found = [path] if (path / "run.json").is_file() else sorted(file.parent for file in path.glob("*/run.json"))
         complete = [folder for folder in found if folder == path or (folder / "metrics.json").exists()]
         if not complete:
-            what = "holds no complete run" if found else "is not a run, and holds none"
+            what = "holds no complete run" if found else "is not a run and holds no runs"
             raise RunError(f"{path} {what}: give a folder that `dreambench run` made, or the folder of such folders")
         for folder in found:
             if folder not in complete:

@@ -112,7 +112,8 @@ def _print_table(title: str, scores: Sequence[Score]) -> None:
     _print_line(title)
     widest = max((len(printable(score.metric)) for score in scores), default=0)
     for protocol, part in groupby(scores, key=lambda score: score.protocol):
-        table = Table(title=Text(f"protocol {printable(protocol)}"), title_justify="left", box=None, pad_edge=False)
+        heading = Text(f"protocol {printable(protocol)}")
+        table = Table(title=heading, title_justify="left", title_style="", header_style="", box=None, pad_edge=False)
         table.add_column("metric", no_wrap=True, min_width=widest)
         if grouped:
             table.add_column("group", overflow="fold")

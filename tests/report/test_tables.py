@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from report.made_runs import HOSTILE, score, text_run
 
+from dreambench.errors import RunError
 from dreambench.report.runs import load_all
 from dreambench.report.tables import to_csv, to_latex, to_markdown
-from dreambench.report.terminal import print_runs
+from dreambench.report.terminal import print_runs, print_scores
 from dreambench.report.text import LATEX, latex, markdown, printable
 
 
@@ -135,3 +136,35 @@ def test_printable_text_is_left_alone_and_the_rest_written_out(text: str) -> Non
     plain = [c for c in text if unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp")]
     if len(plain) == len(text) and not set(text) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"):
         assert shown == text
+
+
+def test_the_terminal_table_fits_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With long names everywhere, only the group is folded, and no number is cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    group = "l2_category=finegrained_perception (cross-instance)"
+    scores = [
+        score(metric="circular_accuracy", group=group, value=100.0, interval=(91.25, 100.0), n=214354, unscored=9)
+    ]
+    print_scores("mmbench", scores)
+    table = capsys.readouterr().out.splitlines()[:-1]
+    assert all(len(line) <= 80 for line in table)
+    for cell in ("circular_accuracy", "100.00 %", "91.25 … 100.00", "214354"):
+        assert cell in "\n".join(table)
+
+
+def test_a_folder_of_runs_stands_for_its_complete_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b", "a", "unfinished"):
+        text_run(tmp_path / name, ["a", "b"])
+    (tmp_path / "unfinished" / "metrics.json").unlink()
+    assert [run.name for run in load_all([tmp_path / "b", tmp_path])] == ["b", "a"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"dreambench rerun {tmp_path / 'unfinished'}" in line
+    with pytest.raises(RunError, match="is not complete"):
+        load_all([tmp_path / "unfinished"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="is not a run"):
+        load_all([tmp_path / "empty"])
