@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from dreambench.environment import versions
@@ -74,10 +75,10 @@ def _weights() -> Iterator[str]:
 
 def _data() -> Iterator[str]:
     from dreambench.errors import DreambenchError
-    from dreambench_tasks.playground import ensure_default
 
-    try:
-        yield f"ok embedded data at {ensure_default()}"
-    except (DreambenchError, OSError) as error:
-        yield f"!! embedded data: {error}"
+    for entry in entry_points(group="dreambench.data"):
+        try:
+            yield f"ok embedded data ({entry.name}) at {entry.load()()}"
+        except (DreambenchError, OSError) as error:
+            yield f"!! embedded data ({entry.name}): {error}"
     yield "   benchmark data are given with --data DIR (and --images DIR); docs/data.md says where each is had"

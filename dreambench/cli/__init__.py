@@ -5,14 +5,28 @@ from __future__ import annotations
 import io
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
 __all__ = ["main"]
 
 INTERRUPTED = 130
 RESUMES = "interrupted: every stored answer is kept; run the same command again to resume"
+
+
+class _Commands(TyperGroup):
+    """Also offers the typer applications of the entry-point group `dreambench.commands`, loaded when called or listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(metadata.entry_points(group="dreambench.commands").names)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        entries = () if own else metadata.entry_points(group="dreambench.commands", name=cmd_name)
+        return next((get_group(entry.load()) for entry in entries), own)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,9 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _build() -> typer.Typer:
     """The whole application. No verb loads its machinery before it runs, so that ``--help`` is quick."""
-    from dreambench.cli import playground, runs, tools
+    from dreambench.cli import runs, tools
 
     app = typer.Typer(
+        cls=_Commands,
         help="Evaluate models that read and generate images: exact, resumable, every number with its protocol and interval.",
         no_args_is_help=True,
         add_completion=False,
@@ -71,7 +86,6 @@ def _build() -> typer.Typer:
     for verb in (runs.run, runs.score, runs.rerun, runs.report, tools.fid, tools.fid_stats, tools.doctor):
         app.command(verb.__name__.replace("_", "-"))(verb)
     app.command("list")(tools.list_)
-    app.add_typer(playground.app, name="playground")
     return app
 
 

@@ -4,15 +4,17 @@
     efficientnet-lite0     ImageNet weights from a Python package (extra `efficientnet`)
     clip:DIR               a CLIP model folder of transformers: its projected image embedding
     dinov2:DIR             a DINOv2 folder of transformers: its class token
-    playground-clip        the small CLIP of the embedded data
+    playground-clip        the small CLIP of the embedded data, from an entry point
 
-A further one is added by `register_extractor`. Features are float32 in float32
+A further one is added by `register_extractor`, or by an entry point of the group `dreambench.extractors`: the name of a CLIP and a
+function that returns its folder. Features are float32 in float32
 arithmetic on every device: bfloat16 moves Inception features by 5e-3, and no reported number uses it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -55,6 +57,7 @@ class Extractor(Protocol):
 
 Loader = Callable[[str | None, "torch.device", bool], Extractor]
 _LOADERS: dict[str, Loader] = {}
+GROUP = "dreambench.extractors"
 
 
 def register_extractor(name: str, loader: Loader) -> None:
@@ -63,7 +66,7 @@ def register_extractor(name: str, loader: Loader) -> None:
 
 
 def extractor_names() -> list[str]:
-    return sorted(_LOADERS)
+    return sorted({*_LOADERS, *entry_points(group=GROUP).names})
 
 
 def load_extractor(spec: str, device: str | torch.device = "cpu", *, offline: bool = False) -> Extractor:
@@ -73,6 +76,11 @@ def load_extractor(spec: str, device: str | torch.device = "cpu", *, offline: bo
     name, _, location = spec.partition(":")
     if name in _LOADERS:
         return _LOADERS[name](location or None, torch.device(device), offline)
+    for entry in entry_points(group=GROUP, name=name):
+        from dreambench.metrics.encoders import ClipExtractor
+
+        _no_location(name, location)
+        return ClipExtractor(entry.load()(), device=torch.device(device), name=name)
     raise UsageError(f"--features {spec}: no such extractor; there are {', '.join(extractor_names())}")
 
 
@@ -158,16 +166,6 @@ def _dinov2(location: str | None, device: torch.device, offline: bool) -> Extrac
     return Dinov2Extractor(_need_location("dinov2", location), device=device)
 
 
-def _playground(location: str | None, device: torch.device, offline: bool) -> Extractor:
-    from dreambench.metrics.encoders import ClipExtractor
-
-    _no_location("playground-clip", location)
-    # The one thing that the harness asks of the tasks' package: where the embedded data's own network lies.
-    from dreambench_tasks.playground import clip_directory
-
-    return ClipExtractor(clip_directory(), device=device, name="playground-clip")
-
-
 def _need_location(name: str, location: str | None) -> Path:
     if not location:
         raise UsageError(f"--features {name} needs a model folder: --features {name}:DIR")
@@ -184,6 +182,5 @@ for _name, _loader in {
     "efficientnet-lite0": _efficientnet,
     "clip": _clip,
     "dinov2": _dinov2,
-    "playground-clip": _playground,
 }.items():
     register_extractor(_name, _loader)

@@ -31,7 +31,6 @@ VERBS = [
     "fid",
     "fid-stats",
     "playground write",
-    "playground build",
     "list",
     "doctor",
 ]

@@ -10,29 +10,33 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreambench_tasks.playground import embedded
+import build
 
-STAGES = ("alignment-comprehension", "alignment-generation", "igpt", "sft")
-KILLED_IN = ("encoder:3", "autoencoder:3", "diffusion:3", "language:3", *(f"{stage}:3" for stage in STAGES))
+KILLED_IN = ("encoder:3", "autoencoder:3", "diffusion:3", "language:3", *(f"{stage}:3" for stage in build.STAGES))
 
-# A few steps of every loop, a few scenes; and a kill within the named step, once the checkpoint of the second has been written.
+# A few steps of every loop on a few scenes, killed within the named step, after the checkpoint of the second step has been written.
 SMALL = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-import dreambench_tasks.playground.embedded as embedded
-from dreambench_tasks.playground.surrogates import autoencoder, decoder, diffusion, encoder, loop
+sys.path.insert(0, sys.argv[4])
+import build, loop
+import surrogate_clip, surrogate_diffusion, surrogate_language
 from dreamllm.training.trainer import DreamLLMTrainer
 
-build, recipes, killed_in = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+directory, recipes, killed_in = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+def few(settings):
+    return replace(settings, steps=4, batch=4, save_every=2)
 for module, names in (
-    (encoder, ["SETTINGS"]), (autoencoder, ["SETTINGS", "FINE"]),
-    (diffusion, ["FIRST", "SECOND", "THIRD", "FOURTH"]), (decoder, ["LANGUAGE", "WARM_UP"]),
+    (surrogate_clip, ["ENCODER"]),
+    (surrogate_diffusion, ["AUTOENCODER", "DECODER"]),
+    (surrogate_language, ["LANGUAGE", "WARM_UP"]),
 ):
     for name in names:
-        setattr(module, name, replace(getattr(module, name), steps=4, batch=4, save_every=2))
-autoencoder.CALIBRATION, diffusion.SCENES, decoder.TOKENIZED = 16, 48, 40
-embedded.PICTURES, embedded.STORIES, embedded.RECIPES = 24, 6, recipes
+        setattr(module, name, few(getattr(module, name)))
+surrogate_diffusion.PHASES = [few(phase) for phase in surrogate_diffusion.PHASES]
+surrogate_diffusion.CALIBRATION, surrogate_diffusion.SCENES, surrogate_language.TOKENIZED = 16, 48, 40
+build.IMAGES, build.STORIES, build.RECIPES = 24, 6, recipes
 
 def killing(call, step_of):
     def wrapped(*args, **kwargs):
@@ -44,31 +48,31 @@ def killing(call, step_of):
 current = [""]
 loop._schedule = killing(loop._schedule, lambda step, settings: step + 1)
 DreamLLMTrainer.training_step = killing(DreamLLMTrainer.training_step, lambda trainer, *_: trainer.state.global_step + 1)
-train = embedded._train
+stage = build.stage
 def named(directory, name):
     current[0] = name
-    train(directory, name)
-embedded._train = named
-for name, step in embedded.STEPS.items():
-    if name == "card":  # measured elsewhere
+    return stage(directory, name)
+build.stage = named
+for name in build.STEPS:
+    if name == "card":  # tested elsewhere
         break
     current[0] = name
-    step(build)
+    build.build(directory, name)
 """
 
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
-    for stage in STAGES:
-        recipe = yaml.safe_load((embedded.RECIPES / f"{stage}.yaml").read_text(encoding="utf-8"))
+    for stage in build.STAGES:
+        recipe = yaml.safe_load((build.RECIPES / f"{stage}.yaml").read_text(encoding="utf-8"))
         recipe["trainer"] |= {"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 1}
         (folder / f"{stage}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return folder
 
 
 def built(folder: Path, recipes: Path, killed_in: str = "") -> int:
-    arguments = [sys.executable, "-c", SMALL, str(folder), str(recipes), killed_in]
+    arguments = [sys.executable, "-c", SMALL, str(folder), str(recipes), killed_in, str(build.HERE)]
     process = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=280)
     assert process.returncode in (0, -9), process.stderr[-3000:]
     return process.returncode
@@ -83,12 +87,24 @@ def losses(folder: Path, stage: str) -> list[dict[str, float]]:
 def test_a_build_that_is_killed_in_every_stage_ends_in_the_same_bytes(tmp_path: Path, recipes: Path) -> None:
     undisturbed, killed = tmp_path / "one", tmp_path / "two"
     assert built(undisturbed, recipes) == 0
-    for place in KILLED_IN:
-        assert built(killed, recipes, place) == -9, place
+    for step in KILLED_IN:
+        assert built(killed, recipes, step) == -9, step
     assert built(killed, recipes) == 0
-    for stage in STAGES:
+    for stage in build.STAGES:
         assert len(losses(undisturbed, stage)) >= 4
         assert losses(killed, stage) == losses(undisturbed, stage), stage
     names = ("model.safetensors", "config.json", "tokenizer.json")
     for name in names:
         assert (killed / "embedded" / name).read_bytes() == (undisturbed / "embedded" / name).read_bytes(), name
+
+
+def test_errors_of_the_library_end_a_build_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(build.HERE / "build.py")]
+    (tmp_path / "file").touch()
+    for directory, message in ((tmp_path / "file", "file"), (tmp_path / "new", "alignment is not a folder")):
+        process = subprocess.run(
+            [*command, str(directory), "--step", "igpt"], check=False, capture_output=True, text=True
+        )
+        assert process.returncode == 2
+        assert message in process.stderr.splitlines()[-1]
+        assert "Traceback" not in process.stderr

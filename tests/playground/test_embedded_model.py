@@ -1,4 +1,4 @@
-"""The model that comes with the package: small, trained, with a card, and able to read and to tell illustrated stories."""
+"""The model that comes with the package: small, trained, with a card, able to answer questions and to write illustrated stories."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import dreamllm
 from dreambench.adapters.dreamllm import DreamLLM, embedded_checkpoint
 from dreambench.errors import MissingWeightsError
 from dreambench.interfaces import ModelOptions
-from dreambench_tasks.playground.evaluation import _describes, _sentences_with_images, comprehension
-from dreambench_tasks.playground.stories import instruction
+from dreambench_tasks.playground import instruction
+from evaluate import comprehension, describes, sentences_with_images
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def folder() -> Path:
     return embedded_checkpoint()
 
 
-def test_where_it_is_missing_nothing_takes_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_replaces_a_missing_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(dreamllm, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(MissingWeightsError, match="install the package again"):
         DreamLLM(ModelOptions("dreamllm", device="cpu"))
@@ -35,15 +35,14 @@ def test_it_is_small_trained_and_described(folder: Path) -> None:
     assert all(f"| {stage} |" in card for stage in stages)
 
 
-def test_it_reads_and_tells_illustrated_stories(folder: Path) -> None:
+def test_it_answers_questions_and_writes_illustrated_stories(folder: Path) -> None:
     model, processor = dreamllm.load(folder, dtype="float32")
     shares = comprehension(model, processor, 48)
     assert shares["colour and shape"].right >= 39  # 0.93 in the card; four standard errors below
-    asked = [processor.apply_chat_template([{"role": "user", "content": instruction("val", i)[0]}]) for i in range(4)]
+    prompts = [processor.apply_chat_template([{"role": "user", "content": instruction("val", i)[0]}]) for i in range(4)]
     documents = model.generate_interleaved(
-        processor(asked), processor, max_new_tokens=160, seeds=[0, 1, 2, 3], num_inference_steps=4, guidance_scale=1
+        processor(prompts), processor, max_new_tokens=160, seeds=[0, 1, 2, 3], num_inference_steps=4, guidance_scale=1
     )
     for document in documents:
-        told = _sentences_with_images(document.parts)
         assert document.images
-        assert all(_describes(text) == (image is not None) for text, image in told)
+        assert all(describes(text) == (image is not None) for text, image in sentences_with_images(document.parts))

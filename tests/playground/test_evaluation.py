@@ -1,9 +1,12 @@
-"""The embedded model's judges: a image decoder and a reader that are right get everything, ones that are wrong in one respect lose that."""
+"""The judges of the embedded model: perfect answers get full marks, and answers wrong in one respect lose only that score."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +14,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dreambench_tasks.playground import evaluation
-from dreambench_tasks.playground.evaluation import described_scenes
-from dreambench_tasks.playground.probe import _PARTS, Seen, look
-from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene
+import evaluate
+from dreambench_tasks.playground import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene
+from probe import _PARTS, Seen, look
 
 N = 24
 
@@ -25,28 +27,28 @@ def seen_of(scene: Scene) -> Seen:
 
 @pytest.fixture
 def generated(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`image_generation` for a image decoder that shows each caption's scene after a change to it."""
+    """The shares of `text_to_image` for a model that shows each caption's scene after a change."""
 
     def judged(change: Any) -> dict[str, float]:
-        scenes = [one.scene for things in (1, 2) for one in described_scenes("test", things, N)]
-        left = [seen_of(change(scene)) for scene in scenes]
+        scenes = [scene for objects in (1, 2) for scene, _ in evaluate.described_scenes("test", objects, N)]
+        remaining = [seen_of(change(scene)) for scene in scenes]
 
         def shown(_: Any, images: NDArray[np.uint8]) -> list[Seen]:
-            taken, left[:] = left[: len(images)], left[len(images) :]
+            taken, remaining[:] = remaining[: len(images)], remaining[len(images) :]
             return taken
 
-        def generate_images(texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        def generate(texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
             assert len(set(seeds)) == len(texts)
             return np.zeros((len(texts), 64, 64, 3), np.uint8)
 
-        monkeypatch.setattr(evaluation, "look", shown)
-        shares = evaluation.text_to_image(generate_images, torch.nn.Identity(), N)
+        monkeypatch.setattr(evaluate, "look", shown)
+        shares = evaluate.text_to_image(generate, torch.nn.Identity(), N)
         return {name: share.right / share.n for name, share in shares.items()}
 
     return judged
 
 
-def test_a_painter_that_is_right_gets_everything(generated: Any) -> None:
+def test_perfect_images_get_full_marks(generated: Any) -> None:
     assert set(generated(lambda scene: scene).values()) == {1.0}
 
 
@@ -59,12 +61,12 @@ def test_a_painter_that_is_right_gets_everything(generated: Any) -> None:
             lambda s: replace(
                 s, things=tuple(replace(t, shape="star" if t.shape != "star" else "heart") for t in s.things)
             ),
-            {"single object exactly", "objects recalled", "scenes of two"},
+            {"single object exactly", "objects recalled", "scenes with two"},
         ),
         (lambda s: replace(s, things=tuple(replace(t, row=(t.row + 1) % 3) for t in s.things)), {"single object in"}),
     ],
 )
-def test_a_painter_that_is_wrong_in_one_respect_loses_that(generated: Any, change: Any, lost: set[str]) -> None:
+def test_images_wrong_in_one_respect_lose_only_that_score(generated: Any, change: Any, lost: set[str]) -> None:
     shares = generated(change)
     for name, share in shares.items():
         right = not any(name.startswith(start) for start in lost)
@@ -96,15 +98,15 @@ def test_a_second_object_is_not_one_exactly_right(generated: Any) -> None:
     ],
 )
 def test_images_stand_after_the_sentence_that_describes_them(parts: tuple[Any, ...], right: bool) -> None:
-    told = evaluation._sentences_with_images(parts)
-    assert all(evaluation._describes(text) == (image is not None) for text, image in told) is right
+    pairs = evaluate.sentences_with_images(parts)
+    assert all(evaluate.describes(text) == (image is not None) for text, image in pairs) is right
 
 
 def test_an_image_shows_its_sentence_if_that_names_all_that_is_seen() -> None:
     seen = Seen("mint", {(0, 0): ("star", "blue", "small")})
-    assert evaluation._names_all("The star turns blue in the top left on a mint background.", seen)
-    assert not evaluation._names_all("The star turns red in the top left on a mint background.", seen)
-    assert not evaluation._names_all("The star turns blue in the top left on a mint background.", Seen("mint", {}))
+    assert evaluate.names_all("The star turns blue in the top left on a mint background.", seen)
+    assert not evaluate.names_all("The star turns red in the top left on a mint background.", seen)
+    assert not evaluate.names_all("The star turns blue in the top left on a mint background.", Seen("mint", {}))
 
 
 def test_the_probe_reads_cells_from_logits() -> None:
@@ -120,3 +122,10 @@ def test_the_probe_reads_cells_from_logits() -> None:
 
     (seen,) = look(Sure(), np.zeros((1, 64, 64, 3), np.uint8))
     assert seen == Seen(BACKGROUNDS[2], {(2, 1): (SHAPES[2], COLOURS[4], SIZES[1])})
+
+
+def test_a_checkpoint_that_does_not_exist_is_an_error_before_anything_is_measured(tmp_path: Path) -> None:
+    command = [sys.executable, evaluate.__file__, str(tmp_path / "nowhere")]
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert "nowhere is not a folder" in process.stderr

@@ -1,4 +1,4 @@
-"""The files are read by the ordinary loaders, and show the scenes they speak of."""
+"""The files are readable by the usual loaders and show the scenes that they describe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from dreambench_tasks.playground import write
-from dreambench_tasks.playground.choices import CATEGORIES
+from dreambench_tasks.playground.questions import CATEGORIES
 from dreambench_tasks.playground.render import SIDE, render
 from dreambench_tasks.playground.scene import draw_scene
 
@@ -23,13 +23,13 @@ N = 60
 
 
 @pytest.fixture(scope="module", params=["train", "val", "test"])
-def part(request: pytest.FixtureRequest) -> str:
+def split(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def data(part: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("playground") / part, part, N, seed=3)
+def data(split: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("playground") / split, split, N, seed=3)
 
 
 def load(path: Path) -> Any:
@@ -42,27 +42,23 @@ def pixels(path: Path | io.BytesIO) -> np.ndarray[Any, Any]:
         return np.asarray(image)
 
 
-def shown(data: Path, part: str, image_id: int) -> np.ndarray[Any, Any]:
-    return pixels(data / f"{part}2017" / f"{image_id:012d}.png")
-
-
-def test_coco_captions(data: Path, part: str) -> None:
-    coco = COCO(data / "annotations" / f"captions_{part}2017.json")
+def test_coco_captions(data: Path, split: str) -> None:
+    coco = COCO(data / "annotations" / f"captions_{split}2017.json")
     assert coco.getImgIds() == list(range(1, N + 1))
     for image_id in coco.getImgIds():
         record = coco.loadImgs(image_id)[0]
-        image = pixels(data / f"{part}2017" / record["file_name"])
+        image = pixels(data / f"{split}2017" / record["file_name"])
         assert image.shape == (record["height"], record["width"], 3) == (SIDE, SIDE, 3)
-        scene = draw_scene(part, image_id - 1, 3)
+        scene = draw_scene(split, image_id - 1, 3)
         assert np.array_equal(image, render(scene))
-        told = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
-        assert len(told) == 5
-        assert all(t.name in a["caption"] for a in told for t in scene.things)
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
+        assert len(annotations) == 5
+        assert all(t.name in a["caption"] for a in annotations for t in scene.things)
 
 
-def test_localized_narratives(data: Path, part: str) -> None:
-    suffix = "-00000-of-00001" if part == "train" else ""
-    text = (data / f"coco_{part}_localized_narratives{suffix}.jsonl").read_text(encoding="utf-8")
+def test_localized_narratives(data: Path, split: str) -> None:
+    suffix = "-00000-of-00001" if split == "train" else ""
+    text = (data / f"coco_{split}_localized_narratives{suffix}.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     assert {int(line["image_id"]) for line in lines} == set(range(1, N + 1))
     assert N < len(lines) < 2 * N
@@ -72,37 +68,39 @@ def test_localized_narratives(data: Path, part: str) -> None:
         assert " ".join(u["utterance"] for u in line["timed_caption"]) == line["caption"]
         times = [t for u in line["timed_caption"] for t in (u["start_time"], u["end_time"])]
         assert times == sorted(times)
-        scene = draw_scene(part, int(line["image_id"]) - 1, 3)
+        scene = draw_scene(split, int(line["image_id"]) - 1, 3)
         assert len(line["traces"]) == len(scene.things)
         assert all(0 <= point[axis] <= 1 for trace in line["traces"] for point in trace for axis in "xy")
     captions = [(line["image_id"], line["caption"]) for line in lines]
     assert len(set(captions)) == len(captions)
 
 
-def test_vqav2(data: Path, part: str) -> None:
-    subset = {"train": "train2014", "val": "val2014", "test": "test2015"}[part]
-    asked = load(data / f"v2_OpenEnded_mscoco_{subset}_questions.json")["questions"]
-    assert len(asked) == 2 * N
-    assert {q["image_id"] for q in asked} == set(range(1, N + 1))
-    assert all(set(q) == {"image_id", "question_id", "question"} for q in asked)
+def test_vqav2(data: Path, split: str) -> None:
+    subset = {"train": "train2014", "val": "val2014", "test": "test2015"}[split]
+    questions = load(data / f"v2_OpenEnded_mscoco_{subset}_questions.json")["questions"]
+    assert len(questions) == 2 * N
+    assert {q["image_id"] for q in questions} == set(range(1, N + 1))
+    assert all(set(q) == {"image_id", "question_id", "question"} for q in questions)
     annotations = data / f"v2_mscoco_{subset}_annotations.json"
-    assert annotations.exists() == (part != "test")
-    if part == "test":
+    assert annotations.exists() == (split != "test")
+    if split == "test":
         return
-    answered = load(annotations)["annotations"]
-    assert [(a["question_id"], a["image_id"]) for a in answered] == [(q["question_id"], q["image_id"]) for q in asked]
-    assert len({a["question_id"] for a in answered}) == 2 * N
-    for a in answered:
+    answers = load(annotations)["annotations"]
+    assert [(a["question_id"], a["image_id"]) for a in answers] == [
+        (q["question_id"], q["image_id"]) for q in questions
+    ]
+    assert len({a["question_id"] for a in answers}) == 2 * N
+    for a in answers:
         assert len(a["answers"]) == 10
-        given = [x["answer"] for x in a["answers"]]
-        assert max(set(given), key=given.count) == a["multiple_choice_answer"]
+        texts = [x["answer"] for x in a["answers"]]
+        assert max(set(texts), key=texts.count) == a["multiple_choice_answer"]
 
 
-def test_mmbench(data: Path, part: str) -> None:
-    split = {"train": "train", "val": "dev", "test": "test"}[part]
-    table = pd.read_csv(data / f"MMBench_{split.upper()}_EN.tsv", sep="\t", keep_default_na=False)
-    assert ("answer" in table) == (part != "test")
-    assert set(table["split"]) == {split}
+def test_mmbench(data: Path, split: str) -> None:
+    name = {"train": "train", "val": "dev", "test": "test"}[split]
+    table = pd.read_csv(data / f"MMBench_{name.upper()}_EN.tsv", sep="\t", keep_default_na=False)
+    assert ("answer" in table) == (split != "test")
+    assert set(table["split"]) == {name}
     assert table["index"].is_unique
     base = table[table["index"] < 1_000_000]
     assert len(base) == N * 3 // 5
@@ -111,20 +109,20 @@ def test_mmbench(data: Path, part: str) -> None:
     for row in base.to_dict("records"):
         options = [row[letter] for letter in "ABCDE" if row[letter]]
         image = pixels(io.BytesIO(base64.b64decode(row["image"], validate=True)))
-        assert any(np.array_equal(image, render(draw_scene(part, i, 3))) for i in range(N))
+        assert any(np.array_equal(image, render(draw_scene(split, i, 3))) for i in range(N))
         copies = [i for i in by_index if i % 1_000_000 == row["index"]]
         assert len(copies) == len(options)
         for index in copies:
             copy, k = by_index[index], index // 1_000_000
             assert copy["image"] == (row["image"] if k == 0 else str(row["index"]))
             assert (copy["question"], copy["hint"]) == (row["question"], row["hint"])
-            turned = [copy[letter] for letter in "ABCDE" if copy[letter]]
-            assert turned == options[len(options) - k :] + options[: len(options) - k]
-            if part != "test":
+            rotated = [copy[letter] for letter in "ABCDE" if copy[letter]]
+            assert rotated == options[len(options) - k :] + options[: len(options) - k]
+            if split != "test":
                 assert copy[copy["answer"]] == row[row["answer"]]
 
 
-def test_mmvet(data: Path, part: str) -> None:
+def test_mmvet(data: Path, split: str) -> None:
     record = load(data / "mm-vet.json")
     assert list(record) == [f"v1_{i}" for i in range(N * 3 // 5)]
     for question in record.values():

@@ -1,8 +1,9 @@
-"""Scenes are a function of (part, index, seed), parts share no content, and every thing can be seen."""
+"""Scenes are a function of (split, index, seed), splits share no content, and every object is visible."""
 
 from __future__ import annotations
 
 import hashlib
+import runpy
 from itertools import combinations
 from pathlib import Path
 
@@ -12,61 +13,61 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreambench_tasks.playground.render import _PALETTE, CENTRES, RADII, SIDE, contact_sheet, render, render_many
+from dreambench_tasks.playground.render import _PALETTE, CENTRES, RADII, SIDE, render, render_many
 from dreambench_tasks.playground.scene import (
     BACKGROUNDS,
     COLOURS,
-    PARTS,
     SHAPES,
+    SPLITS,
     Rng,
     Scene,
     Thing,
     draw_scene,
-    part_of,
+    split_of,
 )
 
-anywhere = {"part": st.sampled_from(PARTS), "index": st.integers(0, 10**9), "seed": st.integers(0, 2**40)}
+anywhere = {"split": st.sampled_from(SPLITS), "index": st.integers(0, 10**9), "seed": st.integers(0, 2**40)}
 
 
 def test_scenes_and_pixels_are_the_same_on_every_machine() -> None:
     # Where this fails on purpose, WORLD must be raised: published data and scores name it.
-    scenes = [draw_scene(part, i) for part in PARTS for i in range(200)]
+    scenes = [draw_scene(split, i) for split in SPLITS for i in range(200)]
     said = hashlib.sha256("\n".join(map(repr, scenes)).encode()).hexdigest()
     shown = hashlib.sha256(render_many(scenes).tobytes()).hexdigest()
     assert (said[:16], shown[:16]) == ("5ae6d0708d3663a5", "7b835db6e976a751")
 
 
 @given(**anywhere)
-def test_a_scene_is_of_the_part_it_was_drawn_for(part: str, index: int, seed: int) -> None:
-    scene = draw_scene(part, index, seed)
-    assert scene == draw_scene(part, index, seed)
-    assert part_of(scene) == part
+def test_a_scene_belongs_to_the_split_it_was_drawn_for(split: str, index: int, seed: int) -> None:
+    scene = draw_scene(split, index, seed)
+    assert scene == draw_scene(split, index, seed)
+    assert split_of(scene) == split
 
 
-def test_no_content_is_in_two_parts() -> None:
-    contents = {part: {draw_scene(part, i, seed).content for i in range(4000) for seed in (0, 1)} for part in PARTS}
-    for one, other in combinations(PARTS, 2):
+def test_no_content_is_in_two_splits() -> None:
+    contents = {split: {draw_scene(split, i, seed).content for i in range(4000) for seed in (0, 1)} for split in SPLITS}
+    for one, other in combinations(SPLITS, 2):
         assert not contents[one] & contents[other]
     assert len(contents["train"]) > 4000
 
 
-def test_the_look_does_not_decide_the_part() -> None:
+def test_the_look_does_not_decide_the_split() -> None:
     thing = Thing("star", "red", "small", 0, 2, tilt=-12)
     same = Thing("star", "red", "small", 0, 2, tilt=6)
-    assert part_of(Scene("navy", (thing,), (1, 1), 2)) == part_of(Scene("navy", (same,)))
+    assert split_of(Scene("navy", (thing,), (1, 1), 2)) == split_of(Scene("navy", (same,)))
 
 
 @given(**anywhere)
-def test_things_differ_and_are_in_text_generation_order(part: str, index: int, seed: int) -> None:
-    things = draw_scene(part, index, seed).things
+def test_objects_differ_and_are_in_reading_order(split: str, index: int, seed: int) -> None:
+    things = draw_scene(split, index, seed).things
     assert 1 <= len(things) <= 3
     assert len({t.name for t in things}) == len(things)
     assert list(things) == sorted(things, key=lambda t: (t.row, t.column))
 
 
 @given(**anywhere)
-def test_things_do_not_overlap(part: str, index: int, seed: int) -> None:
-    for x, y in combinations(draw_scene(part, index, seed).things, 2):
+def test_objects_do_not_overlap(split: str, index: int, seed: int) -> None:
+    for x, y in combinations(draw_scene(split, index, seed).things, 2):
         apart = np.hypot(CENTRES[x.column] - CENTRES[y.column], CENTRES[x.row] - CENTRES[y.row])
         assert apart + 0.5 >= RADII[x.size] + RADII[y.size]
 
@@ -86,7 +87,7 @@ def test_every_value_occurs_about_as_often_as_every_other() -> None:
 
 @pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_thing_shows_its_colour_at_its_place(shape: str, colour: str) -> None:
+def test_an_object_has_its_colour_at_its_place(shape: str, colour: str) -> None:
     for cell in range(9):
         row, column = divmod(cell, 3)
         for background in BACKGROUNDS:
@@ -103,13 +104,13 @@ def test_images_are_antialiased_and_shapes_differ() -> None:
     for image in images.values():
         assert image.shape == (SIDE, SIDE, 3)
         assert image.dtype == np.uint8
-        # A hard edge would have the thing's few shades of blue and nothing between them and the ground.
+        # A hard edge would have a few shades of blue and nothing between them and the background.
         assert len(np.unique(image[np.any(image != empty, axis=-1)], axis=0)) > 60
     for one, other in combinations(SHAPES, 2):
         assert np.any(np.abs(images[one].astype(int) - images[other]) > 60, axis=-1).sum() >= 25
 
 
-def test_rng_are_fair_and_their_own() -> None:
+def test_random_numbers_are_uniform_and_depend_on_the_key() -> None:
     rng = Rng("a", 1)
     rolls = [rng.below(6) for _ in range(6000)]
     assert all(abs(rolls.count(i) - 1000) < 120 for i in range(6))
@@ -117,12 +118,13 @@ def test_rng_are_fair_and_their_own() -> None:
     assert sorted(Rng("b").sample(range(9), 9)) == list(range(9))
 
 
-def test_an_unknown_part_is_refused() -> None:
+def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="train, val, test"):
         draw_scene("dev", 0)
 
 
-def test_the_contact_sheet_in_docs_is_of_this_world() -> None:
-    path = Path(__file__).parents[2] / "docs" / "playground.png"
-    with Image.open(path) as sheet:
-        assert np.array_equal(np.asarray(sheet), contact_sheet(render_many(draw_scene("val", i) for i in range(96))))
+def test_the_scenes_in_docs_are_of_this_world() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    sheet = runpy.run_path(str(docs / "make_images.py"))["scene_sheet"]()
+    with Image.open(docs / "playground.png") as image:
+        assert np.array_equal(np.asarray(image), np.asarray(sheet))

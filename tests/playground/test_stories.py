@@ -1,4 +1,4 @@
-"""Stories: every image is of its part, stands after a sentence that names all that it shows, and follows from the one before."""
+"""Stories: every image belongs to its split, follows a sentence that names all it shows, and continues the image before."""
 
 from __future__ import annotations
 
@@ -6,40 +6,37 @@ import hashlib
 from collections import Counter
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreambench_tasks.playground.language import place
-from dreambench_tasks.playground.render import render
-from dreambench_tasks.playground.scene import PARTS, SHAPES, Scene, crowded, part_of
-from dreambench_tasks.playground.sheet import story_sheet
-from dreambench_tasks.playground.stories import MOST_WORDS, TOPICS, Story, instruction, similarity, story
+from dreambench_tasks.playground.scene import SHAPES, SPLITS, Scene, overlaps, split_of
+from dreambench_tasks.playground.stories import MAX_WORDS, TOPICS, Story, instruction, similarity, story
 
 STORIES = [story("train", i) for i in range(600)]
 
 
 def aspects(before: Scene, after: Scene) -> set[str]:
-    """In what two images differ, read off the things that are in one of them only."""
-    gone, come = set(before.things) - set(after.things), set(after.things) - set(before.things)
+    """The respects in which two images differ, from the objects that are in only one of them."""
+    removed, added = set(before.things) - set(after.things), set(after.things) - set(before.things)
     found = {"background"} if before.background != after.background else set()
     if len(before.things) != len(after.things):
-        return found | {"number"} | ({"more"} if gone and come else set())
-    for x, y in zip(sorted(gone, key=lambda t: t.shape), sorted(come, key=lambda t: t.shape), strict=True):
+        return found | {"number"} | ({"more"} if removed and added else set())
+    for x, y in zip(sorted(removed, key=lambda t: t.shape), sorted(added, key=lambda t: t.shape), strict=True):
         found |= {"place"} if (x.row, x.column) != (y.row, y.column) else set()
         found |= {name for name in ("colour", "size", "shape") if getattr(x, name) != getattr(y, name)}
     return found
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_every_image_is_of_the_part_and_well_drawn(part: str) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_image_belongs_to_the_split_and_is_well_drawn(split: str) -> None:
     for i in range(60):
-        told = story(part, i, seed=5)
-        assert told == story(part, i, seed=5)
-        for scene in told.scenes:
-            assert part_of(scene) == part
-            assert not crowded(scene)
+        document = story(split, i, seed=5)
+        assert document == story(split, i, seed=5)
+        for scene in document.scenes:
+            assert split_of(scene) == split
+            assert not overlaps(scene)
             assert list(scene.things) == sorted(scene.things, key=lambda t: (t.row, t.column))
             assert 1 <= len({(t.row, t.column) for t in scene.things}) == len(scene.things) <= 2
             assert len({t.shape for t in scene.things}) == len(scene.things)
@@ -48,19 +45,19 @@ def test_every_image_is_of_the_part_and_well_drawn(part: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(index=st.integers(0, 10**9), seed=st.integers(0, 2**40))
 def test_sentences_are_short_and_images_described(index: int, seed: int) -> None:
-    told = story("train", index, seed)
-    assert 2 <= len(told.scenes) == len(told.matched) <= 3
-    assert list(told.matched) == sorted(set(told.matched))
-    assert 0 not in told.matched  # the title has no image
-    assert told.about in told.sentences[0]
-    for text in told.sentences:
-        assert len(text.split()) <= MOST_WORDS
+    document = story("train", index, seed)
+    assert 2 <= len(document.scenes) == len(document.matched) <= 3
+    assert list(document.matched) == sorted(set(document.matched))
+    assert 0 not in document.matched  # the title has no image
+    assert document.about in document.sentences[0]
+    for text in document.sentences:
+        assert len(text.split()) <= MAX_WORDS
         assert text[0].isupper()
         assert text.endswith(".")
         assert "  " not in text
         assert " ," not in text
-    for scene, position in zip(told.scenes, told.matched, strict=True):
-        text = told.sentences[position]
+    for scene, position in zip(document.scenes, document.matched, strict=True):
+        text = document.sentences[position]
         assert similarity(scene, text) == 1.0
         for thing in scene.things:
             assert thing.colour in text
@@ -77,19 +74,19 @@ def test_images_differ_in_what_the_topic_says() -> None:
         "that is left alone": {"number"},
         "on a changing background": {"background"},
     }
-    for told in STORIES:
-        (what,) = (difference for words, difference in expected.items() if told.topic.endswith(words))
-        for before, after in pairwise(told.scenes):
-            assert aspects(before, after) == what, told
+    for document in STORIES:
+        (what,) = (difference for words, difference in expected.items() if document.topic.endswith(words))
+        for before, after in pairwise(document.scenes):
+            assert aspects(before, after) == what, document
             assert (before.shift, before.light) == (after.shift, after.light)
 
 
 def test_movements_are_told_as_they_are() -> None:
-    moves = [told for told in STORIES if told.topic.endswith("that moves")]
-    for told in moves:
-        (shape,) = (s for s in SHAPES if s in told.topic)
-        heroes = [next(t for t in scene.things if t.shape == shape) for scene in told.scenes]
-        ways = told.about.split("that moves ")[1].split(" and then ")
+    moves = [document for document in STORIES if document.topic.endswith("that moves")]
+    for document in moves:
+        (shape,) = (s for s in SHAPES if s in document.topic)
+        heroes = [next(t for t in scene.things if t.shape == shape) for scene in document.scenes]
+        ways = document.about.split("that moves ")[1].split(" and then ")
         for way, x, y in zip(ways, heroes, heroes[1:], strict=False):
             moved = {"up": x.row > y.row, "down": x.row < y.row}
             moved |= {"to the left": x.column > y.column, "to the right": x.column < y.column}
@@ -98,30 +95,32 @@ def test_movements_are_told_as_they_are() -> None:
 
 def test_topics_come_in_turn_and_stories_vary() -> None:
     assert len(set(TOPICS)) == 30
-    assert [told.topic for told in STORIES[:30]] == list(TOPICS)
-    texts = Counter(" ".join(told.sentences) for told in STORIES)
+    assert [document.topic for document in STORIES[:30]] == list(TOPICS)
+    texts = Counter(" ".join(document.sentences) for document in STORIES)
     assert len(texts) > 0.98 * len(STORIES)
-    assert 0.3 < sum(len(told.scenes) == 3 for told in STORIES) / len(STORIES) < 0.5
-    closed = sum(len(told.sentences) > told.matched[-1] + 1 for told in STORIES)
+    assert 0.3 < sum(len(document.scenes) == 3 for document in STORIES) / len(STORIES) < 0.5
+    closed = sum(len(document.sentences) > document.matched[-1] + 1 for document in STORIES)
     assert 0.4 < closed / len(STORIES) < 0.6
 
 
 def test_an_instruction_is_fulfilled_by_its_document() -> None:
     drawings = 0
     for i in range(400):
-        asked, told = instruction("train", i)
-        whole = STORIES[i]
-        assert asked[0].isupper()
-        assert asked[-1] in ".?"
-        assert told.about in asked
-        if told.matched == (0,):
+        request, document = instruction("train", i)
+        full = STORIES[i]
+        assert request[0].isupper()
+        assert request[-1] in ".?"
+        assert document.about in request
+        if document.matched == (0,):
             drawings += 1
-            assert told.scenes == whole.scenes[:1]
-            assert similarity(told.scenes[0], told.sentences[0]) == similarity(told.scenes[0], asked) == 1.0
+            assert document.scenes == full.scenes[:1]
+            assert (
+                similarity(document.scenes[0], document.sentences[0]) == similarity(document.scenes[0], request) == 1.0
+            )
             continue
-        assert told == whole
-        for word, count in (("two images", 2), ("three images", 3)):
-            assert word not in asked or len(told.scenes) == count
+        assert document == full
+        for word, count in (("two pictures", 2), ("three pictures", 3)):
+            assert word not in request or len(document.scenes) == count
     assert 60 < drawings < 140
 
 
@@ -137,19 +136,3 @@ def test_stories_are_pinned() -> None:
         return hashlib.sha256("\n".join(map(repr, stories)).encode()).hexdigest()[:16]
 
     assert digest(STORIES[:90]) == "b05e316d401be9c4"
-
-
-def test_a_sheet_shows_every_image_once() -> None:
-    told = STORIES[:6]
-    sheet = np.asarray(story_sheet(told))
-    images = [np.asarray(render(scene).repeat(3, axis=0).repeat(3, axis=1)) for s in told for scene in s.scenes]
-    corners = {image[:3].tobytes() for image in images}
-    assert sheet.ndim == 3
-    width = images[0].shape[1]
-    found = {
-        sheet[y : y + 3, x : x + width].tobytes()
-        for y in range(sheet.shape[0] - 3)
-        for x in range(sheet.shape[1] - width)
-        if (sheet[y, x] != 255).any() and (x == 0 or (sheet[y, x - 1] == 255).all())
-    }
-    assert corners <= found

@@ -1,4 +1,4 @@
-"""What is said, asked and answered about scenes is true of them."""
+"""Captions, narratives, questions and answers are true of their scenes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from itertools import pairwise
 import pytest
 
 from dreambench.judges.rule import contained_fraction
-from dreambench_tasks.playground.choices import CATEGORIES, choice, circular
 from dreambench_tasks.playground.language import PLACES, captions, narrative, place, relation
-from dreambench_tasks.playground.open_questions import AND, KINDS, OR, open_question
-from dreambench_tasks.playground.questions import Question, annotators, questions
+from dreambench_tasks.playground.questions import (
+    AND,
+    CATEGORIES,
+    KINDS,
+    OR,
+    Question,
+    annotators,
+    choice,
+    circular,
+    open_question,
+    questions,
+)
 from dreambench_tasks.playground.scene import Rng, Scene, Thing, draw_scene
 
 SCENES = [draw_scene("val", i) for i in range(600)]
@@ -21,9 +30,9 @@ SIDES = {"circle": "none", "square": "four", "triangle": "three", "star": "ten",
 
 def test_five_different_captions_name_everything() -> None:
     for i, scene in enumerate(SCENES):
-        told = captions(scene, Rng("test", i))
-        assert len(set(told)) == 5
-        for caption in told:
+        texts = captions(scene, Rng("test", i))
+        assert len(set(texts)) == 5
+        for caption in texts:
             assert scene.background in caption
             assert all(thing.name in caption for thing in scene.things)
             assert caption[0].isupper()
@@ -31,7 +40,7 @@ def test_five_different_captions_name_everything() -> None:
             assert not re.search(r"\ba (?=[aeiou])", caption, re.IGNORECASE)
 
 
-def test_narratives_have_forty_words_and_name_things_in_text_generation_order() -> None:
+def test_narratives_have_forty_words_and_name_things_in_reading_order() -> None:
     for i, scene in enumerate(SCENES):
         sentences = narrative(scene, Rng("test", i))
         assert len(" ".join(sentences).split()) >= 40
@@ -50,7 +59,7 @@ def test_relations_are_opposite() -> None:
 
 
 def true_answer(scene: Scene, text: str) -> str:
-    """The answer read off the scene by other means than the generator's."""
+    """The answer, derived independently of the generator."""
     at = {(t.row, t.column): t for t in scene.things}
     cells = {name: (r, c) for r, row in enumerate(PLACES) for c, name in enumerate(row)}
 
@@ -100,9 +109,9 @@ def test_answers_of_short_questions_are_true() -> None:
     types: Counter[str] = Counter()
     yes: Counter[str] = Counter()
     for i, scene in enumerate(SCENES):
-        asked = questions(scene, Rng("test", i), 4)
-        assert len({q.text for q in asked}) == 4
-        for q in asked:
+        drawn = questions(scene, Rng("test", i), 4)
+        assert len({q.text for q in drawn}) == 4
+        for q in drawn:
             assert q.answer == true_answer(scene, q.text), (scene, q)
             assert q.text.lower().startswith(q.question_type)
             assert (q.answer_type == "number") == q.answer.isdigit()
@@ -111,11 +120,11 @@ def test_answers_of_short_questions_are_true() -> None:
             if q.answer_type == "yes/no":
                 yes[q.answer] += 1
     assert min(types.values()) > 200
-    # A guesser who always says yes must not do well.
+    # Always answering yes must not score well.
     assert 0.42 < yes["yes"] / yes.total() < 0.58
 
 
-def test_ten_annotators_disagree_now_and_then() -> None:
+def test_ten_annotators_sometimes_disagree() -> None:
     question = Question("Where is the red circle?", "where is the", "other", "top left")
     unanimous = 0
     for i in range(1000):
@@ -129,10 +138,10 @@ def test_ten_annotators_disagree_now_and_then() -> None:
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_options_differ_and_one_is_right(category: str) -> None:
+def test_options_differ_and_exactly_one_is_right(category: str) -> None:
     letters: Counter[int] = Counter()
-    made = [(scene, choice(scene, Rng("test", i), category)) for i, scene in enumerate(SCENES)]
-    for scene, item in made:
+    drawn = [(scene, choice(scene, Rng("test", i), category)) for i, scene in enumerate(SCENES)]
+    for scene, item in drawn:
         if item is None:
             continue
         assert 2 <= len(item.options) <= 5
@@ -146,7 +155,7 @@ def test_options_differ_and_one_is_right(category: str) -> None:
 
 
 def is_right(scene: Scene, question: str, option: str) -> bool:
-    """Whether an option is true of the scene, by other means than the generator's."""
+    """Whether an option is true of the scene, derived independently of the generator."""
     by_name = {t.name: t for t in scene.things}
     if question.startswith("Which color"):
         return option == scene.background
@@ -155,12 +164,12 @@ def is_right(scene: Scene, question: str, option: str) -> bool:
     if question.startswith("What color"):
         return [t.colour for t in scene.things if t.shape in question] == [option]
     if question.startswith("Where is"):
-        return place(re_named(question, by_name)[0]) == option
+        return place(named_in(question, by_name)[0]) == option
     if question.startswith("Seen from"):
-        second, first = re_named(question, by_name)
+        second, first = named_in(question, by_name)
         return option == f"to the {'left' if first.column < second.column else 'right'}"
     if question.startswith("Which is larger"):
-        first, second = re_named(question, by_name)
+        first, second = named_in(question, by_name)
         if first.size == second.size:
             return option == "both are of one size"
         return option == f"the {(first if first.size == 'large' else second).name}"
@@ -169,21 +178,21 @@ def is_right(scene: Scene, question: str, option: str) -> bool:
     if question.startswith("If all shapes fell"):
         return by_name[option.removeprefix("the ")].row == max(t.row for t in scene.things)
     if question.startswith("If the"):
-        (thing,) = re_named(question, by_name)
+        (thing,) = named_in(question, by_name)
         step = -1 if "to the left" in question else 1
         return PLACES[thing.row][thing.column + step] == option
     colour = question.split("every ")[1].split()[0]
     return option == str(sum(t.colour != colour for t in scene.things))
 
 
-def re_named(question: str, by_name: dict[str, Thing]) -> list[Thing]:
-    """The things a question names, in the order of their names."""
+def named_in(question: str, by_name: dict[str, Thing]) -> list[Thing]:
+    """The objects that a question names, in that order."""
     return sorted(
         (t for name, t in by_name.items() if f"the {name}" in question), key=lambda t: question.index(f"the {t.name}")
     )
 
 
-def test_circular_copies_turn_the_options_right_and_keep_the_answer() -> None:
+def test_circular_copies_rotate_the_options_and_keep_the_answer() -> None:
     for i, scene in enumerate(SCENES):
         item = choice(scene, Rng("test", i), "object_localization")
         assert item is not None

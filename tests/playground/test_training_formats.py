@@ -1,4 +1,4 @@
-"""The formats of training: read as the files they are, true to their scenes, in the words of the benchmarks, only where asked for."""
+"""Training formats: readable as the formats they are, true to their scenes, worded as the benchmarks, written only on request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dreambench_tasks.playground import FORMATS, write
 from dreambench_tasks.playground.conversations import LETTER_PROMPT, SHORT_PROMPT, conversation
 from dreambench_tasks.playground.formats import BENCHMARK_FORMATS
 from dreambench_tasks.playground.language import PLACES, place
-from dreambench_tasks.playground.open_questions import KINDS, open_question, reply
+from dreambench_tasks.playground.questions import KINDS, open_question, reply
 from dreambench_tasks.playground.render import render
 from dreambench_tasks.playground.scene import Rng, Scene, draw_scene
 from dreambench_tasks.playground.stories import story
@@ -34,13 +34,13 @@ SCENES = [draw_scene("train", i) for i in range(500)]
 
 
 @pytest.fixture(scope="module", params=["train", "test"])
-def part(request: pytest.FixtureRequest) -> str:
+def split(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def data(part: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("training") / part, part, N, seed=3, formats=TRAINING)
+def data(split: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("training") / split, split, N, seed=3, formats=TRAINING)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -52,11 +52,11 @@ def shows(path: Path, scene: Scene) -> bool:
         return np.array_equal(np.asarray(image), render(scene))
 
 
-def test_pairs(data: Path, part: str) -> None:
-    records = lines(data / f"pairs_{part}.jsonl")
+def test_pairs(data: Path, split: str) -> None:
+    records = lines(data / f"pairs_{split}.jsonl")
     assert len(records) == 6 * N
     for index in range(N):
-        scene = draw_scene(part, index, 3)
+        scene = draw_scene(split, index, 3)
         own = records[6 * index : 6 * index + 6]
         (image,) = {record["image"] for record in own}
         assert shows(data / image, scene)
@@ -65,12 +65,12 @@ def test_pairs(data: Path, part: str) -> None:
         assert len(own[-1]["caption"].split()) >= 40  # the narrative
 
 
-def test_conversations_are_llavas(data: Path, part: str) -> None:
-    records = json.loads((data / f"conversations_{part}.json").read_text(encoding="utf-8"))
+def test_conversations_are_llavas(data: Path, split: str) -> None:
+    records = json.loads((data / f"conversations_{split}.json").read_text(encoding="utf-8"))
     assert len({record["id"] for record in records}) == len(records) == N
     for index, record in enumerate(records):
         assert set(record) == {"id", "image", "conversations"}
-        assert shows(data / record["image"], draw_scene(part, index, 3))
+        assert shows(data / record["image"], draw_scene(split, index, 3))
         said = record["conversations"]
         assert [turn["from"] for turn in said] == ["human", "gpt"] * (len(said) // 2)
         assert 1 <= len(said) // 2 <= 3
@@ -78,12 +78,12 @@ def test_conversations_are_llavas(data: Path, part: str) -> None:
         assert said[0]["value"].startswith("<image>")
 
 
-def test_documents_are_mmc4s_and_their_images_are_the_stories(data: Path, part: str) -> None:
+def test_documents_are_mmc4s_and_their_images_are_the_stories(data: Path, split: str) -> None:
     for name in ("stories", "instructions"):
-        records = lines(data / f"{name}_{part}.jsonl")
+        records = lines(data / f"{name}_{split}.jsonl")
         assert len({record["url"] for record in records}) == len(records) == N
         for index, record in enumerate(records):
-            scenes = story(part, index, 3).scenes
+            scenes = story(split, index, 3).scenes
             assert ("instruction" in record) == (name == "instructions")
             matrix = record["similarity_matrix"]
             assert len(matrix) == len(record["image_info"]) <= len(scenes)
@@ -92,10 +92,10 @@ def test_documents_are_mmc4s_and_their_images_are_the_stories(data: Path, part: 
                 assert len(row) == len(record["text_list"])
                 assert row[info["matched_text_index"]] == info["matched_sim"] == 1.0
     images = list((data / "stories").iterdir())
-    assert len(images) == sum(len(story(part, i, 3).scenes) for i in range(N))
+    assert len(images) == sum(len(story(split, i, 3).scenes) for i in range(N))
 
 
-def test_training_formats_are_written_only_when_asked_for(tmp_path: Path) -> None:
+def test_training_formats_are_written_only_on_request(tmp_path: Path) -> None:
     manifest = json.loads((write(tmp_path / "a", n=3) / "manifest.json").read_text(encoding="utf-8"))
     benchmarks = ["coco", "localized_narratives", "vqav2", "mmbench", "mmvet"]
     assert manifest["formats"] == benchmarks == list(BENCHMARK_FORMATS)
@@ -106,7 +106,7 @@ def test_training_formats_are_written_only_when_asked_for(tmp_path: Path) -> Non
 
 def turns(count: int = 1) -> list[tuple[Scene, str, str]]:
     return [
-        (scene, turn.asked, turn.answered)
+        (scene, turn.question, turn.answer)
         for k in range(count)
         for i, scene in enumerate(SCENES)
         for turn in conversation(scene, Rng("test", k, i))
@@ -125,7 +125,7 @@ def test_conversations_have_every_kind_of_turn() -> None:
     assert set(lengths) == {1, 2, 3}
 
 
-def test_dense_questions_are_answered_truly() -> None:
+def test_dense_questions_have_true_answers() -> None:
     places = {name for row in PLACES for name in row}
     found: Counter[str] = Counter()
     for scene, asked, answer in turns(4):
@@ -145,15 +145,15 @@ def test_dense_questions_are_answered_truly() -> None:
             found["attribute"] += 1
     assert min(found.values()) > 10
     assert set(found) == {"nothing", "named", "yes", "no", "attribute"}
-    assert found["nothing"] < found["named"]  # who does not see must not do well by saying "nothing"
+    assert found["nothing"] < found["named"]  # always answering "nothing" must not score well
 
 
-def test_short_questions_end_as_vqav2_asks() -> None:
+def test_prompts_are_those_of_the_tasks() -> None:
     assert VQAv2Task.presets["default"]["prompt"] == SHORT_PROMPT
     assert MMBenchTask.presets["default"]["prompt"] == LETTER_PROMPT
 
 
-def test_choices_are_asked_in_the_words_of_the_task(tmp_path: Path) -> None:
+def test_choices_are_formatted_as_the_task_does(tmp_path: Path) -> None:
     asked = list({text: answer for _, text, answer in turns() if text.endswith(LETTER_PROMPT)}.items())[:80]
     buffer = tmp_path / "q.png"
     Image.fromarray(render(SCENES[0])).save(buffer)
@@ -197,9 +197,9 @@ def test_training_reads_every_format_and_prompts_as_the_tasks_do(tmp_path: Path)
         source = {"kind": kind, "path": str(data / file), "images": str(data / images)}
         recipe = {"sources": [source], "cache": str(tmp_path / "cache"), "max_length": 2048}
         dataset = training_dataset(recipe, processor)
-        read = [dataset[place] for place in range(len(dataset))]
+        samples = [dataset[index] for index in range(len(dataset))]
         assert dataset.broken.entries() == []
-        return read
+        return samples
 
     assert len(samples("pairs", "pairs_train.jsonl")) == 6 * N
     images = sum(len(story("train", i, 3).scenes) for i in range(N))
@@ -215,5 +215,5 @@ def test_training_reads_every_format_and_prompts_as_the_tasks_do(tmp_path: Path)
         for message in [{"role": "user", "content": record["conversations"][0]["value"]}]
     }
     for sample in asked:
-        learnt = next(place for place, label in enumerate(sample.labels) if label >= 0)
+        learnt = next(index for index, label in enumerate(sample.labels) if label >= 0)
         assert tuple(sample.input_ids[:learnt]) in prompts

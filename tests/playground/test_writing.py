@@ -1,4 +1,4 @@
-"""Data are written whole or not at all, always the same, and never over anything else."""
+"""Data are written completely or not at all, always the same, and never over anything else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_two_writings_are_equal_in_every_byte(tmp_path: Path) -> None:
+def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert contents(write(tmp_path / "a", n=20)) == contents(write(tmp_path / "b", n=20))
 
 
@@ -52,7 +52,7 @@ def test_formats_can_be_chosen(tmp_path: Path) -> None:
     assert all(whole[name] == data for name, data in only.items() if name != "manifest.json")
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_existing_data_are_not_changed(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", n=5)
     stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     write(folder, n=5)
@@ -64,24 +64,24 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
 
 def test_foreign_folders_and_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="something other"):
         write(tmp_path, n=5)
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="something other"):
         write(tmp_path / "notes.txt", n=5)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
-def test_a_folder_that_cannot_be_made_is_the_users_to_solve(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="cannot be written"):
         write(tmp_path / "file" / "data", n=5)
 
 
-def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+def test_an_empty_folder_is_accepted(tmp_path: Path) -> None:
     assert (write(tmp_path, n=3, formats=["coco"]) / "manifest.json").is_file()
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+def test_damage_is_detected(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", n=5)
     (folder / "val2017" / "000000000003.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"000000000003\.png is missing or damaged"):
@@ -92,7 +92,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"split": "dev"}, "train, val, test"),
-        ({"n": 0}, "one scene"),
+        ({"n": 0}, "at least one scene"),
         ({"formats": ["voc"]}, "voc"),
         ({"formats": []}, "none"),
     ],
@@ -103,7 +103,7 @@ def test_arguments_are_checked(tmp_path: Path, arguments: dict[str, object], mes
     assert not contents(tmp_path)
 
 
-def test_a_broken_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(pool: Pool) -> Iterator[File]:
         yield File("mm-vet.json", b"{}", b"{}")
         raise KeyboardInterrupt

@@ -1,38 +1,36 @@
-"""Conversations about an image, for supervised fine-tuning: questions in the very words of the benchmarks' default prompts."""
+"""Conversations about an image for supervised fine-tuning, in the wording of the benchmarks' default prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dreambench_tasks.playground.choices import CATEGORIES, LETTERS, choice
 from dreambench_tasks.playground.language import PLACES, captions, narrative, place
-from dreambench_tasks.playground.open_questions import KINDS, open_question, reply
-from dreambench_tasks.playground.questions import questions
+from dreambench_tasks.playground.questions import CATEGORIES, KINDS, LETTERS, choice, open_question, questions, reply
 from dreambench_tasks.playground.scene import Rng, Scene
 
 __all__ = ["LETTER_PROMPT", "SHORT_PROMPT", "Turn", "conversation"]
 
-# A test compares them with those of the tasks vqav2 and mmbench, which would load pandas here.
+# Repeated here because importing the tasks vqav2 and mmbench would load pandas; a test compares the two.
 SHORT_PROMPT = "\nAnswer the question using a single word or phrase."
 LETTER_PROMPT = "\nAnswer with the option's letter from the given choices directly."
 
-_MOST_TURNS = 3
+_MAX_TURNS = 3
 _DESCRIBE = ("Describe the picture.", "What is in the picture?", "Give a short caption of the picture.")
 _DESCRIBE_LONG = ("Describe the picture in detail.", "Tell me all that you see in the picture.")
 
 
 class Turn(NamedTuple):
-    asked: str
-    answered: str
+    question: str
+    answer: str
 
 
 def conversation(scene: Scene, rng: Rng) -> list[Turn]:
-    """One to three different questions about a scene with true answers."""
+    """One to three different questions about a scene with their true answers."""
     turns: dict[str, Turn] = {}
-    for _ in range(1 + rng.below(_MOST_TURNS)):
+    for _ in range(1 + rng.below(_MAX_TURNS)):
         turn = rng.pick(_SHARES)(scene, rng)
-        turns.setdefault(turn.asked, turn)
+        turns.setdefault(turn.question, turn)
     return list(turns.values())
 
 
@@ -42,7 +40,7 @@ def _short(scene: Scene, rng: Rng) -> Turn:
 
 
 def _choice(scene: Scene, rng: Rng) -> Turn:
-    """Laid out as MMBench's default prompt has it: hint, question and lettered options, a line each."""
+    """Formatted as MMBench's default prompt: hint, question and lettered options, one line each."""
     while (item := choice(scene, rng, rng.pick(tuple(CATEGORIES)))) is None:
         pass
     options = [f"{letter}. {option}" for letter, option in zip(LETTERS, item.options, strict=False)]
@@ -57,11 +55,11 @@ def _open(scene: Scene, rng: Rng) -> Turn:
 
 
 def _dense(scene: Scene, rng: Rng) -> Turn:
-    """What is in a place, or not: half of the places asked about are empty ones."""
+    """A question about an occupied or an empty place."""
     taken = [place(t) for t in scene.things]
     thing = rng.pick(scene.things)
     empty = rng.pick([name for row in PLACES for name in row if name not in taken])
-    asked, answer = rng.pick(
+    question, answer = rng.pick(
         (
             (f"What is in the {empty}?", "nothing"),
             (f"What is in the {place(thing)}?", thing.name),
@@ -72,7 +70,7 @@ def _dense(scene: Scene, rng: Rng) -> Turn:
             (f"What size is the shape in the {place(thing)}?", thing.size),
         )
     )
-    return Turn(asked + SHORT_PROMPT, answer)
+    return Turn(question + SHORT_PROMPT, answer)
 
 
 def _description(scene: Scene, rng: Rng) -> Turn:

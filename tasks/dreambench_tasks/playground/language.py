@@ -1,4 +1,4 @@
-"""What is said about a scene: short captions and long narratives. The words are American, as the benchmarks' are."""
+"""Texts about a scene: short captions and long narratives, in American English as in the benchmarks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def place(thing: Thing) -> str:
 
 
 def a(words: str) -> str:
-    """The words after their indefinite article."""
+    """The words with their indefinite article."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -45,37 +45,37 @@ def enumerated(items: Sequence[str]) -> str:
 
 
 def relation(thing: Thing, other: Thing) -> str:
-    """How ``thing`` lies as seen from ``other``: "above and to the left of", "below", …"""
+    """Where ``thing`` is relative to ``other``: "above and to the left of", "below", …"""
     vertical = "above" if thing.row < other.row else "below" if thing.row > other.row else ""
     side = "to the left of" if thing.column < other.column else "to the right of" if thing.column > other.column else ""
     return " and ".join(filter(None, (vertical, side)))
 
 
 def captions(scene: Scene, rng: Rng) -> list[str]:
-    """Five different short captions. Each names every thing's colour and shape and the background, some more."""
+    """Five different short captions. Each names the background and every object's colour and shape; some name more."""
     things, ground = scene.things, scene.background
     names = enumerated([a(t.name) for t in things])
     sized = enumerated([a(f"{t.size} {t.name}") for t in things])
     placed = enumerated([f"{a(t.name)} in the {place(t)}" for t in things])
-    told = [
+    texts = [
         f"{rng.pick(_LEADS)}{names} on {a(ground)} background",
         f"{rng.pick(_LEADS)}{sized} on {a(ground)} background",
         f"{rng.pick(_LEADS)}{placed}, on {a(ground)} background",
         _fullest(scene),
         _related(scene),
     ]
-    return [_sentence(text) for text in rng.sample(told, len(told))]
+    return [_sentence(text) for text in rng.sample(texts, len(texts))]
 
 
 def fullest_caption(scene: Scene) -> str:
-    """The caption that says the most: each thing's size, colour, shape and place, and the background."""
+    """The most detailed caption: the background and each object's size, colour, shape and place."""
     return _sentence(_fullest(scene))
 
 
 def narrative(scene: Scene, rng: Rng) -> list[str]:
-    """The sentences of a spoken description of 40 words or more, which names every thing in reading order.
+    """The sentences of a spoken description of at least 40 words that names every object in reading order.
 
-    The first sentence is of the whole image, the next ones of one thing each; what is left is again of the whole.
+    The first sentence describes the whole image, the next ones an object each, the rest again the whole image.
     """
     things, ground = scene.things, scene.background
     count = ("one shape", "two shapes", "three shapes")[len(things) - 1]
@@ -104,7 +104,7 @@ def _fullest(scene: Scene) -> str:
 
 
 def _related(scene: Scene) -> str:
-    """Where one thing is, or two are to each other."""
+    """A caption that says where one object is, or how two are placed relative to each other."""
     names = [a(t.name) for t in scene.things]
     if len(names) == 1:
         return f"{a(scene.background)} background with {names[0]} in the {place(scene.things[0])} and nothing else"

@@ -1,7 +1,7 @@
-"""Scenes to images, 64 x 64 RGB, antialiased, bit-equal on every machine.
+"""Scenes to images: 64 x 64 RGB, antialiased, bit-identical on every machine.
 
-Shapes are masks of 8 x 8 samples a pixel; everything after them is integer arithmetic. A thing is one ready sprite (its shadow
-and its shaded body under one alpha), so that drawing is a multiplication and an addition.
+Shapes are masks of 8 x 8 samples per pixel; everything after them is integer arithmetic. An object is a cached sprite (its shadow and
+its shaded body under one alpha), so drawing it takes one multiplication and one addition.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from dreambench_tasks.playground.scene import LIGHTS, Scene
 
-__all__ = ["CENTRES", "RADII", "SIDE", "contact_sheet", "render", "render_many"]
+__all__ = ["CENTRES", "RADII", "SIDE", "render", "render_many"]
 
 SIDE = 64
-CENTRES = (13, 32, 51)  # pixels, of rows and of columns
+CENTRES = (13, 32, 51)  # pixels, of the rows and of the columns
 RADII = {"small": 8.0, "large": 10.5}  # pixels
 
 _PALETTE = {
@@ -34,9 +34,9 @@ _GROUNDS = {  # top and bottom of a vertical gradient
     "gray": ((222, 226, 232), (188, 195, 206)),
     "navy": ((52, 66, 104), (30, 39, 70)),
 }
-_SAMPLES = 8  # a side of a pixel
-_SPRITE = 32  # pixels; holds a large thing and its shadow
-_MARGIN = 8  # of the canvas, so that shadows need no clipping
+_SAMPLES = 8  # per side of a pixel
+_SPRITE = 32  # pixels; fits a large object and its shadow
+_MARGIN = 8  # pixels around the canvas, so that shadows need no clipping
 _SHADOW = (1, 2)  # pixels right and down
 _SHADOW_PERCENT = 34
 
@@ -62,21 +62,9 @@ def render_many(scenes: Iterable[Scene]) -> Image:
     return np.stack([render(scene) for scene in scenes])
 
 
-def contact_sheet(images: Image, columns: int = 12, scale: int = 2, gap: int = 6) -> Image:
-    """Images side by side on white, enlarged without smoothing, ``(H, W, 3)`` uint8."""
-    rows = -(-len(images) // columns)
-    step = SIDE * scale + gap
-    sheet = np.full((rows * step + gap, columns * step + gap, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = gap + (i // columns) * step, gap + (i % columns) * step
-        big = image.repeat(scale, axis=0).repeat(scale, axis=1)
-        sheet[top : top + SIDE * scale, left : left + SIDE * scale] = big
-    return sheet
-
-
 @cache
 def _ground(background: str, light: int) -> NDArray[np.uint16]:
-    """The canvas of a background with its margin: a vertical gradient, a little lighter or darker with ``light``."""
+    """The canvas of a background with its margin: a vertical gradient, slightly lighter or darker with ``light``."""
     top, bottom = (np.array(colour) for colour in _GROUNDS[background])
     size = SIDE + 2 * _MARGIN
     depth = np.arange(size)[:, None]
@@ -87,7 +75,7 @@ def _ground(background: str, light: int) -> NDArray[np.uint16]:
 
 @cache
 def _sprite(shape: str, colour: str, size: str, tilt: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """What is kept of the ground (0 … 255) and what is added (times 255, rounding included), both ``(32, 32, ·)``."""
+    """The share of the background that is kept (0 … 255) and what is added (times 255, with rounding), both ``(32, 32, ·)``."""
     body = _mask(shape, RADII[size], tilt)
     shade = np.roll(_blur(body), _SHADOW[::-1], axis=(0, 1)) * _SHADOW_PERCENT // 100
     keep = (255 - shade) * (255 - body) // 255
@@ -96,7 +84,7 @@ def _sprite(shape: str, colour: str, size: str, tilt: int) -> tuple[NDArray[np.u
 
 
 def _shaded(colour: str, radius: float) -> NDArray[np.int64]:
-    """A column of the colour, lighter above and darker below, ``(32, 1, 3)``."""
+    """A column of the colour, lighter at the top and darker at the bottom, ``(32, 1, 3)``."""
     base = np.array(_PALETTE[colour])
     height = np.clip((_SPRITE // 2 - np.arange(_SPRITE)) * 100 // int(radius), -100, 100)[:, None]
     light = (255 - base) * np.maximum(height, 0) * 22 // 10000
@@ -105,7 +93,7 @@ def _shaded(colour: str, radius: float) -> NDArray[np.int64]:
 
 
 def _blur(mask: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Twice the mean of 3 x 3, in integers."""
+    """A 3 x 3 mean filter applied twice, in integers."""
     for _ in range(2):
         for axis in (0, 1):
             mask = (np.roll(mask, 1, axis) + mask + np.roll(mask, -1, axis)) // 3
@@ -114,7 +102,7 @@ def _blur(mask: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @cache
 def _mask(shape: str, radius: float, tilt: int) -> NDArray[np.int64]:
-    """Coverage of each pixel by a shape, 0 … 255, ``(32, 32)``."""
+    """How much of each pixel a shape covers, 0 … 255, ``(32, 32)``."""
     n = _SPRITE * _SAMPLES
     line = (np.arange(n) + 0.5) / _SAMPLES - _SPRITE / 2
     x, y = np.meshgrid(line, line)
@@ -126,7 +114,7 @@ def _mask(shape: str, radius: float, tilt: int) -> NDArray[np.int64]:
 
 
 def _inside(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points, in units of the radius and with y downwards, a shape covers."""
+    """Whether a shape covers each point, in units of the radius, with y pointing down."""
     if shape == "circle":
         return x * x + y * y <= 0.94**2
     if shape == "heart":
@@ -141,7 +129,7 @@ def _inside(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArr
 
 
 def _ring(n: int, radius: float, degrees: float) -> NDArray[np.float64]:
-    """Corners of a regular polygon, the first ``degrees`` clockwise from the top."""
+    """Corners of a regular polygon, the first one ``degrees`` clockwise from the top."""
     angle = np.deg2rad(degrees + 360 / n * np.arange(n))
     return radius * np.stack([np.sin(angle), -np.cos(angle)], axis=1)
 
@@ -153,7 +141,7 @@ def _star(outer: float, inner: float) -> NDArray[np.float64]:
 
 
 def _distance(corners: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance of points to a polygon, 0 inside."""
+    """Distance of each point to a polygon, 0 inside."""
     nearest = np.full(x.shape, np.inf)
     inside = np.zeros(x.shape, bool)
     for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):

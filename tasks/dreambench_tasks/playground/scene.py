@@ -1,7 +1,7 @@
-"""The small world: what a scene holds, how one is drawn, and which part of the data it belongs to.
+"""The small world: what a scene contains, how scenes are drawn, and which split a scene belongs to.
 
-A scene's *content* (background, and each object's shape, colour, size and place) decides its part by a stable hash, so that no
-content of ``val`` or ``test`` ever occurs in ``train``. Its *look* (a shift of a pixel, tilts, light) varies freely.
+The *content* of a scene (background; shape, colour, size and cell of each object) decides its split by a stable hash, so no content of
+``val`` or ``test`` ever occurs in ``train``. Its *look* (a shift by one pixel, tilts, light) varies freely.
 """
 
 from __future__ import annotations
@@ -13,40 +13,28 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeVar
 
-__all__ = [
-    "BACKGROUNDS",
-    "COLOURS",
-    "PARTS",
-    "SHAPES",
-    "SIZES",
-    "WORLD",
-    "Rng",
-    "Scene",
-    "Thing",
-    "crowded",
-    "draw_scene",
-    "part_of",
-]
+__all__ = ["BACKGROUNDS", "COLOURS", "LIGHTS", "SHAPES", "SIZES", "SPLITS", "TILTS", "WORLD"]
+__all__ += ["Rng", "Scene", "Thing", "draw_scene", "overlaps", "split_of"]
 
 WORLD = "1"
-"""Version of the world. Raise it with any change of what a (part, index, seed) looks like or is said to be."""
+"""Version of the world. Raise it with any change to what (split, index, seed) looks like or to its texts."""
 
 SHAPES = ("circle", "square", "triangle", "star", "heart")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 BACKGROUNDS = ("cream", "mint", "gray", "navy")
 SIZES = ("small", "large")
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 LIGHTS = 3
 TILTS = (-12, -6, 0, 6, 12)
-_SHARES = (80, 95, 100)  # per cent of all contents, cumulated in the order of PARTS
+_SHARES = (80, 95, 100)  # percent of all contents, cumulative, in the order of SPLITS
 _COUNTS = (1,) * 9 + (2,) * 7 + (3,) * 4  # one object 45 %, two 35 %, three 20 %
 
 T = TypeVar("T")
 
 
 class Rng:
-    """Integers from BLAKE2b in counter mode: a function of ``key`` alone, equal on every platform and with every numpy."""
+    """Random integers from BLAKE2b in counter mode: a function of ``key`` alone, equal on every platform and numpy version."""
 
     def __init__(self, *key: object) -> None:
         self._key = "/".join(map(str, key)).encode()
@@ -54,7 +42,7 @@ class Rng:
         self._words: list[int] = []
 
     def below(self, n: int) -> int:
-        """An integer of 0 … n - 1 (bias under n / 2³²)."""
+        """An integer in 0 … n - 1 (bias below n / 2³²)."""
         if not self._words:
             digest = hashlib.blake2b(self._key, salt=self._block.to_bytes(16, "little")).digest()
             self._words = list(struct.unpack("<16I", digest))
@@ -78,7 +66,7 @@ class Rng:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object: its words, and its place on the 3 x 3 grid (row 0 is the top, column 0 the left)."""
+    """One object and its cell in the 3 x 3 grid (row 0 is the top, column 0 the left)."""
 
     shape: str
     colour: str
@@ -94,7 +82,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One to three things in reading order, no two alike in both shape and colour, on a background."""
+    """One to three objects in reading order on a background; no two have the same shape and colour."""
 
     background: str
     things: tuple[Thing, ...]
@@ -103,34 +91,34 @@ class Scene:
 
     @property
     def content(self) -> str:
-        """The canonical text of what the scene holds, without its look."""
+        """The canonical text of what the scene contains, without its look."""
         things = (f"{t.row}{t.column} {t.size} {t.colour} {t.shape}" for t in self.things)
         return f"{self.background}: {', '.join(things)}"
 
-    def alone(self, attribute: str) -> list[Thing]:
-        """The things that share their value of an attribute with no other."""
+    def unique(self, attribute: str) -> list[Thing]:
+        """The objects whose value of an attribute no other object has."""
         values = [getattr(t, attribute) for t in self.things]
         return [t for t, value in zip(self.things, values, strict=True) if values.count(value) == 1]
 
 
-def part_of(scene: Scene) -> str:
-    """The part a scene belongs to, from its content only."""
+def split_of(scene: Scene) -> str:
+    """The split of a scene, a function of its content only."""
     digest = hashlib.blake2b(scene.content.encode(), digest_size=8, person=b"dreambench-part").digest()
-    place = int.from_bytes(digest, "little") % 100
-    return next(part for part, end in zip(PARTS, _SHARES, strict=True) if place < end)
+    percentile = int.from_bytes(digest, "little") % 100
+    return next(split for split, end in zip(SPLITS, _SHARES, strict=True) if percentile < end)
 
 
-def draw_scene(part: str, index: int, seed: int = 0) -> Scene:
-    """Scene ``index`` of a part: a function of its arguments, with no end to the index.
+def draw_scene(split: str, index: int, seed: int = 0) -> Scene:
+    """Scene ``index`` of a split: a function of the arguments, for any index.
 
-    Contents repeat (there are 2,160 with one object) with another look; over parts they never do.
+    Contents repeat within a split, with a different look (there are only 2,160 contents with one object), but never across splits.
     """
-    if part not in PARTS:
-        raise ValueError(f"part is one of {', '.join(PARTS)}, not {part!r}")
-    rng = Rng("scene", WORLD, part, index, seed)
+    if split not in SPLITS:
+        raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}")
+    rng = Rng("scene", WORLD, split, index, seed)
     while True:
         scene = _draw(rng)
-        if part_of(scene) == part and not crowded(scene):
+        if split_of(scene) == split and not overlaps(scene):
             return scene
 
 
@@ -152,7 +140,7 @@ def _draw(rng: Rng) -> Scene:
     return Scene(rng.pick(BACKGROUNDS), things, (rng.below(3) - 1, rng.below(3) - 1), rng.below(LIGHTS))
 
 
-def crowded(scene: Scene) -> bool:
-    """Whether two large things are side by side or one above the other: they would overlap."""
+def overlaps(scene: Scene) -> bool:
+    """Whether two large objects are in adjacent cells, where they would overlap."""
     large = [t for t in scene.things if t.size == "large"]
     return any(abs(a.row - b.row) + abs(a.column - b.column) == 1 for a, b in combinations(large, 2))

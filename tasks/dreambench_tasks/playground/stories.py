@@ -1,7 +1,7 @@
-"""Short stories with images: what one shape goes through, told sentence by sentence, and requests for such stories.
+"""Short illustrated stories about one shape, and requests for such stories.
 
-Thirty topics, six motifs of five shapes, come in turn. An image differs from the one before it in one respect and stands after the
-sentence that names all that is in it: color, shape and place of every thing, and the background.
+The thirty topics (six motifs for each of five shapes) take turns. Consecutive images differ in one respect, and each image follows the
+sentence that names everything in it: colour, shape and place of every object, and the background.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from dreambench_tasks.playground.scene import (
     Rng,
     Scene,
     Thing,
-    crowded,
-    part_of,
+    overlaps,
+    split_of,
 )
 
-__all__ = ["MOST_WORDS", "TOPICS", "Story", "instruction", "similarity", "story"]
+__all__ = ["MAX_WORDS", "TOPICS", "Story", "instruction", "similarity", "story"]
 
-MOST_WORDS = 20  # of a sentence
+MAX_WORDS = 20  # per sentence
 
 _MOTIFS = {
     "move": "that moves",
@@ -44,7 +44,7 @@ _THREE_IMAGES_PERCENT = 40
 _FRIEND_PERCENT = 35
 _CLOSING_PERCENT = 50
 _DRAWING_PERCENT = 25
-_GUESTS = 12  # newcomers that are tried before a story is begun anew
+_GUESTS = 12  # candidates for a second object before the story is drawn again
 
 _TITLES = ("This is a story about {about}.", "Here is the story of {about}.", "A story about {about}.")
 _CLOSINGS = ("The end.", "And so the story ends.", "That was the story of the {shape}.")
@@ -101,9 +101,9 @@ _COUNTS = {1: "one", 2: "two", 3: "three"}
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """Sentences with images among them: image k shows ``scenes[k]`` and stands after sentence ``matched[k]``.
+    """Sentences and images: image k shows ``scenes[k]`` and follows sentence ``matched[k]``.
 
-    ``topic`` is one of ``TOPICS``; ``about`` says it of this story's own hero.
+    ``topic`` is one of ``TOPICS``; ``about`` is the topic with this story's hero.
     """
 
     topic: str
@@ -115,7 +115,7 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """What one image shows: the story's hero, perhaps another thing, the background."""
+    """The content of one image: the hero, possibly a second object, and the background."""
 
     hero: Thing
     friend: Thing | None
@@ -127,17 +127,17 @@ class _Moment:
         return Scene(self.background, tuple(sorted(things, key=lambda t: (t.row, t.column))))
 
 
-def story(part: str, index: int, seed: int = 0) -> Story:
-    """Story ``index`` of a part: a function of its arguments, every image of which is a scene of that part."""
-    rng = Rng("story", WORLD, part, index, seed)
+def story(split: str, index: int, seed: int = 0) -> Story:
+    """Story ``index`` of a split, a function of the arguments; every image shows a scene of that split."""
+    rng = Rng("story", WORLD, split, index, seed)
     topic = index % len(TOPICS)
     motif, shape = tuple(_MOTIFS)[topic // len(SHAPES)], SHAPES[topic % len(SHAPES)]
     count = 3 if rng.chance(_THREE_IMAGES_PERCENT) else 2
-    moments = _moments(rng, part, motif, shape, count)
+    moments = _moments(rng, split, motif, shape, count)
     shift, light = (rng.below(3) - 1, rng.below(3) - 1), rng.below(LIGHTS)
     about = _about(motif, moments)
     events = _events(motif, moments)
-    told = [
+    sentences = [
         _described(event, rng, now, before, motif == "resize")
         for event, now, before in zip(events, moments, (None, *moments), strict=False)
     ]
@@ -145,37 +145,37 @@ def story(part: str, index: int, seed: int = 0) -> Story:
     return Story(
         topic=TOPICS[topic],
         about=about,
-        sentences=(rng.pick(_TITLES).format(about=about), *told, *closing),
+        sentences=(rng.pick(_TITLES).format(about=about), *sentences, *closing),
         scenes=tuple(replace(moment.scene, shift=shift, light=light) for moment in moments),
         matched=tuple(range(1, count + 1)),
     )
 
 
-def instruction(part: str, index: int, seed: int = 0) -> tuple[str, Story]:
-    """A request and the document that fulfils it: the story of that index, or in a quarter of the cases its first image alone."""
-    rng = Rng("instruction", WORLD, part, index, seed)
-    whole = story(part, index, seed)
+def instruction(split: str, index: int, seed: int = 0) -> tuple[str, Story]:
+    """A request and the document that fulfils it: the story with that index or, in a quarter of the cases, only its first image."""
+    rng = Rng("instruction", WORLD, split, index, seed)
+    full = story(split, index, seed)
     if not rng.chance(_DRAWING_PERCENT):
-        count = _COUNTS[len(whole.scenes)]
-        return rng.pick(_REQUESTS).format(about=whole.about, count=count), whole
-    scene = whole.scenes[0]
+        count = _COUNTS[len(full.scenes)]
+        return rng.pick(_REQUESTS).format(about=full.about, count=count), full
+    scene = full.scenes[0]
     things = enumerated([f"{a(t.name)} in the {place(t)}" for t in scene.things])
     what = f"{things} on {a(scene.background)} background"
-    drawn = replace(whole, about=what, sentences=(f"{what[0].upper()}{what[1:]}.",), scenes=(scene,), matched=(0,))
+    drawn = replace(full, about=what, sentences=(f"{what[0].upper()}{what[1:]}.",), scenes=(scene,), matched=(0,))
     return rng.pick(_DRAWINGS).format(what=what), drawn
 
 
 def similarity(scene: Scene, sentence: str) -> float:
-    """The share of what a scene holds (each thing's color, shape and place, and the background) that a sentence names, 0 to 1."""
+    """The share of a scene's facts (background; colour, shape and place of each object) that a sentence names, 0 to 1."""
     facts = [scene.background, *(word for t in scene.things for word in (t.colour, t.shape, place(t)))]
     return sum(fact in sentence for fact in facts) / len(facts)
 
 
-def _moments(rng: Rng, part: str, motif: str, shape: str, count: int) -> list[_Moment]:
-    """A beginning and changes of it, drawn anew until every image is of the part and no things overlap."""
+def _moments(rng: Rng, split: str, motif: str, shape: str, count: int) -> list[_Moment]:
+    """A first moment and its changes, drawn again until every image belongs to the split and no objects overlap."""
 
     def fits(moment: _Moment) -> bool:
-        return part_of(moment.scene) == part and not crowded(moment.scene)
+        return split_of(moment.scene) == split and not overlaps(moment.scene)
 
     while True:
         moments = [_beginning(rng, motif, shape)]
@@ -202,12 +202,12 @@ def _thing(rng: Rng, shape: str, cell: int) -> Thing:
 
 
 def _changes(motif: str, now: _Moment, rng: Rng) -> Iterator[_Moment]:
-    """What may come next: another moment that differs in what the motif is about."""
+    """The possible next moments, which differ from this one in what the motif is about."""
     hero, friend = now.hero, now.friend
     taken = [(t.row, t.column) for t in now.scene.things]
     if motif == "move":  # along its row or its column
-        line = [(hero.row, c) for c in range(3)] + [(r, hero.column) for r in range(3)]
-        yield from (replace(now, hero=replace(hero, row=r, column=c)) for r, c in line if (r, c) not in taken)
+        cells = [(hero.row, c) for c in range(3)] + [(r, hero.column) for r in range(3)]
+        yield from (replace(now, hero=replace(hero, row=r, column=c)) for r, c in cells if (r, c) not in taken)
     elif motif == "recolor":
         yield from (replace(now, hero=replace(hero, colour=c)) for c in COLOURS if c != hero.colour)
     elif motif == "resize":
@@ -224,7 +224,7 @@ def _changes(motif: str, now: _Moment, rng: Rng) -> Iterator[_Moment]:
 
 
 def _events(motif: str, moments: list[_Moment]) -> list[str]:
-    """What each image's sentence tells. Meeting and parting follow each other."""
+    """The event that each image's sentence tells; meeting and parting alternate."""
     if motif not in ("meet", "part"):
         return ["start", *[motif] * (len(moments) - 1)]
     return ["start", *("part" if moment.friend is None else "meet" for moment in moments[1:])]
@@ -246,10 +246,10 @@ def _way(before: Thing, after: Thing) -> str:
 
 
 def _described(event: str, rng: Rng, now: _Moment, before: _Moment | None, sized: bool) -> str:
-    """A sentence with all that the image shows, one of those that are short enough."""
+    """A random sentence that names everything in the image, among those that are short enough."""
     hero, friend = now.hero, now.friend
     name = f"{hero.size} {hero.name}" if sized else hero.name
-    there = "" if friend is None else f"{a(friend.name)} in the {place(friend)}"
+    company = "" if friend is None else f"{a(friend.name)} in the {place(friend)}"
     words = {
         "name": hero.name,
         "hero": name,
@@ -261,13 +261,13 @@ def _described(event: str, rng: Rng, now: _Moment, before: _Moment | None, sized
         "place": place(hero),
         "background": now.background,
         "ground": f"{a(now.background)} background",
-        "rest": there and f", with {there},",
-        "and_friend": there and f" and {there}",
+        "rest": company and f", with {company},",
+        "and_friend": company and f" and {company}",
         "a_friend": "" if friend is None else a(friend.name),
         "friend_place": "" if friend is None else place(friend),
         "gone": before.friend.name if before and before.friend else "",
     }
     leads = _FIRST if before is None else _LATER
     texts = [lead + sentence.format(**words) for lead in leads for sentence in _SENTENCES[event]]
-    text = rng.pick([text for text in texts if len(text.split()) <= MOST_WORDS])
+    text = rng.pick([text for text in texts if len(text.split()) <= MAX_WORDS])
     return text[0].upper() + text[1:]

@@ -1,0 +1,155 @@
+"""Build the embedded model from nothing: surrogates, assembly, the three stages of DreamLLM, and the files that are shipped.
+
+    python model/embedded/build.py DIR                 # every step in order
+    python model/embedded/build.py DIR --step clip     # playground-clip, the feature extractor, which is not part of the model
+
+A step is skipped if its result exists and resumes from its own checkpoint if it was interrupted. The stages are ordinary recipes of
+``dreamllm train``, in the folder ``recipes``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import chdir
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import evaluate
+from dreambench.errors import DreambenchError
+from dreambench_tasks.playground import WORLD, write
+from dreamllm import checkpoint
+from dreamllm.errors import DreamLLMError
+from dreamllm.recipe import load_recipe
+from dreamllm.training.assemble import assemble, merge
+from dreamllm.training.run import train
+from loop import reproducible
+from surrogate_clip import CONTEXT, build_clip, build_encoder
+from surrogate_diffusion import build_autoencoder, build_diffusion
+from surrogate_language import build_language
+
+__all__ = ["STEPS", "build"]
+
+IMAGES, STORIES = 24_000, 8_000  # of the train split
+HERE = Path(__file__).parent
+RECIPES = HERE / "recipes"
+STAGES = ("alignment-comprehension", "alignment-generation", "igpt", "sft")
+WEIGHTS = "model.safetensors"
+
+
+def build(directory: Path, step: str | None = None) -> None:
+    """Run one of ``STEPS``, or all steps of the embedded model, in ``directory``."""
+    directory = directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in [name for name in STEPS if name != "clip"] if step is None else [step]:
+        print(f"{name}: {directory}", flush=True)
+        STEPS[name](directory)
+
+
+def world(directory: Path) -> None:
+    """The training data: pairs, conversations, stories and instructions."""
+    write(directory / "world" / "images", "train", IMAGES, 0, ["pairs", "conversations"])
+    write(directory / "world" / "stories", "train", STORIES, 0, ["stories", "instructions"])
+
+
+def start(directory: Path) -> None:
+    """The surrogates as one DreamLLM checkpoint, with the queries and the condition projector of the warm-up."""
+    if (directory / "start" / WEIGHTS).is_file():
+        return
+    parts = (directory / "warm", directory / "encoder", directory / "diffusion")
+    model, processor = assemble(*parts, num_dream_queries=CONTEXT, chat_template="plain")
+    model.load_state_dict({**model.state_dict(), **load_file(directory / "warm" / "dreams.safetensors")})
+    model.config.training = "surrogates trained on the dreambench playground"
+    _publish(directory / "start", lambda folder: checkpoint.save(folder, model, processor))
+
+
+def alignment(directory: Path) -> None:
+    """Stage I: its two halves, merged."""
+    comprehension, generation = (stage(directory, name) for name in STAGES[:2])
+    if not (directory / "alignment" / WEIGHTS).is_file():
+        _publish(directory / "alignment", lambda folder: merge(comprehension, generation, folder))
+
+
+def stage(directory: Path, name: str) -> Path:
+    """Train a recipe. Its folders are relative to the build, so that its fingerprint is the same everywhere."""
+    changes = [] if torch.cuda.is_available() else ["trainer.use_cpu=true"]  # without it, bf16 is refused on a CPU
+    recipe = load_recipe(RECIPES.resolve() / f"{name}.yaml", changes)
+    with reproducible(0), chdir(directory):
+        train(recipe)
+    return directory / name
+
+
+def ship(directory: Path) -> None:
+    """The result in half precision, ``directory/embedded``."""
+    if not (directory / "embedded" / WEIGHTS).is_file():
+        model, processor = checkpoint.load(directory / "sft", dtype="float16")
+        _publish(directory / "embedded", lambda folder: checkpoint.save(folder, model, processor))
+
+
+def card(directory: Path) -> None:
+    """The measured model card, ``directory/embedded/README.md``."""
+    shipped = directory / "embedded"
+    if (shipped / "README.md").is_file():
+        return
+    scores = evaluate.evaluate(shipped, directory / "probe", directory / "diffusion")
+    rows: list[str] = []
+    for name in STAGES:
+        recipe: Any = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+        record = json.loads((directory / name / "training.json").read_text(encoding="utf-8"))
+        losses = ", ".join(f"{key} {value:.3f}" for key, value in record["last"].items() if key != "loss")
+        steps = f"{record['steps']:,} x {recipe['trainer']['per_device_train_batch_size']}"
+        rate, seed = recipe["trainer"]["learning_rate"], recipe["data"]["seed"]
+        rows.append(f"| {name} | {record['recipe']} | {steps} | {rate} | {seed} | {losses} |")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "diffusers", "numpy"))
+    text = (HERE / "card.md").read_text(encoding="utf-8")
+    for name, value in {
+        "megabytes": f"{(shipped / WEIGHTS).stat().st_size / 1e6:.1f}",
+        "world": WORLD,
+        "stages": "\n".join(rows),
+        "versions": versions,
+        "scores": evaluate.as_markdown(scores),
+    }.items():
+        text = text.replace(f"<{name}>", value)
+    (shipped / "README.md").write_text(text, encoding="utf-8")
+
+
+def _publish(folder: Path, save: Callable[[Path], Any]) -> None:
+    """Save to a temporary folder, then rename: the folder exists only if it is complete."""
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(temporary)
+    temporary.replace(folder)
+
+
+STEPS: dict[str, Callable[[Path], object]] = {
+    "world": world,
+    "encoder": build_encoder,
+    "autoencoder": build_autoencoder,
+    "diffusion": build_diffusion,
+    "language": build_language,
+    "start": start,
+    "alignment": alignment,
+    "igpt": lambda directory: stage(directory, "igpt"),
+    "sft": lambda directory: stage(directory, "sft"),
+    "ship": ship,
+    "card": card,
+    "clip": build_clip,
+}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("directory", type=Path, help="folder for the results and checkpoints of all steps")
+    parser.add_argument("--step", choices=STEPS, help="run only this step; clip is the feature extractor")
+    options = parser.parse_args()
+    try:
+        build(options.directory, options.step)
+    except (DreambenchError, DreamLLMError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
