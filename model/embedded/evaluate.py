@@ -292,10 +292,10 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", type=Path, nargs="?", help="a DreamLLM folder; default: the embedded checkpoint")
     parser.add_argument("--baseline", type=Path, help="the surrogate Stable Diffusion: DIR/diffusion of a build")
     options = parser.parse_args()
-    folder = options.checkpoint or embedded_checkpoint()
-    if not folder.is_dir():
-        parser.error(f"{folder} is not a folder")
     try:
+        folder = options.checkpoint or embedded_checkpoint()
+        if not folder.is_dir():  # checked before a probe is trained
+            parser.error(f"{folder} is not a folder")
         print(as_markdown(evaluate(folder, cache_folder() / "playground-probe", options.baseline)))
     except (DreambenchError, DreamLLMError) as error:
         parser.exit(2, f"error: {error}\n")
