@@ -6,26 +6,16 @@ Unknown keys are errors. This module imports neither torch nor transformers, so 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from dreamllm.errors import UsageError
-
-# Fields of transformers.TrainingArguments that it accepts unchecked and fails on later: integers with their minimum, and rates.
-INTEGERS = {
-    "max_steps": 1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "dataloader_num_workers": 0,
-}
-RATES = ("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm")
 
 Part = Literal["visual_projector", "condition_projector", "dream_queries", "language_model"]
 Kind = Literal["pairs", "mmc4", "obelics", "conversations", "instructions"]
@@ -172,6 +162,26 @@ class Lora(Settings):
     target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+_Count = Annotated[int, Field(ge=1)]
+_Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class TrainerFields(TypedDict, total=False):
+    """Fields of transformers.TrainingArguments. Those listed here are checked, because it accepts any value and fails later."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # pyright: ignore[reportGeneralTypeIssues]
+
+    max_steps: _Count
+    per_device_train_batch_size: _Count
+    per_device_eval_batch_size: _Count
+    gradient_accumulation_steps: _Count
+    dataloader_num_workers: Annotated[int, Field(ge=0)]
+    num_train_epochs: _Rate
+    learning_rate: _Rate
+    weight_decay: _Rate
+    max_grad_norm: _Rate
+
+
 class Recipe(Settings):
     stage: str = Field(min_length=1)  # a name, recorded in the result's config.training
     start: Start
@@ -179,19 +189,8 @@ class Recipe(Settings):
     train: list[Part] = Field(min_length=1)  # the parts to train; all others are frozen
     loss: LossSettings = LossSettings()
     data: DataSettings
-    trainer: dict[str, Any] = {}  # fields of transformers.TrainingArguments
+    trainer: TrainerFields = {}
     lora: Lora | None = None
-
-    @field_validator("trainer")
-    @classmethod
-    def _numbers_in_range(cls, trainer: dict[str, Any]) -> dict[str, Any]:
-        for name in trainer.keys() & INTEGERS.keys():
-            if type(trainer[name]) is not int or trainer[name] < INTEGERS[name]:
-                raise ValueError(f"{name} must be an integer of at least {INTEGERS[name]}, not {trainer[name]!r}")
-        for name in trainer.keys() & set(RATES):
-            if type(trainer[name]) not in (int, float) or not 0 <= trainer[name] < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, not {trainer[name]!r}")
-        return trainer
 
     @model_validator(mode="after")
     def _lora_has_a_part(self) -> Self:

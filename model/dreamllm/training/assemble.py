@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoModelForCausalLM, CLIPImageProcessorPil, CLIPVisionModel, PreTrainedModel
 
 from dreamllm import checkpoint
@@ -81,10 +80,9 @@ def assemble(
         "vision_tower": tower,
         "image_decoder.vae": _load(AutoencoderKL, diffusion / "vae", dtype),
         "image_decoder.unet": _load(UNet2DConditionModel, diffusion / "unet", dtype),
-        **_new_parts(config, seed, dtype),
     }
-    state = {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()}
-    state["dream_queries"] = state.pop("new.dream_queries")
+    state = _new_weights(config, seed)
+    state |= {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()}
     model = checkpoint.from_state(config, state, dtype, where="the assembled model")
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
@@ -140,22 +138,20 @@ def _image_decoder_config(diffusion: Path, resolution: int | None) -> ImageDecod
     return ImageDecoderConfig(resolution=side, vae=vae, unet=unet, scheduler=scheduler)
 
 
-class _Queries(nn.Module):
-    def __init__(self, count: int, size: int, std: float) -> None:
-        super().__init__()
-        self.dream_queries = nn.Parameter(torch.randn(1, count, size) * std)
-
-
-def _new_parts(config: DreamLLMConfig, seed: int, dtype: torch.dtype) -> dict[str, nn.Module]:
+def _new_weights(config: DreamLLMConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Projectors and dream queries, which no part provides."""
     width, condition = config.text_config.hidden_size, config.image_decoder_config.condition_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts: dict[str, nn.Module] = {
+        projectors = {
             "visual_projector": Projector(config.vision_config.hidden_size, width, config.visual_projector_depth),
             "condition_projector": Projector(width, condition, config.condition_projector_depth, bias=False),
-            "new": _Queries(config.num_dream_queries, width, config.initializer_range),
         }
-    return {name: part.to(dtype) for name, part in parts.items()}
+        queries = torch.randn(1, config.num_dream_queries, width) * config.initializer_range
+    weights = {
+        f"{name}.{key}": tensor for name, part in projectors.items() for key, tensor in part.state_dict().items()
+    }
+    return weights | {"dream_queries": queries}
 
 
 def _image_processor(clip: Path) -> CLIPImageProcessorPil:

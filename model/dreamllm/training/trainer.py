@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
 
 from dreamllm.checkpoint import check_tensors
 from dreamllm.data import TrainingData
@@ -55,7 +56,7 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
 
     Raises UsageError for a field that transformers does not have, or that other parts of the recipe determine.
     """
-    options = dict(recipe.trainer)
+    options: dict[str, Any] = {**recipe.trainer}
     known = {field.name for field in fields(TrainingArguments) if field.init}
     for name in options:
         if name in FIXED:
@@ -95,12 +96,15 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
     return arguments
 
 
-class BatchIndices(Sampler[list[int]]):
+@dataclass
+class BatchIndices:
     """The sample indices of one process's batches, from batch `first` on; `count` batches, or without end."""
 
-    def __init__(self, batch_size: int, first: int, count: int | None, process: int, processes: int) -> None:
-        self.batch_size, self.first, self.count = batch_size, first, count
-        self.process, self.processes = process, processes
+    batch_size: int
+    first: int
+    count: int | None
+    process: int
+    processes: int
 
     def __iter__(self) -> Iterator[list[int]]:
         numbers = itertools.count(self.first) if self.count is None else range(self.first, self.first + self.count)
@@ -349,13 +353,10 @@ def mean_losses(sums: Sequence[float], counts: Sequence[float]) -> dict[str, flo
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint. Incomplete ones, left by a kill, are removed; the trainer's state is written last."""
-    steps = {path: path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")}
-    numbered = {path: int(step) for path, step in steps.items() if step.isdecimal()}
-    for path in sorted(numbered, key=lambda path: numbered[path], reverse=True):
+    while folder.is_dir() and (newest := get_last_checkpoint(str(folder))):
         try:
-            read_json(path / TRAINER_STATE_NAME)
+            read_json(Path(newest) / TRAINER_STATE_NAME)
+            return Path(newest)
         except CheckpointError:
-            shutil.rmtree(path)
-            continue
-        return path
+            shutil.rmtree(newest)
     return None
