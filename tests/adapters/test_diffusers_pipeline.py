@@ -1,4 +1,4 @@
-"""diffusers: a tiny Stable Diffusion generated in batches as one by one, with every setting acting or refused."""
+"""diffusers: a tiny Stable Diffusion the same images in batches and one by one; every setting has an effect or is refused."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ def requests(**settings: object) -> list[Request]:
     ]
 
 
-def generated(model: Pipeline, asked: Sequence[Request]) -> dict[str, list[bytes]]:
+def generated(model: Pipeline, batch: Sequence[Request]) -> dict[str, list[bytes]]:
     found: dict[str, list[bytes]] = {}
-    for response in model.answer(asked):
+    for response in model.answer(batch):
         assert response.error is None
         assert response.id not in found
         found[response.id] = [part.read() for part in response.document if isinstance(part, Image)]
-    assert len(found) == len(asked)
+    assert len(found) == len(batch)
     return found
 
 
 @pytest.mark.parametrize("scheduler", ["default", "ddim", "ddpm", "dpm-solver++"])
 def test_an_image_does_not_depend_on_batch_order_or_chunk(model: Pipeline, folder: Path, scheduler: str) -> None:
     """In float64, where batch mates cannot change a rounded pixel: the same bytes."""
-    asked = requests(scheduler=scheduler, candidates=2)
-    together = generated(model, asked)
-    assert generated(model, asked[::-1]) == together
-    assert {request.id: generated(model, [request])[request.id] for request in asked} == together
-    assert generated(load(folder, images_per_batch="3"), asked) == together
+    batch = requests(scheduler=scheduler, candidates=2)
+    together = generated(model, batch)
+    assert generated(model, batch[::-1]) == together
+    assert {request.id: generated(model, [request])[request.id] for request in batch} == together
+    assert generated(load(folder, images_per_batch="3"), batch) == together
     assert len({data for images in together.values() for data in images}) == 8
 
 
@@ -112,13 +112,13 @@ def test_it_generates_what_diffusers_generates(model: Pipeline, folder: Path) ->
     ],
     ids=str,
 )
-def test_every_setting_acts(model: Pipeline, changed: dict[str, object]) -> None:
+def test_every_setting_has_an_effect(model: Pipeline, changed: dict[str, object]) -> None:
     before = generated(model, requests(**({"scheduler": "ddim"} if "eta" in changed else {})))
     after = generated(model, requests(**changed))
     assert not {data for one in before.values() for data in one} & {data for one in after.values() for data in one}
 
 
-def test_neutral_values_are_the_pipeline_s_own(model: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neutral_values_are_the_pipelines_defaults(model: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a pipeline does not have the setting at all, as many have no guidance_rescale."""
     neutral = {"resolution": 0, "negative_prompt": "", "guidance_rescale": 0.0, "eta": 0.0, "scheduler": "default"}
     own = generated(model, requests(resolution=None))
@@ -145,7 +145,7 @@ def test_what_the_pipeline_cannot_do_is_an_error(model: Pipeline, changed: dict[
         generated(model, [Request("x", "generate_image", (image(1), Text("this")), SETTINGS)])
 
 
-def test_truncated_flagged_and_broken_images_are_told(model: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_flagged_and_broken_images_are_recorded(model: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     long = Request("long", "generate_image", (Text("a cat and a dog " * 10),), SETTINGS)
     (response,) = model.answer([long])
     assert response.details["prompt_truncated_to"] == 16
@@ -191,7 +191,7 @@ def test_identity_follows_weights_and_configuration(folder: Path, model: Pipelin
     assert load(moved).identity() != model.identity()
 
 
-def test_a_checkpoint_that_is_not_there_or_not_whole_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_or_incomplete_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
     for location, says in [
         (str(tmp_path / "nowhere"), "no such folder"),
         (str(tmp_path), "no model_index.json"),

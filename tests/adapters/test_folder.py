@@ -1,4 +1,4 @@
-"""folder: images matched by name, their bytes untouched."""
+"""folder: images matched by name, their bytes unchanged."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ask(model: Folder, id_: str, group: str | None = None, candidates: int | Non
         ("only_0.png", "only", None, "id"),
     ],
 )
-def test_an_image_is_found_by_its_sample_s_or_image_s_id(
+def test_an_image_is_found_by_sample_id_or_image_id(
     tmp_path: Path, name: str, id_: str, group: str | None, matched_by: str
 ) -> None:
     put(tmp_path, "other.png", name)
@@ -57,7 +57,7 @@ def test_an_image_is_found_by_its_sample_s_or_image_s_id(
     assert part.read() == (tmp_path / name).read_bytes()
 
 
-def test_what_is_not_there_or_broken_is_a_typed_failure(tmp_path: Path) -> None:
+def test_missing_and_broken_files_are_typed_errors(tmp_path: Path) -> None:
     put(tmp_path, "1.png", "2_0.png", "2_1.png")
     (tmp_path / "3.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
     model = load(tmp_path)
@@ -81,7 +81,7 @@ def test_candidates_come_in_order(tmp_path: Path) -> None:
     assert ask(model, "139", candidates=2).details["files"] == names[11:]
 
 
-def test_the_way_of_matching_can_be_narrowed(tmp_path: Path) -> None:
+def test_matching_can_be_restricted(tmp_path: Path) -> None:
     put(tmp_path, "1.png", "2.png")
     assert ask(load(tmp_path, match="image"), "1", "2").details["files"] == ["2.png"]
     assert ask(load(tmp_path, match="id"), "x", "2").error is not None
@@ -100,7 +100,7 @@ def test_identity_is_names_and_bytes(tmp_path: Path) -> None:
     assert load(one).identity() != before
 
 
-def test_a_folder_that_does_not_serve_is_refused(tmp_path: Path) -> None:
+def test_an_unusable_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         load(tmp_path / "nowhere")
     with pytest.raises(DataError, match="no image files in it"):

@@ -28,7 +28,7 @@ def comprehension(id_: str, text: str, *images: Image, **settings: object) -> Re
     return Request(id_, "generate_text", (*images, Text(text)), settings, seed=41)
 
 
-def test_a_document_goes_out_in_text_generation_order_with_its_images_bytes() -> None:
+def test_a_document_is_sent_in_reading_order_with_its_images_bytes() -> None:
     png, jpeg, webp = (image_bytes(1, form=form) for form in ("PNG", "JPEG", "WEBP"))
     document = (Text("first"), Image(data=png), Text("then"), Image(data=jpeg), Image(data=webp))
     with serving(lambda body, number: Answer(" two cups \n")) as server:
@@ -60,15 +60,13 @@ def test_sampling_settings_and_the_sample_s_seed_are_sent() -> None:
     ("settings", "says"),
     [({"num_beams": 5}, "num_beams"), ({"top_k": 5}, "top_k"), ({"temperature": 0.2}, "without do_sample")],
 )
-def test_what_a_server_cannot_be_asked_for_is_an_error_before_anything_is_sent(
-    settings: dict[str, object], says: str
-) -> None:
+def test_unsupported_settings_are_an_error_before_anything_is_sent(settings: dict[str, object], says: str) -> None:
     with serving(lambda body, number: Answer("x")) as server, pytest.raises(ModelError, match=says):
         list(load(server.url).answer([comprehension("1", "?"), comprehension("2", "?", **settings)]))
     assert not server.bodies
 
 
-def test_one_request_s_trouble_is_its_own() -> None:
+def test_an_error_concerns_its_own_request_only() -> None:
     def answer(body: object, number: int) -> Answer:
         text = json.dumps(body)
         if "refuse me" in text:
@@ -86,11 +84,11 @@ def test_one_request_s_trouble_is_its_own() -> None:
         return Answer("fine")
 
     texts = ["refuse me", "filter me", "garble me", "silence me", "surrogate", "hello"]
-    asked = [comprehension(text, text) for text in texts] + [
+    requests = [comprehension(text, text) for text in texts] + [
         comprehension("broken", "?", Image(data=b"GIF89a nothing"))
     ]
     with serving(answer) as server:
-        found = {response.id: response for response in load(server.url).answer(asked)}
+        found = {response.id: response for response in load(server.url).answer(requests)}
     errors = {id_: response.error.type for id_, response in found.items() if response.error}
     assert errors == {
         "refuse me": "refused",
@@ -105,7 +103,7 @@ def test_one_request_s_trouble_is_its_own() -> None:
     assert len(server.bodies) == 6
 
 
-def test_a_server_that_recovers_is_waited_for_and_one_that_does_not_ends_the_run() -> None:
+def test_temporary_errors_are_retried_and_lasting_ones_end_the_run() -> None:
     with serving(
         lambda body, number: Answer("busy", 503, {"Retry-After-Ms": "5"}) if number == 1 else Answer("fine")
     ) as server:
@@ -121,12 +119,12 @@ def test_a_server_that_recovers_is_waited_for_and_one_that_does_not_ends_the_run
         list(load(server.url).answer([comprehension("1", "?")]))
 
 
-def test_a_missing_image_is_the_user_s_to_find(tmp_path: Path) -> None:
+def test_a_missing_image_is_an_error_that_names_the_option(tmp_path: Path) -> None:
     with serving(lambda body, number: Answer("x")) as server, pytest.raises(DataError, match="--images"):
         list(load(server.url).answer([comprehension("1", "?", Image(path=str(tmp_path / "gone.png")))]))
 
 
-def test_the_key_comes_from_the_environment_and_stays_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_comes_from_the_environment_and_appears_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden")
     with serving(lambda body, number: Answer("the key sk-hidden is wrong", 401)) as server:
         model = load(server.url)
@@ -138,7 +136,7 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_sight(monkeypatch: 
         load(server.url, key_env="NO_SUCH_KEY")
 
 
-def test_a_batch_is_four_rounds_of_the_concurrency() -> None:
+def test_a_batch_is_four_times_the_concurrency() -> None:
     assert load("http://localhost/v1", concurrency="3").batch_size("generate_text") == 12
     with pytest.raises(UsageError, match="offline"):
         load("http://example.org/v1", offline=True)

@@ -1,4 +1,4 @@
-"""The other judges, the spec and the log."""
+"""The rule, local models, `parse_judge` and the log."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def test_a_model_judges_through_the_model_interface(tmp_path: Path) -> None:
     assert judge.identity()["model"] == {"name": "echo", "version": 1}
     items = [GradeRequest(str(i), 0, "?", "x", "y") for i in range(40)]
     judgements = list(judge.grade(items))
-    assert sorted(int(one.id) for one in judgements) == list(range(40))
-    assert {one.reason for one in judgements} == {"the reply is not a grade, after 5 attempts"}
+    assert sorted(int(judgement.id) for judgement in judgements) == list(range(40))
+    assert {judgement.reason for judgement in judgements} == {"the reply is not a grade, after 5 attempts"}
 
 
-def test_a_model_that_grades_is_understood_and_asked_again_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_models_grades_are_parsed_and_other_replies_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     from dreambench.adapters.echo import Echo
     from dreambench.documents import Text, document_text
     from dreambench.interfaces import OutOfMemoryError
@@ -82,23 +82,23 @@ def test_a_model_that_grades_is_understood_and_asked_again_where_it_is_not(monke
         sizes.append(len(requests))
         if len(requests) > 3:
             raise OutOfMemoryError("no room")
-        given: list[Response] = []
+        answers: list[Response] = []
         for request in requests:
             prompt = document_text(request.document)
             if "broken" in prompt:
-                given.append(Response.failed(request.id, "broken", ""))
+                answers.append(Response.failed(request.id, "broken", ""))
             elif "hesitant" in prompt and not request.settings.get("do_sample"):
-                given.append(Response(request.id, (Text("hm"),)))
+                answers.append(Response(request.id, (Text("hm"),)))
             else:
-                given.append(Response(request.id, (Text("0.25"),)))
-        return given
+                answers.append(Response(request.id, (Text("0.25"),)))
+        return answers
 
     monkeypatch.setattr(Echo, "answer", answer)
     judge = parse_judge("model:echo")
     assert isinstance(judge, ModelJudge)
     words = ["plain", "hesitant", "broken", "plain", "hesitant", "plain"]
     items = [GradeRequest(str(i), 0, word, "x", "y") for i, word in enumerate(words)]
-    graded = {int(one.id): one for one in judge.grade(items)}
+    graded = {int(judgement.id): judgement for judgement in judge.grade(items)}
     assert [graded[i].score for i in range(6)] == [0.25, 0.25, None, 0.25, 0.25, 0.25]
     assert graded[2].reason == "the judge did not answer: broken"
     assert sizes == [6, 3, 3, 2]
@@ -126,20 +126,20 @@ def test_a_model_that_grades_is_understood_and_asked_again_where_it_is_not(monke
         ("model:echo,price_in=3", "price_in=3"),
     ],
 )
-def test_a_spec_that_is_not_understood_says_what_is(spec: str, says: str) -> None:
+def test_a_wrong_judge_is_one_line_that_says_what_is_accepted(spec: str, says: str) -> None:
     with pytest.raises(DreambenchError, match=says) as caught:
         parse_judge(spec)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_offline_allows_only_servers_of_this_machine() -> None:
+def test_offline_allows_only_servers_on_this_machine() -> None:
     parse_judge("openai:m@http://localhost:9/v1", offline=True)
     with pytest.raises(UsageError, match="offline"):
         parse_judge("openai:m@https://api.example.org/v1", offline=True)
 
 
-def test_a_grades_file_is_the_task_s_to_read(tmp_path: Path) -> None:
+def test_a_grades_file_is_returned_for_the_task_to_read(tmp_path: Path) -> None:
     path = tmp_path / "a,b=c.json"
     path.write_text("{}", encoding="utf-8")
     assert parse_judge(f"grades:{path}") == GradesFile(path)
@@ -149,7 +149,10 @@ def test_equal_content_is_graded_once_and_found_under_both_ids(tmp_path: Path) -
     log = JudgementLog(tmp_path / "judgements.jsonl")
     items = [GradeRequest(name, 0, "?", "cat", "a cat") for name in ("a", "b")]
     assert grade_missing(RuleJudge(), items, log) == 1
-    assert [(one.id, one.score) for one in judged(RuleJudge().identity(), items, log)] == [("a", 1.0), ("b", 1.0)]
+    assert [(judgement.id, judgement.score) for judgement in judged(RuleJudge().identity(), items, log)] == [
+        ("a", 1.0),
+        ("b", 1.0),
+    ]
 
 
 def test_the_log_survives_a_torn_line_and_names_a_damaged_one(tmp_path: Path) -> None:

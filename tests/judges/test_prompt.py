@@ -1,4 +1,4 @@
-"""The grading prompt: exact for ordinary answers, closed to hostile ones."""
+"""The grading prompt: exact for ordinary answers, safe for hostile ones."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_prompt_file_is_the_official_one_or_an_error(tmp_path: Path, monkeypat
     assert read_prompt(path) == GradingPrompt("official", "the few shots")
 
 
-def test_our_prompt_has_a_name_of_its_own_and_shares_no_item_with_the_calibration() -> None:
+def test_our_prompt_has_its_own_name_and_shares_no_item_with_the_calibration() -> None:
     prompt = own_prompt()
     assert (prompt.name, prompt.official) == ("dreambench-grader", False)
     for item in calibration_requests():

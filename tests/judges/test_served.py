@@ -1,4 +1,4 @@
-"""A judge behind a server: graded, refused, rate-limited, garbled, gone; and nothing asked twice."""
+"""A judge behind a server: graded, refused, rate-limited, garbled, gone; and nothing requested twice."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ def served_judge(url: str, extra: str = "") -> ServedJudge:
     return judge
 
 
-def graded(judge: ServedJudge, asked: list[GradeRequest]) -> dict[tuple[str, int], object]:
-    return {(one.id, one.run): one for one in judge.grade(asked)}
+def graded(judge: ServedJudge, requests: list[GradeRequest]) -> dict[tuple[str, int], object]:
+    return {(one.id, one.run): one for one in judge.grade(requests)}
 
 
 def test_grades_each_item_in_each_run_with_pinned_settings() -> None:
     with serving(lambda body, number: Answer(f"0.{body['seed']} is fair")) as server:
         judge = served_judge(server.url, ",seed=3")
         assert judge.runs == 5
-        given = list(judge.grade(items(4, runs=2)))
-    assert {(one.id, one.run): one.score for one in given} == {
+        judgements = list(judge.grade(items(4, runs=2)))
+    assert {(one.id, one.run): one.score for one in judgements} == {
         (f"v1_{i}", run): (3 + run) / 10 for i in range(4) for run in range(2)
     }
-    assert {one.answered_by for one in given} == {"gpt-test-2024"}
+    assert {one.answered_by for one in judgements} == {"gpt-test-2024"}
     for body in server.bodies:
         assert (body["model"], body["temperature"], body["max_tokens"]) == ("gpt-test", 0, 8)
         assert [message["role"] for message in body["messages"]] == ["user"]
     assert any(prompt.endswith("\nwhat is 2? | answer 2 | I say 2 | ") for prompt in server.prompts())
 
 
-def test_what_is_no_grade_is_asked_again_warmer_and_then_unscored() -> None:
+def test_a_reply_that_is_no_grade_is_retried_at_higher_temperatures_and_then_unscored() -> None:
     with serving(lambda body, number: Answer("well" if number < 3 else "0.4")) as server:
-        (given,) = served_judge(server.url).grade(items(1))
-    assert given.score == 0.4
+        (judgement,) = served_judge(server.url).grade(items(1))
+    assert judgement.score == 0.4
     assert [body["temperature"] for body in server.bodies] == [0, 0.5, 1.0]
     assert not server.prompts()[0].endswith("(digit): ")
     assert all(
@@ -64,9 +64,9 @@ def test_what_is_no_grade_is_asked_again_warmer_and_then_unscored() -> None:
 
     for hopeless in ("well", "1.5", "-0.1", "nan", "inf", "", "½"):
         with serving(lambda body, number, text=hopeless: Answer(text)) as server:
-            (given,) = served_judge(server.url).grade(items(1))
-        assert given.score is None, hopeless
-        assert given.reason == "the reply is not a grade, after 5 attempts"
+            (judgement,) = served_judge(server.url).grade(items(1))
+        assert judgement.score is None, hopeless
+        assert judgement.reason == "the reply is not a grade, after 5 attempts"
         assert len(server.bodies) == 5
 
 
@@ -82,22 +82,22 @@ def test_what_is_no_grade_is_asked_again_warmer_and_then_unscored() -> None:
         b'{"choices": [{"message": {"content": 5}, "finish_reason": "stop"}]}',
     ],
 )
-def test_a_malformed_reply_is_asked_again_at_the_same_temperature_and_then_unscored(body: bytes) -> None:
+def test_a_malformed_reply_is_retried_at_the_same_temperature_and_then_unscored(body: bytes) -> None:
     with serving(lambda _, number: Answer(body=body)) as server:
-        (given,) = served_judge(server.url).grade(items(1))
-    assert given.score is None
-    assert given.reason is not None
-    assert "reply" in given.reason
+        (judgement,) = served_judge(server.url).grade(items(1))
+    assert judgement.score is None
+    assert judgement.reason is not None
+    assert "reply" in judgement.reason
     assert [one["temperature"] for one in server.bodies] == [0] * 5
 
 
-def test_a_rate_limit_is_waited_out_as_long_as_the_server_says() -> None:
+def test_a_rate_limit_is_retried_after_the_servers_delay() -> None:
     with serving(
         lambda body, number: Answer("slow down", 429, {"Retry-After": "1"}) if number == 1 else Answer("1.0")
     ) as server:
         began = time.monotonic()
-        (given,) = served_judge(server.url).grade(items(1))
-    assert given.score == 1
+        (judgement,) = served_judge(server.url).grade(items(1))
+    assert judgement.score == 1
     assert time.monotonic() - began >= 1
     assert len(server.bodies) == 2
 
@@ -112,10 +112,10 @@ def test_a_refused_item_is_unscored_and_the_others_are_graded() -> None:
         return Answer("0.5")
 
     with serving(answer) as server:
-        given = {one.id: one for one in served_judge(server.url).grade(items(4))}
-    assert {key: one.score for key, one in given.items()} == {"v1_0": 0.5, "v1_1": None, "v1_2": None, "v1_3": 0.5}
-    assert given["v1_1"].reason == "the judge refused: HTTP 400: too long"
-    assert "content filter" in str(given["v1_2"].reason)
+        judgements = {one.id: one for one in served_judge(server.url).grade(items(4))}
+    assert {key: one.score for key, one in judgements.items()} == {"v1_0": 0.5, "v1_1": None, "v1_2": None, "v1_3": 0.5}
+    assert judgements["v1_1"].reason == "the judge refused: HTTP 400: too long"
+    assert "content filter" in str(judgements["v1_2"].reason)
     assert len(server.bodies) == 4
 
 
@@ -128,7 +128,7 @@ def test_a_refused_item_is_unscored_and_the_others_are_graded() -> None:
         (Answer("slow down", 429, {"Retry-After-Ms": "1"}), "rate limit"),
     ],
 )
-def test_a_server_that_will_not_serve_is_an_error_that_says_what_to_do(fault: Answer, says: str) -> None:
+def test_an_unavailable_server_is_an_error_with_advice(fault: Answer, says: str) -> None:
     with serving(lambda body, number: fault) as server, pytest.raises(JudgeError, match=says) as caught:
         list(served_judge(server.url).grade(items(2)))
     assert "\n" not in str(caught.value)
@@ -136,7 +136,7 @@ def test_a_server_that_will_not_serve_is_an_error_that_says_what_to_do(fault: An
     assert 1 <= len(server.bodies) <= 2 * tries
 
 
-def test_a_server_that_is_not_there_or_hangs_up_is_an_error_that_says_so() -> None:
+def test_a_server_that_is_down_or_hangs_up_is_an_error() -> None:
     with serving(lambda body, number: Answer()) as server:
         url = server.url
     with pytest.raises(JudgeError, match="cannot be reached \\(1 attempt\\)"):
@@ -148,7 +148,7 @@ def test_a_server_that_is_not_there_or_hangs_up_is_an_error_that_says_so() -> No
         list(parse_judge(f"openai:m@{server.url},retries=0").grade(items(1)))  # type: ignore[union-attr]
 
 
-def test_the_key_is_sent_and_shows_up_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_sent_and_appears_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     with serving(lambda body, number: Answer("bad key sk-very-secret", 401)) as server:
         judge = served_judge(server.url, ",key_env=MY_KEY")
@@ -174,28 +174,28 @@ def test_no_more_requests_at_once_than_allowed() -> None:
     assert server.most_at_once == 3
 
 
-def test_what_is_known_is_not_asked_again(tmp_path: Path) -> None:
-    """Also not after the server died half-way: the answers that came are kept, the next start asks for the rest."""
-    path, asked = tmp_path / "judgements.jsonl", items(10, runs=3)
+def test_logged_judgements_are_not_requested_again(tmp_path: Path) -> None:
+    """Also not after the server died half-way: its answers are kept, and the next start requests the rest."""
+    path, requests = tmp_path / "judgements.jsonl", items(10, runs=3)
     with serving(lambda body, number: Answer("0.7") if number <= 12 else Answer("dead", 503)) as server:
         judge = parse_judge(f"openai:gpt-test@{server.url},retries=0,concurrency=2")
         assert isinstance(judge, ServedJudge)
         with pytest.raises(JudgeError, match="503"):
-            grade_missing(judge, asked, JudgementLog(path))
+            grade_missing(judge, requests, JudgementLog(path))
     assert path.read_bytes().count(b'"key":') == 12
     with serving(lambda body, number: Answer("0.7")) as server:
         judge = served_judge(server.url)
-        assert grade_missing(judge, asked, JudgementLog(path)) == 18
+        assert grade_missing(judge, requests, JudgementLog(path)) == 18
         assert len(server.bodies) == 18
         log = JudgementLog(path)
-        assert grade_missing(judge, asked, log) == 0
-        assert {one.score for one in judged(judge.identity(), asked, log)} == {0.7}
+        assert grade_missing(judge, requests, log) == 0
+        assert {one.score for one in judged(judge.identity(), requests, log)} == {0.7}
         changed = GradeRequest("v1_0", 0, "what is 0?", "answer 0", "I changed my mind")
         assert grade_missing(judge, [changed], log) == 1
         assert len(server.bodies) == 19
 
 
-def test_a_killed_grading_goes_on_without_asking_twice(tmp_path: Path) -> None:
+def test_a_killed_grading_resumes_without_repeating_requests(tmp_path: Path) -> None:
     """A process killed while it waits for an answer: the server never gets a question whose judgement was logged again."""
     path = tmp_path / "judgements.jsonl"
     program = f"""
@@ -232,21 +232,21 @@ grade_missing(parse_judge(f"openai:m@{{sys.argv[1]}},concurrency=1"), items, Jud
 
 
 def test_judgements_are_replayed_without_the_judge_under_its_identity(tmp_path: Path) -> None:
-    log, asked = JudgementLog(tmp_path / "judgements.jsonl"), items(3, runs=2)
+    log, requests = JudgementLog(tmp_path / "judgements.jsonl"), items(3, runs=2)
     with serving(lambda body, number: Answer("no idea" if "I say 1" in str(body) else "0.3")) as server:
         judge = served_judge(server.url)
-        grade_missing(judge, asked, log)
+        grade_missing(judge, requests, log)
     replay = parse_judge(f"replay:{log.path}")
     assert not hasattr(replay, "path")
     assert replay.identity() == judge.identity()  # type: ignore[union-attr]
     assert replay.runs == 2  # type: ignore[union-attr]
-    again = list(replay.grade(asked))  # type: ignore[union-attr]
-    assert again == judged(judge.identity(), asked, log)
+    again = list(replay.grade(requests))  # type: ignore[union-attr]
+    assert again == judged(judge.identity(), requests, log)
     (unknown,) = replay.grade([GradeRequest("v1_0", 0, "what is 0?", "answer 0", "another answer")])  # type: ignore[union-attr]
     assert unknown.score is None
 
 
-def test_the_calibration_says_how_far_the_judge_agrees_and_is_asked_once(tmp_path: Path) -> None:
+def test_the_calibration_counts_agreement_and_is_requested_once(tmp_path: Path) -> None:
     with serving(lambda body, number: Answer("1.0")) as server:
         log = JudgementLog(tmp_path / "judgements.jsonl")
         seen = calibrate(served_judge(server.url), log)
@@ -261,7 +261,7 @@ def test_the_estimate_names_calls_tokens_and_cost_or_that_it_is_unknown() -> Non
     calls, cost = served_judge("http://localhost/v1").estimate(items(10, runs=5))
     assert "50 calls" in calls
     assert "unknown" in cost
-    asked = items(10, runs=5)
+    requests = items(10, runs=5)
     judge = served_judge("http://localhost/v1", ",price_in=10,price_out=30")
-    tokens = sum(len(judge.prompt.message(item)) for item in asked) / 4
-    assert f"{(tokens * 10 + 50 * 8 * 30) / 1e6:.2f}" in judge.estimate(asked)[1]
+    tokens = sum(len(judge.prompt.message(item)) for item in requests) / 4
+    assert f"{(tokens * 10 + 50 * 8 * 30) / 1e6:.2f}" in judge.estimate(requests)[1]

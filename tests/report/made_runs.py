@@ -55,16 +55,16 @@ def make_run(
 ) -> Path:
     """A complete run. Rows of generated samples get their image's name."""
     run = RunFolder(folder)
-    protocols = {one.protocol: Protocol("p", 1, fields or {}).to_json() for one in scores}
+    protocols = {score.protocol: Protocol("p", 1, fields or {}).to_json() for score in scores}
     environment = {"device": {"device": "cpu"}, "versions": {"dreambench": "0"}, "machine": {"system": "none"}}
-    asked = {"task": task, "model": model, "protocols": protocols, "environment": environment}
-    whole = {"format": FORMAT, "spec": {}, **asked, "system": {}, "notes": [], "plan": {"batches": []}}
-    run.begin(whole, samples)
+    fields_of_run = {"task": task, "model": model, "protocols": protocols, "environment": environment}
+    run_file = {"format": FORMAT, "spec": {}, **fields_of_run, "system": {}, "notes": [], "plan": {"batches": []}}
+    run.begin(run_file, samples)
     run.append(0, "0", responses)
-    kept = run.responses()
+    stored = run.responses()
     complete: list[dict[str, object]] = []
     for row in rows:
-        images = [part for part in kept[str(row["id"])].document if isinstance(part, Image)]
+        images = [part for part in stored[str(row["id"])].document if isinstance(part, Image)]
         image = Path(images[0].path or "").relative_to(folder.resolve()).as_posix() if images else None
         complete.append({**row, "image": image} if "caption" in row else dict(row))
     run.write_scores(complete)
@@ -77,7 +77,7 @@ def make_run(
             "system": {"model": {"name": model}},
             "protocols": protocols,
             "protocol": next(iter(protocols)),
-            "scores": [one.to_json() for one in scores],
+            "scores": [score.to_json() for score in scores],
             "errors": {"n": len(errors), "types": types},
             "notes": list(notes),
         }

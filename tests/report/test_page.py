@@ -64,7 +64,7 @@ def shown(text: str) -> str:
 
 
 def assert_inert(parsed: Parsed) -> None:
-    """No script, no handler, no style of its own, no address but images in the page and places in it."""
+    """No script, no handler, no style of its own, no URL but embedded images and anchors."""
     assert not parsed.open, "every tag is closed"
     assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & {tag for tag, _ in parsed.tags}
     for _, attributes in parsed.tags:
@@ -113,7 +113,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     assert page([load(run)]) == page([load(run)])
 
 
-def test_scores_stand_with_interval_n_unscored_and_protocol(tmp_path: Path) -> None:
+def test_scores_have_interval_n_unscored_and_protocol(tmp_path: Path) -> None:
     scores = [
         score(value=72.78, interval=(70.6, 74.9), n=1500, unscored=3, bounds=(72.6, 72.8)),
         score(metric="recall", interval=None, interval_method="none: it has none"),
@@ -131,7 +131,7 @@ def test_scores_stand_with_interval_n_unscored_and_protocol(tmp_path: Path) -> N
     assert parsed.text.count("p@1-00000000") == 3, "at the headline and at each score"
 
 
-def test_worst_and_best_answers_stand_with_their_questions(tmp_path: Path) -> None:
+def test_worst_and_best_answers_are_shown_with_their_questions(tmp_path: Path) -> None:
     answers = [f"answer {i}" for i in range(40)]
     parsed = Parsed(page([load(text_run(tmp_path / "run", answers))]))
     listed = [text for text in parsed.text if text.startswith("answer ")]
@@ -140,7 +140,7 @@ def test_worst_and_best_answers_stand_with_their_questions(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_candidates_stand_with_their_scores_and_the_chosen_one_is_marked(tmp_path: Path, kept: bool) -> None:
+def test_candidates_have_scores_and_the_chosen_one_is_marked(tmp_path: Path, kept: bool) -> None:
     run = image_run(tmp_path / "run", ["first", "second"], candidates=3, kept=kept)
     html = page([load(run)])
     best = html[html.index("Best 1 by") : html.index("2 random samples")]
@@ -156,7 +156,7 @@ def test_candidates_stand_with_their_scores_and_the_chosen_one_is_marked(tmp_pat
             assert all(abs(a - b) < 8 for a, b in pairs), "the marked candidate is the generated image"
 
 
-def test_an_image_that_was_taken_away_leaves_a_gap_that_says_so(tmp_path: Path) -> None:
+def test_a_deleted_image_leaves_a_gap_with_a_reason(tmp_path: Path) -> None:
     run = image_run(tmp_path / "run", ["one", "two"])
     gone = next((run / "images").rglob("*.png"))
     gone.unlink()
@@ -172,7 +172,7 @@ def test_samples_without_an_image_are_counted_and_not_shown(tmp_path: Path) -> N
     assert "2 random samples of 2" in parsed.text
 
 
-def test_several_runs_stand_by_protocol_and_are_said_not_to_compare(tmp_path: Path) -> None:
+def test_several_runs_are_grouped_by_protocol_with_a_note(tmp_path: Path) -> None:
     runs = [
         text_run(tmp_path / name, ["a", "b"], [score(protocol=f"{name}@1-0")], model=name) for name in ("one", "two")
     ]
@@ -209,7 +209,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return result.folder
 
 
-def test_nothing_outside_the_run_is_needed_to_show_the_images(generated: Path) -> None:
+def test_images_are_shown_from_the_run_alone(generated: Path) -> None:
     run = load(generated)
     shown_rows = shown_images(run.rows)
     assert len(shown_rows) > 2 * COUNT
@@ -230,14 +230,14 @@ def test_nothing_outside_the_run_is_needed_to_show_the_images(generated: Path) -
             assert all(abs(a - b) < 8 for a, b in pairs), f"image {image_id}"
 
 
-def test_scored_again_without_data_the_run_keeps_its_images(generated: Path, tmp_path: Path) -> None:
+def test_a_run_scored_again_without_data_keeps_its_images(generated: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(generated, tmp_path / generated.name))
     score_run(copy)
     assert page([load(copy)]) == page([load(generated)])
     shutil.rmtree(copy / "thumbnails")
 
 
-def test_thumbnails_cut_short_are_made_again_with_the_same_bytes(tmp_path: Path) -> None:
+def test_missing_thumbnails_are_written_again_with_the_same_bytes(tmp_path: Path) -> None:
     data = playground.write(tmp_path / "data", split="val", n=30, formats=["coco"])
     folder = dreambench.run("coco_fid", "echo", data=data, features="playground-clip", out=tmp_path / "runs").folder
     before = {path.name: path.read_bytes() for path in (folder / "thumbnails").iterdir()}
@@ -247,7 +247,7 @@ def test_thumbnails_cut_short_are_made_again_with_the_same_bytes(tmp_path: Path)
     assert {path.name: path.read_bytes() for path in (folder / "thumbnails").iterdir()} == before
 
 
-def test_without_data_and_thumbnails_it_is_said_and_scores_stay(
+def test_missing_data_and_thumbnails_are_reported_and_scores_stay(
     generated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(generated, tmp_path / generated.name))
@@ -258,7 +258,7 @@ def test_without_data_and_thumbnails_it_is_said_and_scores_stay(
     assert "not kept in the run" in Parsed(page([load(copy)])).text
 
 
-def test_a_list_of_images_cannot_lead_out_of_the_run(generated: Path, tmp_path: Path) -> None:
+def test_thumbnail_names_cannot_point_outside_the_run(generated: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(generated, tmp_path / generated.name))
     outside = tmp_path / "secret.png"
     Pillow.new("RGB", (8, 8)).save(outside)

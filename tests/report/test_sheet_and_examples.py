@@ -23,7 +23,7 @@ from dreambench.report.text import printable
 ROWS = [{"id": f"r{i}", "n": i, "text": "x", "value": None if i % 9 == 0 else (i * 37 % 50) / 8} for i in range(200)]
 
 
-def test_worst_and_best_are_what_their_names_say() -> None:
+def test_worst_and_best_are_the_extremes() -> None:
     found = choose(ROWS, count=12)
     values = sorted(row["value"] for row in ROWS if row["value"] is not None)
     assert found.column == "value"
@@ -31,7 +31,7 @@ def test_worst_and_best_are_what_their_names_say() -> None:
     assert [row["value"] for row in found.best] == values[::-1][:12]
 
 
-def test_the_choice_depends_on_rows_only_not_on_their_order() -> None:
+def test_the_choice_does_not_depend_on_the_order_of_rows() -> None:
     shuffled = random.Random(0).sample(ROWS, len(ROWS))
     assert choose(shuffled) == choose(ROWS)
     assert choose(ROWS, count=3).worst == choose(ROWS, count=12).worst[:3]
@@ -44,7 +44,7 @@ def test_no_row_is_both_worst_and_best() -> None:
     assert not {row["id"] for row in found.worst} & {row["id"] for row in found.best}
 
 
-def test_the_headlines_own_column_is_preferred_and_none_is_no_error() -> None:
+def test_the_headlines_column_is_preferred_and_optional() -> None:
     rows = [{"id": str(i), "first": 0.5, "accuracy": i / 4} for i in range(4)]
     assert choose(rows, "accuracy").column == "accuracy"
     assert choose(rows, "unknown").column == "first"
@@ -59,13 +59,13 @@ def test_the_sheet_shows_each_image_in_its_cell_and_repeats(tmp_path: Path) -> N
     assert captioned_sheet(run) == data
     with Pillow.open(io.BytesIO(data)) as sheet:
         assert sheet.width == GAP + 8 * (CELL + GAP)
-        for place in range(8):
-            with Pillow.open(io.BytesIO(png(10 * place))) as generated:
-                middle = sheet.getpixel((GAP + place * (CELL + GAP) + CELL // 2, 3 * GAP + CELL // 2))
+        for index in range(8):
+            with Pillow.open(io.BytesIO(png(10 * index))) as generated:
+                middle = sheet.getpixel((GAP + index * (CELL + GAP) + CELL // 2, 3 * GAP + CELL // 2))
                 assert middle == generated.getpixel((16, 16))
 
 
-def test_the_sheet_takes_at_most_so_many_and_shows_gaps(tmp_path: Path) -> None:
+def test_the_sheet_is_limited_and_marks_damaged_images(tmp_path: Path) -> None:
     folder = image_run(tmp_path / "run", [f"caption {i}" for i in range(20)])
     for path in (folder / "images").rglob("*.png"):
         path.write_bytes(b"damaged")
@@ -75,7 +75,7 @@ def test_the_sheet_takes_at_most_so_many_and_shows_gaps(tmp_path: Path) -> None:
 
 
 @given(st.text(), st.integers(1, 4), st.integers(4, 30))
-def test_wrapped_lines_fit_and_lose_nothing_unmarked(text: str, most: int, room: int) -> None:
+def test_wrapped_lines_fit_and_omissions_are_marked(text: str, most: int, room: int) -> None:
     lines = _wrap(text, len, room, most)
     whole = "".join(printable(" ".join(text.split())).split(" "))
     assert 1 <= len(lines) <= most
@@ -84,7 +84,7 @@ def test_wrapped_lines_fit_and_lose_nothing_unmarked(text: str, most: int, room:
     assert joined == whole or (joined.endswith("…") and whole.startswith(joined[:-1]))
 
 
-def test_what_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
+def test_errors_are_usage_errors(tmp_path: Path) -> None:
     run = text_run(tmp_path / "run", ["a", "b"])
     with pytest.raises(UsageError, match="has no images"):
         captioned_sheet(load(run))
@@ -104,7 +104,7 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
         (["absent"], 2, "absent is not a run"),
     ],
 )
-def test_the_verb(tmp_path: Path, options: list[str], status: int, words: str) -> None:
+def test_the_report_command(tmp_path: Path, options: list[str], status: int, words: str) -> None:
     text_run(tmp_path / "run", ["a", "b"])
     command = [sys.executable, "-m", "dreambench", "report", "run", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

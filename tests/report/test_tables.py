@@ -1,4 +1,4 @@
-"""Tables for programs and papers: nothing is lost, and nothing in a cell acts."""
+"""Tables for programs and papers: nothing is lost, and every cell is escaped."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_any_text_survives_a_latex_cell(text: str) -> None:
     assert not set(rest) & set("\\{}$&#_%~^")
 
 
-def test_latex_has_one_row_a_score_and_a_rule_between_protocols(tmp_path: Path) -> None:
+def test_latex_has_one_row_per_score_and_a_rule_between_protocols(tmp_path: Path) -> None:
     table = to_latex(load_all(hostile_runs(tmp_path)))
     rows = re.findall(r"^(?!\\).*\\\\$", table, re.MULTILINE)
     assert len(rows) == 1 + 2 * len(HOSTILE)
@@ -101,7 +101,7 @@ def test_latex_has_one_row_a_score_and_a_rule_between_protocols(tmp_path: Path) 
     assert table.count(r"\midrule") == len({f"{i % 2} {text}" for i, text in enumerate(HOSTILE)})
 
 
-def test_several_runs_stand_side_by_side_within_a_protocol(tmp_path: Path) -> None:
+def test_several_runs_are_adjacent_within_a_protocol(tmp_path: Path) -> None:
     """Of two runs with two protocols and two metrics each, the same score of both is adjacent."""
     scores = [score(metric=metric, protocol=protocol) for protocol in ("p@1-0", "q@1-0") for metric in ("x", "y")]
     runs = load_all([text_run(tmp_path / name, ["a", "b"], scores) for name in ("one", "two")])
@@ -117,7 +117,7 @@ def test_several_runs_stand_side_by_side_within_a_protocol(tmp_path: Path) -> No
     assert "not comparable" not in to_markdown(alone) + to_latex(alone)
 
 
-def test_no_table_commands_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_table_sends_control_characters_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = hostile_runs(tmp_path)
     runs = load_all(folders)
     print_runs(runs)
@@ -129,7 +129,7 @@ def test_no_table_commands_the_terminal(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @given(st.text())
-def test_printable_text_is_left_alone_and_the_rest_written_out(text: str) -> None:
+def test_printable_text_is_unchanged_and_the_rest_is_escaped(text: str) -> None:
     shown = printable(text)
     shown.encode()
     assert printable(shown) == shown
