@@ -110,7 +110,7 @@ def _cell(run: CompleteRun, row: Mapping[str, object]) -> PIL.Image.Image:
     from PIL import Image as Pillow
     from PIL import ImageDraw, ImageOps
 
-    cell = Pillow.new("RGB", (CELL, CELL + LINES * LINE_HEIGHT), PAPER)
+    cell = Pillow.new("RGB", (CELL, CELL + LINES * LINE_HEIGHT + 4), PAPER)
     draw, font = ImageDraw.Draw(cell), _font(12)
     part = next(part for part in run.responses[str(row["id"])].document if isinstance(part, Image))
     try:
