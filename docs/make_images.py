@@ -33,7 +33,8 @@ def story_sheet() -> Image.Image:
         for scene, sentence in zip(document.scenes, document.matched, strict=True):
             row.append(_cell(" ".join(document.sentences[begin : sentence + 1]), Image.fromarray(render(scene))))
             begin = sentence + 1
-        rows.append([*row, _cell(" ".join(document.sentences[begin:]))])
+        rest = " ".join(document.sentences[begin:])
+        rows.append([*row, _cell(rest)] if rest else row)
     columns = max(map(len, rows))
     cells = [cell for row in rows for cell in [*row, *[_cell("")] * (columns - len(row))]]
     return to_pil_image(make_grid(torch.stack(cells), nrow=columns, padding=14, pad_value=255))
@@ -41,7 +42,7 @@ def story_sheet() -> Image.Image:
 
 def _cell(text: str, image: Image.Image | None = None) -> Tensor:
     cell = Image.new("RGB", (WIDTH, TEXT_HEIGHT + 64 * SCALE + 14), "white")
-    words = "\n".join(textwrap.wrap(text, 36))
+    words = "\n".join(textwrap.wrap(text, 34))
     font = ImageFont.load_default(14)
     ImageDraw.Draw(cell).multiline_text((0, TEXT_HEIGHT), words, (40, 40, 48), font, anchor="ld", spacing=3)
     if image is not None:
