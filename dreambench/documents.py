@@ -101,9 +101,12 @@ def from_json(parts: Sequence[Mapping[str, JSON]]) -> Document:
     return tuple(document)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical_json(value: JSON) -> str:
     """One string per value: sorted keys, no spaces, no NaN. Used for hashing and logging."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def digest(value: JSON) -> str:

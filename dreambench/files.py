@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import hashlib
 import json
@@ -19,6 +20,7 @@ from dreambench.errors import DataError, DreambenchError
 __all__ = [
     "append_lines",
     "cache_folder",
+    "gc_paused",
     "inside",
     "read_bytes",
     "read_json",
@@ -56,6 +58,19 @@ def _decode(path: Path, data: bytes, error: type[DreambenchError]) -> str:
         raise error(f"{path}: not UTF-8 text (byte {reason.start})") from reason
 
 
+@contextlib.contextmanager
+def gc_paused() -> Generator[None]:
+    """No cyclic garbage collection, as context or decorator: it would search hundreds of thousands of new records again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@gc_paused()
 def read_json(path: Path, error: type[DreambenchError] = DataError) -> JSON:
     """The value in a JSON file, plain or gzip."""
     try:

@@ -12,7 +12,15 @@ from pathlib import Path
 
 from dreambench.documents import JSON, Document, Image, Part, canonical_json, from_json, to_json
 from dreambench.errors import RunError, UsageError
-from dreambench.files import append_lines, inside, read_json, truncate_torn_line, write_atomically, write_once
+from dreambench.files import (
+    append_lines,
+    gc_paused,
+    inside,
+    read_json,
+    truncate_torn_line,
+    write_atomically,
+    write_once,
+)
 from dreambench.requests import Response, Sample
 from dreambench.spec import RunSpec
 
@@ -66,6 +74,7 @@ class RunFolder:
         except (TypeError, UsageError) as error:
             raise RunError(f"{path} is damaged ({error}): start again with --fresh") from error
 
+    @gc_paused()
     def samples(self) -> list[Sample]:
         """The samples as they were when the run started, in the task's order; image paths are absolute."""
         import pyarrow.parquet as pq
@@ -125,6 +134,7 @@ class RunFolder:
         with path.open("a", encoding="utf-8") as file:
             file.write(canonical_json(dict(timing)) + "\n")
 
+    @gc_paused()
     def answered(self) -> dict[str, dict[str, Response]]:
         """Complete batches by name, each with its answers by request id. Answers of an incomplete batch are ignored."""
         complete: dict[str, dict[str, Response]] = {}

@@ -1,49 +1,86 @@
-"""The blind guesser by its place: a folder of VQAv2's training files, or the embedded data's training part."""
+"""The majority-answer baseline: what can be answered without the image."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from dreambench.adapters.blind import BlindGuesser, question_type
-from dreambench.documents import Text, document_text
+from dreambench.documents import JSON, Text, digest, document_text
 from dreambench.errors import DataError
-from dreambench.interfaces import ModelOptions
-from dreambench.requests import Request, Response
+from dreambench.interfaces import Model, ModelOptions
+from dreambench.requests import Kind, Request, Response
+from dreambench_tasks.comprehension import read_json_or_lines
 
-__all__ = ["Blind"]
+__all__ = ["Blind", "majority_answers", "question_type"]
 
 _OPTION = re.compile(r"^([A-E])\. (.+)$", re.MULTILINE)
+_QUESTION = re.compile(r"[^.?!:\n]+\?")
 _FILES = ("v2_mscoco_train2014_annotations", "annotations")
+_OTHER = "none of the above"
+"""VQAv2's type of questions that begin like no type; here also of prompts without a question."""
 
 
-class Blind(BlindGuesser):
-    """What is right without looking: the most frequent training answer to questions that begin alike
+class Blind(Model):
+    """The majority-answer baseline: the most frequent training answer to questions that begin alike
 
-    ``blind`` learns from the training part of the embedded data, ``blind:DIR`` from VQAv2's training annotations in a folder,
-    ``blind:FILE`` from that file. It never opens an image. Of lettered options (MMBench) it names the one that reads as its guess, or
-    else A; asked openly (MM-Vet) it gives its guess. A question that begins like no type has the most frequent answer to such.
+    ``blind`` uses the training part of the embedded data, ``blind:DIR`` VQAv2's training annotations in a folder, ``blind:FILE`` that
+    file, or JSON lines {"question_type", "answer"}. It never opens an image. Of lettered options (MMBench) it chooses the one that
+    equals its answer, else A; to open questions (MM-Vet) it gives its answer.
     """
 
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_text"})
     sees: ClassVar[bool] = False
 
     def __init__(self, options: ModelOptions) -> None:
-        super().__init__(replace(options, location=str(_annotations(options.location))))
+        super().__init__(options)
+        options.only()
+        options.without_weights()
+        self.answers = majority_answers(_pairs(_training_file(options.location)))
+
+    def identity(self) -> Mapping[str, JSON]:
+        return {"name": "blind", "answers_sha256": digest(self.answers)}
+
+    def batch_size(self, kind: Kind) -> int:
+        return 4096
+
+    def notes(self) -> Sequence[str]:
+        return ("the majority-answer baseline sees no image: compare the other models with it",)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         for request in requests:
             text = document_text(request.document)
-            guess = self.answers[question_type(text, self.answers)]
-            options = {words.strip().casefold(): letter for letter, words in _OPTION.findall(text)}
-            letter = options.get(guess.casefold(), "A")
-            yield Response(request.id, (Text(letter if options else guess),))
+            answer = self.answers[question_type(text, self.answers)]
+            letters = {option.strip().casefold(): letter for letter, option in _OPTION.findall(text)}
+            yield Response(request.id, (Text(letters.get(answer.casefold(), "A") if letters else answer),))
 
 
-def _annotations(location: str | None) -> Path:
-    """The file of training answers. A folder may hold the official name, or a plain ``annotations.json``, perhaps gzipped."""
+def majority_answers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The most frequent answer to each question type, the alphabetically first of equals; ``none of the above`` always has one.
+
+    Args:
+        pairs: (question type, answer) of each training question.
+    """
+    by_type: dict[str, Counter[str]] = {}
+    total: Counter[str] = Counter()
+    for type_, answer in pairs:
+        by_type.setdefault(type_.casefold(), Counter())[answer] += 1
+        total[answer] += 1
+    by_type.setdefault(_OTHER, total)
+    return {type_: min(counts, key=lambda answer: (-counts[answer], answer)) for type_, counts in by_type.items()}
+
+
+def question_type(prompt: str, types: Iterable[str]) -> str:
+    """The longest of `types` with which the prompt's last question begins: VQAv2 types questions by their first words."""
+    questions = [" ".join(sentence.casefold().split()) for sentence in _QUESTION.findall(prompt)]
+    matching = [type_ for type_ in types if questions and re.match(rf"{re.escape(type_)}\b", questions[-1])]
+    return max(matching, key=len, default=_OTHER)
+
+
+def _training_file(location: str | None) -> Path:
+    """The file of training answers: of a folder, the official name or a plain ``annotations.json``, perhaps gzipped."""
     if location is None:
         from dreambench_tasks.playground import ensure_default
 
@@ -56,6 +93,28 @@ def _annotations(location: str | None) -> Path:
         for suffix in (".json", ".json.gz"):
             if (path := folder / f"{stem}{suffix}").is_file():
                 return path
-    raise DataError(
-        f"--model blind:{folder}: no {_FILES[0]}.json (plain or .gz) in it, nor an annotations.json of training questions"
-    )
+    raise DataError(f"--model blind:{folder}: it holds neither {_FILES[0]}.json nor annotations.json (plain or .gz)")
+
+
+def _pairs(path: Path) -> list[tuple[str, str]]:
+    """(question type, answer) of each training question; annotations of another split are refused."""
+    try:
+        content: Any = read_json_or_lines(path)
+    except DataError as error:
+        raise DataError(f"--model blind:{error}") from error
+    try:
+        if isinstance(content, dict) and "annotations" in content:
+            split = str(content.get("data_subtype", "train"))
+            if not split.startswith("train"):
+                raise DataError(f"--model blind:{path}: annotations of the split {split}; give those of train")
+            pairs = [(entry["question_type"], entry["multiple_choice_answer"]) for entry in content["annotations"]]
+        else:
+            lines = [content] if isinstance(content, dict) else content
+            pairs = [(line["question_type"], line["answer"]) for line in lines]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"--model blind:{path}: neither VQAv2 annotations nor lines of question_type and answer"
+        ) from error
+    if not pairs or not all(isinstance(word, str) for pair in pairs for word in pair):
+        raise DataError(f"--model blind:{path}: it holds no answers, or some that are not text")
+    return pairs

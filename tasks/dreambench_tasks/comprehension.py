@@ -1,4 +1,4 @@
-"""What the reading benchmarks share: where the data are, the request, a score with its interval.
+"""What the comprehension benchmarks share: where the data are, the request, files of answers, a mean with its interval.
 
 A benchmark adds its files, its prompt, its scorer and its protocols.
 """
@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dreambench.documents import JSON, Image, Text, document_text
+from dreambench.errors import DataError
+from dreambench.files import cache_folder, read_json, read_json_lines
 from dreambench.interfaces import Task
 from dreambench.requests import Kind, Request, Response, Sample, sample_seed
 from dreambench.scores import Score
@@ -22,11 +24,21 @@ from dreambench.statistics import mean_estimate
 if TYPE_CHECKING:
     from dreambench_tasks.copies import CopyMapping
 
-__all__ = ["DREAMLLM_DECODING", "GREEDY", "ComprehensionTask", "answer_text", "mean_score"]
+__all__ = [
+    "DREAMLLM_DECODING",
+    "GREEDY",
+    "ComprehensionTask",
+    "answer_text",
+    "mean_score",
+    "question_text",
+    "read_json_or_lines",
+    "unique_answers",
+]
 
-# `assistant_prefix` are the first words of the answer, put into the model's mouth.
+# `assistant_prefix` holds the first words of the answer, from which the model continues.
 GREEDY: dict[str, JSON] = {"system_prompt": "", "prompt": "", "assistant_prefix": "", "num_beams": 1}
-# DreamLLM's scripts decode every reading benchmark so (temperature 0.2 is passed too, without sampling, where it means nothing).
+# The decoding of all comprehension benchmarks in DreamLLM's scripts (they also pass temperature 0.2, which has no effect without
+# sampling).
 DREAMLLM_DECODING: dict[str, JSON] = {"num_beams": 5, "max_new_tokens": 1024}
 
 
@@ -35,7 +47,7 @@ class ComprehensionTask(Task):
 
     @cached_property
     def data(self) -> Path:
-        """The benchmark's folder, or the one that a copy was written out into, or the embedded playground's."""
+        """``--data``, the folder of official files that a Hub copy was converted to, or the embedded playground."""
         if self.spec.data_path is not None:
             return self.spec.data_path
         if self._copy is not None:
@@ -48,37 +60,60 @@ class ComprehensionTask(Task):
     def _copy(self) -> tuple[CopyMapping, Path] | None:
         if self.spec.dataset is None:
             return None
-        from dreambench.files import cache_folder
         from dreambench_tasks.copies import local_files
-        from dreambench_tasks.mappings import MAPPINGS
 
-        given, cache = self.spec, cache_folder() / "datasets"
-        return local_files(MAPPINGS, self.name, str(given.dataset), given.split, cache=cache, offline=given.offline)
+        spec, cache = self.spec, cache_folder() / "datasets"
+        return local_files(self.name, self.spec.dataset, spec.split, cache=cache, offline=spec.offline)
 
     def data_fields(self) -> dict[str, JSON]:
-        """What a protocol says of data that are not the official files: the mapping they were read under."""
+        """Protocol fields of data that are not the official files: the mapping that they were converted under."""
         return {} if self._copy is None else {"data_mapping": self._copy[0].id}
 
     def ask(self, sample: Sample, text: str, kind: Kind = "generate_text", choices: tuple[str, ...] = ()) -> Request:
-        """System prompt if any, image, then `text` and the preset's prompt, with nothing between them.
+        """The request: system prompt if any, image, then `text` and the preset's prompt, with nothing between them.
 
-        The image stands first where there is no system prompt, so that its prefix is the same for all its questions.
+        Without a system prompt the image comes first, so that all questions about one image share a prefix.
         """
-        given = self.generation
+        options = self.generation
         image = next(part for part in sample.prompt if isinstance(part, Image))
-        system = (Text(given["system_prompt"]),) if given["system_prompt"] else ()
+        system = (Text(options["system_prompt"]),) if options["system_prompt"] else ()
         names = ("max_new_tokens", "num_beams") if kind == "generate_text" else ()
-        settings: dict[str, JSON] = {name: given[name] for name in names}
-        if given["assistant_prefix"]:
-            settings["assistant_prefix"] = given["assistant_prefix"]
-        document = (*system, image, Text(text + given["prompt"]))
+        settings: dict[str, JSON] = {name: options[name] for name in names}
+        if options["assistant_prefix"]:
+            settings["assistant_prefix"] = options["assistant_prefix"]
+        document = (*system, image, Text(text + options["prompt"]))
         seed = sample_seed(self.spec.seed, sample.id)
         return Request(sample.id, kind, document, settings, seed, sample.group, choices)
 
 
+def question_text(sample: Sample) -> str:
+    """The question of a sample: the text after its image (which has become a text in samples read back from a run)."""
+    return next(part.text for part in sample.prompt[1:] if isinstance(part, Text))
+
+
 def answer_text(response: Response) -> str | None:
-    """What the model said; None where it ended in an error."""
+    """The model's answer; None where the request failed."""
     return None if response.error is not None else document_text(response.document)
+
+
+def read_json_or_lines(path: Path) -> Any:
+    """The value in a JSON file, or the list of the values in a JSON Lines file. `DataError` where it is neither."""
+    try:
+        return read_json(path)
+    except DataError:
+        return [value for _, value in read_json_lines(path)]
+
+
+def unique_answers(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """Answers by sample id. `DataError` where an answer is not text, or a sample has two."""
+    answers: dict[str, str] = {}
+    for id_, answer in pairs:
+        if not isinstance(answer, str):
+            raise DataError(f"{path}: the answer to {id_} is not text but {answer!r}")
+        if id_ in answers:
+            raise DataError(f"{path}: {id_} is answered twice")
+        answers[id_] = answer
+    return answers
 
 
 def mean_score(
@@ -94,21 +129,19 @@ def mean_score(
     bounds: tuple[float, float] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Score:
-    """A mean of scores in [0, 1], in percent, with the interval that suits them.
+    """A mean of scores in [0, 1], in percent, with the interval that suits them (`mean_estimate`).
 
-    `value`, in percent, is given where the benchmark's own order of summation decides the last digit. `bounds` default to those between
-    which `unscored` more scores, all 0 or all 1, would move the mean.
+    `value`, in percent, replaces the mean where the benchmark's own order of summation decides the last digit. `bounds` default to the
+    mean if all `unscored` scores were 0, and if all were 1.
     """
     values = np.asarray(scores, dtype=np.float64)
     n = values.size
     if unscored and bounds is None:
         total = float(values.sum())
         bounds = 100 * total / (n + unscored), 100 * (total + unscored) / (n + unscored)
-    if n == 0:
-        method = "none: nothing was scored"
-        return Score(metric, None, "%", 0, protocol, group, unscored, None, 0.95, method, bounds, notes)
-    estimate = mean_estimate(values, clusters, cluster_name=cluster_name)
     fields: dict[str, Any] = {"group": group, "unscored": unscored, "bounds": bounds, "notes": notes}
+    if n == 0:
+        return Score(metric, None, "%", 0, protocol, interval_method="none: nothing was scored", **fields)
     if value is not None:
         fields["value"] = value
-    return Score.of(metric, estimate, protocol, **fields)
+    return Score.of(metric, mean_estimate(values, clusters, cluster_name=cluster_name), protocol, **fields)

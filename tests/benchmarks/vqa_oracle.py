@@ -1,4 +1,4 @@
-"""VQA accuracy written down plainly from its published definition, question by question: what the fast scorer must equal.
+"""VQA accuracy written down plainly from its published definition, question by question: what the scorer must equal.
 
 Nothing is shared with the scorer but the tables that define the metric, and nothing is memoised.
 """
@@ -9,9 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dreambench_tasks.vqav2 import normalise
+from dreambench_tasks.vqav2.scoring import TABLES
 
-TABLES: dict[str, Any] = normalise._TABLES
 COMMA = re.compile(r"(\d)(,)(\d)", re.ASCII)
 PERIOD = re.compile(r"(\.)(?!\d)", re.ASCII)
 

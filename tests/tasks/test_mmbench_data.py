@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -136,25 +135,34 @@ def test_files_that_are_no_mmbench_are_named(tmp_path: Path) -> None:
         loaded.image_bytes(loaded.rows[0])
 
 
-REPLIES = {1: "None", 1000001: "", 2: "NA", 3: "=B", 4: "nan", 5: "two\nlines\tand\x0b", 6: "007"}
+REPLIES = {
+    "1": "None",
+    "1000001": "",
+    "2": "NA",
+    "3": "=B",
+    "4": "nan",
+    "5": "two\nlines\tand\x0b",
+    "6": "007",
+    "7": "#N/A",
+}
 
 
-def spoken(path: Path, replies: dict[int, Any]) -> Path:
+def predictions(path: Path, replies: dict[str, str]) -> Path:
     import pandas as pd
 
     frame = pd.DataFrame({"index": list(replies), "prediction": list(replies.values())})
     if path.suffix in (".tsv", ".csv"):
         frame.to_csv(path, sep="\t" if path.suffix == ".tsv" else ",", index=False)
     elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"index": k, "prediction": v}) + "\n" for k, v in replies.items()))
+        path.write_text("".join(json.dumps({"index": int(k), "prediction": v}) + "\n" for k, v in replies.items()))
     else:
-        path.write_text("".join(json.dumps({"id": str(k), "text": v}) + "\n" for k, v in replies.items()))
+        path.write_text("".join(json.dumps({"id": k, "text": v}) + "\n" for k, v in replies.items()))
     return path
 
 
 @pytest.mark.parametrize("name", ["x.tsv", "x.csv", "x.jsonl", "responses.json"])
 def test_predictions_stay_text_in_every_format(tmp_path: Path, name: str) -> None:
-    assert data.read_predictions(spoken(tmp_path / name, REPLIES)) == REPLIES
+    assert data.read_predictions(predictions(tmp_path / name, REPLIES)) == REPLIES
 
 
 def test_predictions_in_a_sheet(tmp_path: Path) -> None:
@@ -169,7 +177,11 @@ def test_predictions_in_a_sheet(tmp_path: Path) -> None:
     ):
         book.active.append(row)
     book.save(tmp_path / "x.xlsx")
-    assert data.read_predictions(tmp_path / "x.xlsx") == {1: "None", 2: "", 3: "4"}
+    assert data.read_predictions(tmp_path / "x.xlsx") == {"1": "None", "2": "", "3": "4"}
+    book.active.append([4, "?", "#N/A"])
+    book.save(tmp_path / "x.xlsx")
+    with pytest.raises(DataError, match=r"x\.xlsx: the answer to 4 is not text but None"):
+        data.read_predictions(tmp_path / "x.xlsx")
     (tmp_path / "y.xlsx").write_text("no sheet")
     with pytest.raises(DataError, match="cannot be read as a sheet"):
         data.read_predictions(tmp_path / "y.xlsx")
@@ -183,7 +195,7 @@ def test_predictions_in_a_sheet(tmp_path: Path) -> None:
         ('{"index": 1.5, "prediction": "A"}', "1.5 is not an index"),
         ('{"index": 1}', r"entry 0 \(from 0\) has no index and prediction"),
         ('{"index": 1, "prediction": "A"}\nbroken', "line 2: not JSON"),
-        ("[1]", "line 1: not a JSON object"),
+        ("[1]", r"entry 0 \(from 0\) has no index and prediction"),
     ],
 )
 def test_malformed_predictions_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -196,17 +208,11 @@ def test_malformed_predictions_are_named(tmp_path: Path, text: str, message: str
 def test_a_submission_has_the_columns_without_the_image_and_reads_back(tmp_path: Path, suffix: str) -> None:
     if suffix == ".xlsx":
         pytest.importorskip("openpyxl")
-    loaded = data.load(write(tmp_path / "x.tsv", *({"index": str(index)} for index in REPLIES)))
+    loaded = data.load(write(tmp_path / "x.tsv", *({"index": index} for index in REPLIES)))
     path = tmp_path / f"upload{suffix}"
-    data.write_submission(path, loaded, REPLIES)
-    written = REPLIES | ({5: "two\nlines\tand_x000B_"} if suffix == ".xlsx" else {})
+    data.write_submission(path, loaded.rows, REPLIES)
+    written = REPLIES | ({"5": "two\nlines\tand_x000B_"} if suffix == ".xlsx" else {})
     assert data.read_predictions(path) == written
-    table = data._sheet(path) if suffix == ".xlsx" else data._table(path, "\t").to_dict("records")
+    table = (data._sheet(path) if suffix == ".xlsx" else data._table(path, "\t")).to_dict("records")
     assert list(table[0]) == [*(name for name in COLUMNS if name != "image"), "prediction"]
     assert (table[0]["A"], table[0]["B"], table[0]["answer"]) == ("None", "NA", "B")
-
-
-def test_a_submission_covers_every_row(tmp_path: Path) -> None:
-    loaded = data.load(write(tmp_path / "x.tsv", {}, {"index": "2"}))
-    with pytest.raises(DataError, match="1 replies are missing and 1 belong to no row, for instance index 2"):
-        data.write_submission(tmp_path / "upload.tsv", loaded, {1: "A", 3: "A"})

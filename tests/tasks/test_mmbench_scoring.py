@@ -10,8 +10,14 @@ from hypothesis import strategies as some
 
 from dreambench.errors import DataError
 from dreambench_tasks.mmbench.data import LETTERS, ROTATION, Row
-from dreambench_tasks.mmbench.extraction import extract_choice
-from dreambench_tasks.mmbench.scoring import circular_units, copy_units, official_table, tallies, vanilla_units
+from dreambench_tasks.mmbench.scoring import (
+    Unit,
+    circular_units,
+    copy_units,
+    extract_choice,
+    grouped_hits,
+    vanilla_units,
+)
 
 OPTIONS = {"A": "a teddy bear", "B": "a rabbit", "C": "a cat"}
 
@@ -24,7 +30,7 @@ def copies(base: int, options: int = 3, split: str = "dev", category: str = "ocr
             index=base + turn * ROTATION,
             question="what?",
             hint="",
-            options={letter: f"option {(place - turn) % options}" for place, letter in enumerate(letters)},
+            options={letter: f"option {(position - turn) % options}" for position, letter in enumerate(letters)},
             answer=letters[turn],
             category=category,
             l2_category="coarse_perception",
@@ -34,6 +40,12 @@ def copies(base: int, options: int = 3, split: str = "dev", category: str = "ocr
         )
         for turn in range(options)
     ]
+
+
+def counts(units: list[Unit]) -> tuple[int, int, int]:
+    """Right, wrong and undecided units."""
+    hits = [unit.hit for unit in units]
+    return hits.count(True), hits.count(False), hits.count(None)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +109,7 @@ def test_circular_is_right_only_if_every_rotation_is(options: int, data: some.Da
 
 @given(some.integers(2, 5), some.integers(0, 4), some.integers(0, 4))
 def test_a_model_that_means_the_option_passes_every_rotation_or_none(options: int, meant: int, start: int) -> None:
-    """Choosing by what an option says, not by its place, gives the same verdict in every rotation."""
+    """Choosing by what an option says, not by its letter, gives the same verdict in every rotation."""
     rows = copies(start, options)
     letters = {
         row.index: next(letter for letter, text in row.options.items() if text == f"option {meant % options}")
@@ -111,8 +123,8 @@ def test_a_model_that_means_the_option_passes_every_rotation_or_none(options: in
 def test_always_a_is_right_by_chance_and_never_in_a_circle() -> None:
     rows = [row for base in range(1, 30) for row in copies(base, 4)]
     units = copy_units(rows, dict.fromkeys([row.index for row in rows], "A"))
-    assert tallies(units)[None].lower == 0.25
-    assert tallies(circular_units(units))[None].lower == 0
+    assert counts(units) == (29, 87, 0)
+    assert counts(circular_units(units)) == (0, 29, 0)
 
 
 def test_order_does_not_matter() -> None:
@@ -121,55 +133,48 @@ def test_order_does_not_matter() -> None:
         row.index: random.Random(row.index).choice([None, "A", row.answer]) for row in rows
     }
     mixed = random.Random(0).sample(rows, len(rows))
-    assert tallies(circular_units(copy_units(mixed, letters))) == tallies(circular_units(copy_units(rows, letters)))
+    in_order, shuffled = (
+        {
+            group: sorted(map(str, hits))
+            for group, hits in grouped_hits(circular_units(copy_units(each, letters))).items()
+        }
+        for each in (rows, mixed)
+    )
+    assert shuffled == in_order
 
 
-def test_doubt_widens_the_bounds_and_a_verdict_closes_them() -> None:
+def test_an_undecided_letter_leaves_its_question_undecided_until_a_judge_decides() -> None:
     rows = [*copies(1), *copies(2), *copies(3)]
     letters: dict[int, str | None] = {row.index: row.answer for row in rows}
     letters[2 + ROTATION] = None
     letters[3] = None
     letters[3 + ROTATION] = "Z"
-    tally = tallies(circular_units(copy_units(rows, letters)))[None]
-    assert (tally.right, tally.wrong, tally.undecided, tally.n) == (1, 1, 1, 3)
-    assert (tally.lower, tally.upper) == (1 / 3, 2 / 3)
-    for verdict, share in (("Z", 1 / 3), (rows[4].answer, 2 / 3)):
-        judged = tallies(circular_units(copy_units(rows, letters | {2 + ROTATION: verdict})))[None]
-        assert (judged.lower, judged.upper) == (share, share)
+    assert counts(circular_units(copy_units(rows, letters))) == (1, 1, 1)
+    for verdict, right in (("Z", 1), (rows[4].answer, 2)):
+        judged = circular_units(copy_units(rows, letters | {2 + ROTATION: verdict}))
+        assert counts(judged) == (right, 3 - right, 0)
 
 
 def test_groups_are_named_and_empty_cells_form_none() -> None:
     rows = [*copies(1, split="dev", category="ocr"), *copies(2, split="test", category="")]
     units = vanilla_units(copy_units(rows, {row.index: row.answer for row in rows}))
-    assert list(tallies(units)) == [None, "split=dev", "split=test", "l2_category=coarse_perception", "category=ocr"]
-    table = official_table(units)
-    assert table["test"] == {"Overall": 1.0, "CP": 1.0, "ocr": None}
-    assert table["pooled"] == {"Overall": 1.0, "CP": 1.0, "ocr": 1.0}
+    assert list(grouped_hits(units)) == [
+        None,
+        "split=dev",
+        "split=test",
+        "l2_category=coarse_perception",
+        "category=ocr",
+    ]
 
 
 def test_absent_copies_are_an_error_unless_named() -> None:
     rows = [*copies(1), *copies(2)]
     letters: dict[int, str | None] = {row.index: row.answer for row in rows}
     letters[2] = "C"
-    with pytest.raises(DataError, match="1 rows have no prediction, for instance index 1000002"):
+    with pytest.raises(DataError, match="1 row has no prediction, for instance index 1000002"):
         copy_units(rows, {index: letter for index, letter in letters.items() if index != 2 + ROTATION})
-    with pytest.raises(DataError, match="question 2 lacks index 1000002"):
-        circular_units(
-            copy_units(
-                [row for row in rows if row.index != 2 + ROTATION],
-                {k: v for k, v in letters.items() if k != 2 + ROTATION},
-            )
-        )
-    with pytest.raises(DataError, match="belong to no row, for instance index 9"):
-        copy_units(rows, letters | {9: "A"})
     without_base = {index: letter for index, letter in letters.items() if index != 2}
-    judged = circular_units(copy_units(rows, without_base, "judge-present"), "judge-present")
+    judged = circular_units(copy_units(rows, without_base, present_only=True))
     assert [unit.row.index for unit in judged] == [1]
     without_copy = {index: letter for index, letter in letters.items() if index not in (1 + ROTATION, 2)}
-    assert len(circular_units(copy_units(rows, without_copy, "judge-present"), "judge-present")) == 1
-
-
-def test_held_back_answers_are_not_scored() -> None:
-    row = Row(1, "what?", "", OPTIONS, None, "", "", "test", 1, {})
-    with pytest.raises(DataError, match="export a server submission"):
-        copy_units([row], {1: "A"})
+    assert len(circular_units(copy_units(rows, without_copy, present_only=True))) == 1

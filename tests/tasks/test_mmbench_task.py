@@ -75,8 +75,8 @@ def folder(tmp_path: Path) -> Path:
     return data
 
 
-def replies(path: Path, given: Mapping[int, str]) -> str:
-    path.write_text("".join(json.dumps({"index": i, "prediction": text}) + "\n" for i, text in given.items()))
+def replies(path: Path, texts: Mapping[int, str]) -> str:
+    path.write_text("".join(json.dumps({"index": i, "prediction": text}) + "\n" for i, text in texts.items()))
     return f"responses:{path}"
 
 

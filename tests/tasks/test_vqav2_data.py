@@ -16,7 +16,7 @@ QUESTIONS = [{"question_id": 10 * n, "image_id": n, "question": f"what is {n}?"}
 
 
 def annotation(number: int, **changes: Any) -> dict[str, Any]:
-    answers = [{"answer": "cat", "answer_confidence": "yes", "answer_id": place} for place in range(1, 11)]
+    answers = [{"answer": "cat", "answer_confidence": "yes", "answer_id": number} for number in range(1, 11)]
     named = {
         "question_id": 10 * number,
         "image_id": number,
@@ -38,7 +38,7 @@ def write(path: Path, content: Any) -> None:
 def folder(
     tmp_path: Path, questions: str = "questions.json", annotations: str | None = "annotations.json", **parts: Any
 ) -> Path:
-    write(tmp_path / questions, {"questions": parts.get("asked", QUESTIONS)})
+    write(tmp_path / questions, {"questions": parts.get("listed", QUESTIONS)})
     if annotations:
         write(tmp_path / annotations, {"annotations": parts.get("annotated", ANNOTATIONS)})
     return tmp_path
@@ -58,13 +58,14 @@ def test_official_and_plain_names_are_found(tmp_path: Path, questions: str, anno
     assert loaded.split == split
     assert [question.question_id for question in loaded.questions] == [30, 10, 20]
     assert loaded.questions[0] == data.Question(30, 3, "what is 3?")
-    assert loaded.references is not None
-    assert loaded.references.question_ids.tolist() == [10, 20, 30]
+    assert loaded.annotations is not None
+    assert list(loaded.annotations) == [10, 20, 30]
+    assert loaded.annotations[10] == data.Annotation(10, 1, "what", "other", ("cat",) * 10)
 
 
 def test_test_questions_have_no_references(tmp_path: Path) -> None:
     loaded = data.load(folder(tmp_path, "v2_OpenEnded_mscoco_test-dev2015_questions.json", None))
-    assert (loaded.split, loaded.references) == ("test-dev", None)
+    assert (loaded.split, loaded.annotations) == ("test-dev", None)
 
 
 def test_several_splits_must_be_chosen_from(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_several_splits_must_be_chosen_from(tmp_path: Path) -> None:
     folder(tmp_path, "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json")
     with pytest.raises(UsageError, match="test, val: choose one with --split"):
         data.load(tmp_path)
-    assert data.load(tmp_path, "val").references is not None
+    assert data.load(tmp_path, "val").annotations is not None
     with pytest.raises(UsageError, match="no split 'train'"):
         data.load(tmp_path, "train")
 
@@ -89,9 +90,15 @@ def test_a_split_without_its_annotations_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotated", "message"),
     [
-        (ANNOTATIONS[:2], "1 questions are not annotated, for instance question_id 30"),
-        ([*ANNOTATIONS, annotation(7)], "1 questions are annotated but not asked, for instance question_id 70"),
-        ([*ANNOTATIONS[:2], annotation(3, image_id=9)], "question_id 30 is annotated for another image_id"),
+        (ANNOTATIONS[:2], "1 question is not annotated, for instance question_id 30"),
+        (
+            [*ANNOTATIONS, annotation(7), annotation(8)],
+            "2 questions are annotated but not in the question file, for instance question_id 70",
+        ),
+        (
+            [*ANNOTATIONS[:2], annotation(3, image_id=9)],
+            "question_id 30 has another image_id here than in the question file",
+        ),
     ],
 )
 def test_questions_and_annotations_must_agree(tmp_path: Path, annotated: list[Any], message: str) -> None:
@@ -103,10 +110,10 @@ def test_malformed_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "questions.json").write_text("{")
     with pytest.raises(DataError, match=r"questions\.json is not JSON"):
         data.load(tmp_path)
-    folder(tmp_path, asked=[{"question_id": 1}])
+    folder(tmp_path, listed=[{"question_id": 1}])
     with pytest.raises(DataError, match=r"question 0 \(from 0\) lacks"):
         data.load(tmp_path)
-    folder(tmp_path, asked=[*QUESTIONS, QUESTIONS[0]])
+    folder(tmp_path, listed=[*QUESTIONS, QUESTIONS[0]])
     with pytest.raises(DataError, match="occurs twice"):
         data.load(tmp_path)
     (tmp_path / "questions.json").write_bytes(b"\x1f\x8b broken")
@@ -123,17 +130,6 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
     )
 
 
-def test_the_index_is_kept_by_content(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    path = folder(tmp_path) / "annotations.json"
-    first, again = data.read_references(path, cache=cache), data.read_references(path, cache=cache)
-    assert again.strings == first.strings
-    assert len(list(cache.iterdir())) == 1
-    write(path, {"annotations": ANNOTATIONS[:2]})
-    assert len(data.read_references(path, cache=cache)) == 2
-    assert len(list(cache.iterdir())) == 2
-
-
 @pytest.mark.parametrize("separate", [True, False])
 def test_results_are_read_in_both_formats(tmp_path: Path, separate: bool) -> None:
     path = tmp_path / "results"
@@ -141,7 +137,7 @@ def test_results_are_read_in_both_formats(tmp_path: Path, separate: bool) -> Non
         path.write_text('{"id": "30", "text": "NA"}\n\n{"id": "10", "text": ""}\n')
     else:
         write(path, [{"question_id": 30, "answer": "NA"}, {"question_id": 10, "answer": ""}])
-    assert data.read_results(path) == {30: "NA", 10: ""}
+    assert data.read_results(path) == {"30": "NA", "10": ""}
 
 
 @pytest.mark.parametrize(
@@ -161,17 +157,27 @@ def test_malformed_results_are_named(tmp_path: Path, content: str, message: str)
         data.read_results(path)
 
 
-def test_the_evalai_upload_answers_every_question_once(tmp_path: Path) -> None:
-    questions = data.load(folder(tmp_path)).questions
-    path = tmp_path / "upload.json"
-    data.write_evalai(path, questions, {10: "café", 20: "no", 30: ""})
-    assert json.loads(path.read_text()) == [
-        {"question_id": 30, "answer": ""},
-        {"question_id": 10, "answer": "café"},
-        {"question_id": 20, "answer": "no"},
-    ]
-    assert data.read_results(path) == {10: "café", 20: "no", 30: ""}
-    with pytest.raises(
-        DataError, match="1 answers are missing and 1 belong to no question, for instance question_id 30"
-    ):
-        data.write_evalai(path, questions, {10: "yes", 20: "no", 99: "no"})
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ([], "no annotations"),
+        ([annotation(1), annotation(1)], "question_id 10 is annotated twice"),
+        ([annotation(1), {"question_id": 2}], r"annotation 1 \(from 0\) is not in the official format"),
+        ([annotation(1, answers=[])], "at least one"),
+        ([annotation(1, answers=[{"answer": 3}])], "at least one"),
+        ([annotation(1, answers=["cat"])], r"annotation 0 \(from 0\)"),
+        ([annotation(1, answer_type=None)], "must be text"),
+        ([annotation(1, image_id="x")], "must be integers"),
+    ],
+)
+def test_malformed_annotations_are_named(tmp_path: Path, annotations: list[Any], message: str) -> None:
+    write(tmp_path / "annotations.json", {"annotations": annotations})
+    with pytest.raises(DataError, match=message):
+        data.read_annotations(tmp_path / "annotations.json")
+
+
+def test_answers_whose_other_fields_are_equal_share_a_number(tmp_path: Path) -> None:
+    answers = [{"answer": "cat", "answer_confidence": word} for word in ("yes", "no", "yes")]
+    write(tmp_path / "annotations.json", {"annotations": [annotation(1, answers=answers)]})
+    (read,) = data.read_annotations(tmp_path / "annotations.json").values()
+    assert read.records == [0, 1, 0]

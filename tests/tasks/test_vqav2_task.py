@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,9 +22,7 @@ from dreambench.errors import DataError
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Request, Response
 from dreambench.spec import RunSpec
-from dreambench_tasks.vqav2.data import read_results
-from dreambench_tasks.vqav2.index import build_index
-from dreambench_tasks.vqav2.scoring import score_answers
+from dreambench_tasks.vqav2.scoring import RULES, accuracy, percent, rounded
 from dreambench_tasks.vqav2.task import VQAv2Task, clip_answer
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "vqa_v2_subset" / "train"
@@ -31,7 +30,7 @@ PROTOCOLS = ["official", "normalised", "dreamllm-evaluator"]
 WORDS = ["red", "Two", "a dog", "on the table", "yes", "it's", "1,000"]
 
 
-def annotation(number: int) -> dict[str, object]:
+def annotation(number: int) -> dict[str, Any]:
     rng = random.Random(number)
     pool = WORDS[:1] if number % 4 == 0 else rng.sample(WORDS, 3)
     return {
@@ -51,14 +50,14 @@ ANSWERS = {
 ANSWERS |= dict.fromkeys(range(0, 20, 4), "Red")
 
 
-class Shouting(Model):
-    """Says the same to everything."""
+class Constant(Model):
+    """Gives one answer to everything."""
 
     capabilities = frozenset({"generate_text"})
     sees = False
 
     def identity(self) -> Mapping[str, object]:
-        return {"name": "shouting"}
+        return {"name": "constant"}
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         for request in requests:
@@ -87,6 +86,16 @@ def headline(result: Result) -> dict[str, dreambench.Score]:
     return {score.protocol.partition("@")[0]: score for score in result.scores if score.group is None}
 
 
+def accuracies(protocol: str) -> dict[int, float]:
+    """The accuracy of each of `ANSWERS`."""
+    return {
+        one["question_id"]: accuracy(
+            [a["answer"] for a in one["answers"]], ANSWERS[one["question_id"]], RULES[protocol]
+        )
+        for one in ANNOTATIONS
+    }
+
+
 def image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     PILImage.new("RGB", (8, 8), (200, 10, 10)).save(path)
@@ -96,20 +105,20 @@ def test_several_protocols_from_the_same_answers_each_equal_to_its_rule(folder: 
     model = results(tmp_path / "answers.json", ANSWERS)
     result = dreambench.run("vqav2", model, data=folder, protocol=PROTOCOLS, out=tmp_path / "runs")
     rows = pd.read_parquet(result.folder / "scores.parquet")
-    index = build_index(ANNOTATIONS)
     found = headline(result)
     assert list(found) == PROTOCOLS
     for number, name in enumerate(PROTOCOLS):
-        expected = score_answers(index, ANSWERS, name)
+        expected = accuracies(name)
         column = "accuracy" if number == 0 else f"accuracy[{name}]"
-        assert rows[column].tolist() == expected.accuracies.tolist()
-        assert found[name].value == expected.overall
+        assert rows[column].tolist() == list(expected.values())
+        assert found[name].value == percent(list(expected.values()))
         assert found[name].interval_method == "cluster by image"
-        assert f"{expected.rounded(expected.overall):.2f}" in found[name].notes[0]
+        assert f"{rounded(found[name].value or 0, RULES[name]):.2f}" in found[name].notes[0]
         groups = {s.group: s.value for s in result.scores if s.group and s.protocol.startswith(name)}
         assert groups == {
-            **{f"answer_type={key}": value for key, value in expected.per_answer_type.items()},
-            **{f"question_type={key}": value for key, value in expected.per_question_type.items()},
+            f"{kind}={value}": percent([expected[one["question_id"]] for one in ANNOTATIONS if one[kind] == value])
+            for kind in ("answer_type", "question_type")
+            for value in {one[kind] for one in ANNOTATIONS}
         }
     assert len({found[name].value for name in PROTOCOLS}) == 3
     assert {"id", "image_id", "question_type", "answer_type", "answer"} <= set(rows.columns)
@@ -119,9 +128,9 @@ def test_a_question_without_an_answer_is_counted_and_bounded_not_scored(folder: 
     given = {number: text for number, text in ANSWERS.items() if number % 5}
     result = dreambench.run("vqav2", results(tmp_path / "a.json", given), data=folder, out=tmp_path / "runs")
     score = headline(result)["official"]
-    expected = score_answers(build_index([one for one in ANNOTATIONS if one["question_id"] in given]), given)
-    assert (score.n, score.unscored, score.value) == (32, 8, expected.overall)
-    total = expected.accuracies.sum()
+    expected = [value for number, value in accuracies("official").items() if number in given]
+    assert (score.n, score.unscored, score.value) == (32, 8, percent(expected))
+    total = sum(expected)
     assert score.bounds == pytest.approx((100 * total / 40, 100 * (total + 8) / 40))
     assert sum(s.unscored for s in result.scores if s.group and s.group.startswith("answer_type")) == 8
     assert result.errors == 8
@@ -137,7 +146,20 @@ def test_scoring_again_needs_no_data(folder: Path, tmp_path: Path) -> None:
     assert (result.folder / "metrics.json").read_bytes() == before
 
 
-def test_images_are_found_by_coco_id_and_a_missing_one_is_named_before_anything_is_asked(
+def test_records_that_are_equal_without_ids_and_the_annotations_order_survive_in_the_run(
+    folder: Path, tmp_path: Path
+) -> None:
+    """What scoring needs beyond the answers' texts: which records are left out together, and the order of summation."""
+    file = folder / "annotations.json"
+    stripped = [one | {"answers": [{"answer": a["answer"]} for a in one["answers"]]} for one in reversed(ANNOTATIONS)]
+    file.write_text(json.dumps({"annotations": stripped}))
+    result = dreambench.run("vqav2", results(tmp_path / "a.json", ANSWERS), data=folder, out=tmp_path / "runs")
+    expected = vqa_oracle.evaluate(stripped, ANSWERS)
+    assert pd.read_parquet(result.folder / "scores.parquet")["accuracy"].tolist() == expected[::-1]
+    assert result.scores[0].value == percent(expected)
+
+
+def test_images_are_found_by_coco_id_and_a_missing_one_is_named_before_any_request(
     folder: Path, tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"
@@ -176,7 +198,7 @@ def test_the_prompts(folder: Path) -> None:
 
 def test_the_published_finish_of_an_answer_belongs_to_its_preset(folder: Path, tmp_path: Path) -> None:
     assert clip_answer('"Red". It is, or so') == "red it is"
-    model = Shouting(ModelOptions("shouting"))
+    model = Constant(ModelOptions("constant"))
     plain, clipped = (
         execute(RunSpec(task="vqav2", model="echo", data=folder, generation=preset), tmp_path, model=model)
         for preset in ((), ("dreamllm",))
@@ -194,7 +216,9 @@ def test_held_back_references_leave_an_upload_instead_of_a_score(folder: Path, t
     assert result.scores == []
     assert result.metrics is not None
     assert "evalai.json" in " ".join(result.metrics["notes"])
-    assert read_results(result.folder / "evalai.json") == ANSWERS
+    assert json.loads((result.folder / "evalai.json").read_text()) == [
+        {"question_id": number, "answer": ANSWERS[number]} for number in range(40)
+    ]
     partly = dreambench.run("vqav2", results(tmp_path / "b.json", {1: "red"}), data=data, out=tmp_path / "runs")
     assert not (partly.folder / "evalai.json").exists()
     assert partly.metrics is not None

@@ -1,21 +1,23 @@
-"""MMBench as its users have it: the official TSV files (v1.0, v1.1, EN, CN, CCBench), prediction files, the server submission.
+"""MMBench's files: the official TSV (v1.0, v1.1, EN, CN, CCBench), files of predictions, the submission to the server.
 
-Every cell stays text: ``None``, ``NA`` and ``nan`` are answers that models and questions do give. Only an empty cell is empty.
+Every cell stays text: ``None``, ``NA`` and ``nan`` occur as answers and options. Only an empty cell is empty.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
+import io
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambench.errors import DataError, MissingExtraError
+from dreambench.files import read_bytes, read_json_lines
+from dreambench_tasks.comprehension import unique_answers
 
 if TYPE_CHECKING:
     import pandas
@@ -61,23 +63,18 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class MMBench:
-    """The rows of one file in its order, and its distinct images by the index of the row that holds them (base64 text)."""
+    """The rows of one file in its order, and its distinct images (base64) by the index of the row that holds them."""
 
     rows: list[Row]
     images: Mapping[int, str]
-    columns: list[str]
 
     @property
     def circular(self) -> bool:
-        """Whether the file holds rotated copies at all; without any there is a VanillaEval only."""
+        """Whether the file has rotated copies at all; without any there is only a VanillaEval."""
         return any(row.rotation for row in self.rows)
 
     def image_bytes(self, row: Row) -> bytes:
-        """The encoded image (JPEG or PNG) of a row.
-
-        Raises:
-            DataError: it is not base64.
-        """
+        """The encoded image (JPEG or PNG) of a row. `DataError` where it is not base64."""
         try:
             return base64.b64decode(self.images[row.image], validate=True)
         except (binascii.Error, ValueError) as error:
@@ -98,18 +95,19 @@ def load(path: Path) -> MMBench:
     indices = [_index(path, record["index"]) for record in records]
     if len(set(indices)) != len(indices):
         raise DataError(f"{path}: index {Counter(indices).most_common(1)[0][0]} occurs twice")
-    holder = _image_holders(path, dict(zip(indices, (record["image"] for record in records), strict=True)))
-    rows = [_row(path, index, record, holder[index]) for index, record in zip(indices, records, strict=True)]
-    images = {index: record["image"] for index, record in zip(indices, records, strict=True) if holder[index] == index}
-    return MMBench(rows, images, [str(name) for name in table.columns if name != "image"])
+    cells = {index: record["image"] for index, record in zip(indices, records, strict=True)}
+    holders = _image_holders(path, cells)
+    rows = [_row(path, index, record, holders[index]) for index, record in zip(indices, records, strict=True)]
+    return MMBench(rows, {index: cell for index, cell in cells.items() if holders[index] == index})
 
 
 def _table(path: Path, separator: str) -> pandas.DataFrame:
     import pandas as pd
 
     try:
-        return pd.read_csv(path, sep=separator, dtype=str, na_filter=False, encoding="utf-8-sig")
-    except (OSError, ValueError, EOFError) as error:
+        buffer = io.BytesIO(read_bytes(path))
+        return pd.read_csv(buffer, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except ValueError as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
 
@@ -124,16 +122,16 @@ def _index(path: Path, text: Any) -> int:
 
 
 def _image_holders(path: Path, cells: Mapping[int, str]) -> dict[int, int]:
-    """For every row the row that holds its image; equal images, which older files repeat in every copy, are held once."""
+    """For every row the row that holds its image; equal images, which older files repeat in every copy, are kept once."""
     first: dict[str, int] = {}
     holders: dict[int, int] = {}
     for index, cell in cells.items():
-        held = index
+        holder = index
         if len(cell) <= _REFERENCE_LENGTH:
-            held = _index(path, cell) if cell else -1
-            if len(cells.get(held, "")) <= _REFERENCE_LENGTH:
+            holder = _index(path, cell) if cell else -1
+            if len(cells.get(holder, "")) <= _REFERENCE_LENGTH:
                 raise DataError(f"{path}: index {index} takes its image from {cell or 'nowhere'!r}, which holds none")
-        holders[index] = first.setdefault(cells[held], held)
+        holders[index] = first.setdefault(cells[holder], holder)
     return holders
 
 
@@ -160,7 +158,7 @@ def _row(path: Path, index: int, record: dict[str, str], image: int) -> Row:
     )
 
 
-def read_predictions(path: Path) -> dict[int, str]:
+def read_predictions(path: Path) -> dict[str, str]:
     """Replies by index from TSV, CSV, XLSX or JSON lines with `index` and `prediction`, or JSON lines with `id` and `text`.
 
     Raises:
@@ -168,108 +166,63 @@ def read_predictions(path: Path) -> dict[int, str]:
         MissingExtraError: XLSX without openpyxl.
     """
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    entries: list[Any]
     if kind in ("tsv", "csv", "txt"):
         entries = _table(path, "," if kind == "csv" else "\t").to_dict("records")
     elif kind == "xlsx":
-        entries = _sheet(path)
+        entries = [entry for entry in _sheet(path).to_dict("records") if any(entry.values())]
     else:
-        entries = _json_lines(path)
-    replies: dict[int, str] = {}
-    for place, entry in enumerate(entries):
-        names = ("index", "prediction") if "index" in entry else ("id", "text")
-        if any(name not in entry for name in names):
-            raise DataError(f"{path}: entry {place} (from 0) has no index and prediction (or id and text)")
-        index, reply = _index(path, entry[names[0]]), entry[names[1]]
-        if index in replies:
-            raise DataError(f"{path}: index {index} is answered twice")
-        if not isinstance(reply, str | int | float):
-            raise DataError(f"{path}: the prediction of index {index} is not text but {reply!r}")
-        replies[index] = str(reply)
-    return replies
+        entries = [entry for _, entry in read_json_lines(path)]
+    pairs: list[tuple[str, Any]] = []
+    for number, entry in enumerate(entries):
+        names = ("index", "prediction") if isinstance(entry, dict) and "index" in entry else ("id", "text")
+        if not isinstance(entry, dict) or any(name not in entry for name in names):
+            raise DataError(f"{path}: entry {number} (from 0) has no index and prediction (or id and text)")
+        reply = entry[names[1]]
+        text = str(reply) if isinstance(reply, int | float) else reply
+        pairs.append((str(_index(path, entry[names[0]])), text))
+    return unique_answers(path, pairs)
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                entry: Any = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(entry, dict):
-                raise DataError(f"{path}, line {number}: not a JSON object")
-            entries.append(entry)
-    return entries
-
-
-def _openpyxl(path: Path) -> Any:
-    try:
-        import openpyxl
-    except ImportError as error:
-        raise MissingExtraError("openpyxl", "sheets", f"the sheet {path.name}") from error
-    return openpyxl
-
-
-def _sheet(path: Path) -> list[dict[str, Any]]:
-    openpyxl = _openpyxl(path)
-    try:
-        # A path would stay open if it is no sheet; bytes do not.
-        with path.open("rb") as file:
-            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-            rows = list(book.active.iter_rows(values_only=True))
-            book.close()
-    except Exception as error:  # openpyxl lets through whatever zipfile, the XML parser and its own descriptors raise
-        raise DataError(f"{path} cannot be read as a sheet: {error}") from error
-    names = [str(name) for name in rows[0]] if rows else []
-    return [
-        {name: "" if cell is None else cell for name, cell in zip(names, row, strict=False)}
-        for row in rows[1:]
-        if any(cell is not None for cell in row)
-    ]
-
-
-def write_submission(path: Path, data: MMBench, replies: Mapping[int, str]) -> None:
-    """The file that the MMBench server takes: the TSV's columns without the image, and `prediction`. XLSX, or TSV by the name.
-
-    Raises:
-        DataError: replies do not cover exactly the rows.
-        MissingExtraError: XLSX without openpyxl.
-    """
-    indices = {row.index for row in data.rows}
-    if set(replies) != indices:
-        missing, unknown = indices - set(replies), set(replies) - indices
-        raise DataError(
-            f"a submission answers every row once: {len(missing)} replies are missing and {len(unknown)} belong to no row, for "
-            f"instance index {min(missing or unknown)}"
-        )
-    columns = [*(name for name in data.columns if name != "prediction"), "prediction"]
-    cells = [[*(row.cells[name] for name in columns[:-1]), replies[row.index]] for row in data.rows]
-    if path.suffix.lower() == ".xlsx":
-        _write_sheet(path, columns, cells)
-        return
+def _sheet(path: Path) -> pandas.DataFrame:
+    """The first sheet of an XLSX file; an error value (#N/A) reads as None."""
     import pandas as pd
 
-    pd.DataFrame(cells, columns=pd.Index(columns)).to_csv(path, sep="\t", index=False, encoding="utf-8")
+    try:
+        # A path would stay open if it is no sheet; a buffer does not.
+        frame = pd.read_excel(io.BytesIO(read_bytes(path)), dtype=str, na_filter=False, engine="openpyxl")
+    except ImportError as error:
+        raise MissingExtraError("openpyxl", "sheets", f"the sheet {path.name}") from error
+    except DataError:
+        raise
+    except Exception as error:  # openpyxl lets through whatever zipfile, the XML parser and its own descriptors raise
+        raise DataError(f"{path} cannot be read as a sheet: {error}") from error
+    return frame.astype(object).where(frame.notna(), None)
 
 
-def _write_sheet(path: Path, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    openpyxl = _openpyxl(path)
-    book = openpyxl.Workbook(write_only=True)
-    sheet = book.create_sheet()
-    sheet.append(columns)
-    place = columns.index("index")
-    for row in cells:
-        # Text stays text: a reply that begins with "=" must not become a formula.
-        written = [openpyxl.cell.WriteOnlyCell(sheet, value=_printable(text)) for text in row]
-        for cell in written:
-            cell.data_type = "s"
-        written[place] = openpyxl.cell.WriteOnlyCell(sheet, value=int(row[place]))
-        sheet.append(written)
-    book.save(path)
+def write_submission(path: Path, rows: list[Row], replies: Mapping[str, str]) -> None:
+    """The file for the MMBench server: the rows' own cells and `prediction`. XLSX or TSV, by the suffix of `path`.
+
+    Raises:
+        MissingExtraError: XLSX without openpyxl.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame([{**row.cells, "prediction": replies[str(row.index)]} for row in rows])
+    frame["prediction"] = frame.pop("prediction")  # last, also where the file has the column already
+    if path.suffix.lower() != ".xlsx":
+        frame.to_csv(path, sep="\t", index=False, encoding="utf-8")
+        return
+    sheet_text = frame.map(_printable).astype({"index": int})
+    try:
+        with pd.ExcelWriter(path, engine="openpyxl") as writer:
+            sheet_text.to_excel(writer, index=False)
+            for row in next(iter(writer.sheets.values())).iter_rows(min_row=2):
+                for cell in row:
+                    if isinstance(cell.value, str):
+                        cell.data_type = "s"  # a reply that begins with "=" is no formula
+    except ImportError as error:
+        raise MissingExtraError("openpyxl", "sheets", f"the sheet {path.name}") from error
 
 
 def _printable(text: str) -> str:

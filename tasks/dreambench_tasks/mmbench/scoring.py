@@ -1,140 +1,214 @@
-"""CircularEval and VanillaEval from one set of letters (VLMEvalKit, vlmeval/dataset/utils/multiple_choice.py).
+"""MMBench's rules (VLMEvalKit): the chosen letter of a free-form reply, a judge for what the rules leave undecided, CircularEval.
 
-A question counts in CircularEval when it is answered rightly in every rotation of its options; VanillaEval looks at the first order
-only. Letters that no rule and no judge decided are counted, not guessed: each score carries the bounds between which they would move it.
-The lower bound is VLMEvalKit's own score without a judge (`exact_matching`).
+Extraction is vlmeval/utils/matching_util.py at e8e78f05, counting vlmeval/dataset/utils/multiple_choice.py. Two differences in kind:
+VLMEvalKit changes a rule when the environment variable VERBOSE is set, and takes a random letter where its judge fails. Here nothing
+outside the reply counts, and a letter that neither a rule nor a judge decides is counted as undecided.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Literal
 
-from dreambench.errors import DataError
-from dreambench_tasks.mmbench.data import ROTATION, Row
+from dreambench.errors import DataError, UsageError, counted
+from dreambench.judges import GradeRequest, GradingPrompt, Judge, Judgement, confined, parse_judge
+from dreambench_tasks.mmbench.data import Row
 
 __all__ = [
-    "ABBREVIATIONS",
-    "Tally",
+    "REJECTED",
+    "Extraction",
+    "MatchingPrompt",
     "Unit",
     "circular_units",
     "copy_units",
-    "official_table",
-    "tallies",
+    "extract_choice",
+    "grouped_hits",
+    "listed",
+    "matched_letter",
+    "matching_request",
+    "parse_matcher",
     "vanilla_units",
 ]
 
-ABBREVIATIONS = {
-    "coarse_perception": "CP",
-    "finegrained_perception (instance-level)": "FP-S",
-    "finegrained_perception (cross-instance)": "FP-C",
-    "attribute_reasoning": "AR",
-    "relation_reasoning": "RR",
-    "logic_reasoning": "LR",
-}
+# --- the letter by rule -----------------------------------------------------------------------------------------------
+
+REJECTED = "Z"
+
+_API_FAILURE = "Failed to obtain answer via API"
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_MARKS_TO_SPACES = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+# No word boundary after the letter: "The answer is blue" is B. It is the rule, so it is kept.
+_ANSWER_IS = re.compile(r"answer is\s*\**([A-D])", re.IGNORECASE)
+_LAST_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """`letter` is an option's letter, ``Z`` for a refusal, or None when no rule decides (`rule` and `via` are None too).
+
+    `rule` is ``refusal``, ``single letter``, ``reject letter``, ``answer is`` or ``option text``; `via` is the
+    original's name of the stage, ``option`` or ``text``.
+    """
+
+    letter: str | None
+    rule: str | None
+    via: Literal["option", "text"] | None
+
+
+_UNDECIDED = Extraction(None, None, None)
+
+
+def extract_choice(reply: str, options: Mapping[str, str]) -> Extraction:
+    """The letter that `reply` chooses among `options` (letter to text), and the rule that decided."""
+    if _API_FAILURE not in reply:
+        if any(refusal in reply for refusal in _REFUSALS):
+            return Extraction(REJECTED, "refusal", "option")
+        found = _from_letters(reply, options)
+        if found:
+            return found
+    letter = _from_texts(reply, options)
+    return Extraction(letter, "option text", "text") if letter else _UNDECIDED
+
+
+def _from_letters(reply: str, options: Mapping[str, str]) -> Extraction | None:
+    tokens = reply.translate(_MARKS_TO_SPACES).split()
+    letters = [letter for letter in options if letter in tokens]
+    # A lone letter early in a long reply may be the article "A", so it has to stand near the end.
+    if len(letters) == 1 and tokens.index(letters[0]) >= len(tokens) - _LAST_TOKENS:
+        return Extraction(letters[0], "single letter", "option")
+    if not letters and REJECTED in tokens:
+        return Extraction(REJECTED, "reject letter", "option")
+    stated = _ANSWER_IS.search(reply)
+    if stated and stated[1].upper() in options:
+        return Extraction(stated[1].upper(), "answer is", "option")
+    return None
+
+
+def _from_texts(reply: str, options: Mapping[str, str]) -> str | None:
+    lowered = reply.lower()
+    # Longer than twice all options together, it is an essay that may mention any of them.
+    if len(lowered) > 2 * sum(map(len, options.values())):
+        return None
+    contained = [letter for letter, text in options.items() if text.lower() in lowered]
+    return contained[0] if len(contained) == 1 else None
+
+
+# --- the letter by a judge --------------------------------------------------------------------------------------------
+
+_LETTER = re.compile(r"\W*([A-EZ])\b(?!\w)")
+
+
+class MatchingPrompt(GradingPrompt):
+    """Rows ``question | options | reply | `` to be completed by a letter.
+
+    What a judge calls a score is 1 here for a reply that is a letter, and none for one that is not and is asked for again; which letter
+    it was stands in the judgement's `raw`.
+    """
+
+    def message(self, item: GradeRequest, attempt: int = 0) -> str:
+        row = " | ".join([confined(item.question), confined(item.reference), confined(item.prediction), ""])
+        return f"{self.text}\n{row}" + ("\nThe letter, and nothing else: " if attempt else "")
+
+    def grade(self, reply: str) -> float | None:
+        return None if _letter(reply) is None else 1.0
+
+
+def _letter(reply: str) -> str | None:
+    found = _LETTER.match(reply.strip())
+    return found[1] if found else None
+
+
+def parse_matcher(spec: str, *, offline: bool, device: str) -> Judge:
+    """``--judge`` as a matcher of replies to options: a served or a local model, or a replay of one."""
+    if spec.partition(":")[0] not in ("openai", "model", "replay"):
+        raise UsageError(
+            f"--judge {spec}: MMBench's rules always come first; what they leave open is matched by openai:MODEL@BASE_URL,"
+            " model:NAME[:LOCATION] or replay:FILE"
+        )
+    text = files("dreambench_tasks.mmbench").joinpath("matcher.txt").read_text(encoding="utf-8")
+    judge = parse_judge(
+        spec, offline=offline, device=device, prompt=MatchingPrompt("dreambench-matcher", text.rstrip("\n"))
+    )
+    if not isinstance(judge, Judge) or judge.prompt_name != "dreambench-matcher":
+        raise UsageError(f"--judge {spec}: its judgements are grades, not matches to options")
+    return judge
+
+
+def matching_request(row: Row, reply: str) -> GradeRequest:
+    """A row and its reply as an item for the judge."""
+    return GradeRequest(str(row.index), 0, row.question, listed(row.options, " "), reply)
+
+
+def listed(options: Mapping[str, str], separator: str) -> str:
+    """``A. cat`` and so on."""
+    return separator.join(f"{letter}. {text}" for letter, text in options.items())
+
+
+def matched_letter(judgement: Judgement, options: Mapping[str, str]) -> str | None:
+    """The letter of a judgement: an option's, ``Z`` where the judge says that the reply chooses none, None where there is neither."""
+    letter = None if judgement.score is None else _letter(judgement.raw)
+    return letter if letter == REJECTED or letter in options else None
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is counted once: `hit` is None while a letter that could still decide it is undecided. `row` names its groups."""
+    """What is counted once: a row, or a question by the row of its first order. `hit` is None while it is undecided."""
 
     row: Row
     hit: bool | None
 
 
-@dataclass(frozen=True)
-class Tally:
-    """Units of one group. `lower` and `upper` are the shares if every undecided unit were wrong, or right; 0 to 1."""
+def copy_units(rows: Sequence[Row], letters: Mapping[int, str | None], *, present_only: bool = False) -> list[Unit]:
+    """Every row on its own. `letters` maps the index to the chosen letter, None where undecided.
 
-    right: int
-    wrong: int
-    undecided: int
-
-    @property
-    def n(self) -> int:
-        return self.right + self.wrong + self.undecided
-
-    @property
-    def lower(self) -> float:
-        return self.right / self.n
-
-    @property
-    def upper(self) -> float:
-        return (self.right + self.undecided) / self.n
-
-
-Letters = Mapping[int, str | None]
-
-
-def copy_units(
-    rows: Sequence[Row], letters: Letters, incomplete: Literal["error", "judge-present"] = "error"
-) -> list[Unit]:
-    """Every row on its own. `letters` maps index to the letter given, None where undecided.
-
-    With `incomplete` "judge-present" rows without a letter are left out, as VLMEvalKit does: a question then has fewer rotations to
-    pass. This makes a score easier, so it belongs into the protocol's name.
+    With `present_only` rows without a letter are left out, as VLMEvalKit does: a question then has fewer rotations to pass. This makes a
+    score easier, so it is a protocol of its own.
 
     Raises:
-        DataError: a row has no letter (unless judge-present), a letter has no row, or a row has no answer to compare with.
+        DataError: a row has no letter (unless `present_only`).
     """
     missing = [row.index for row in rows if row.index not in letters]
-    unknown = set(letters) - {row.index for row in rows}
-    if unknown:
-        raise DataError(f"{len(unknown)} predictions belong to no row, for instance index {min(unknown)}")
-    if missing and incomplete == "error":
+    if missing and not present_only:
         raise DataError(
-            f"{len(missing)} rows have no prediction, for instance index {missing[0]}; --protocol judge-present scores the rest under "
-            "its own protocol"
+            f"{counted(len(missing), 'row has', 'rows have')} no prediction, for instance index {missing[0]}; --protocol judge-present"
+            " scores the rest under its own protocol"
         )
     units: list[Unit] = []
     for row in rows:
         if row.index in letters:
-            if row.answer is None:
-                raise DataError(
-                    f"index {row.index} has no answer in the data: export a server submission instead of a score"
-                )
             letter = letters[row.index]
             units.append(Unit(row, None if letter is None else letter == row.answer))
     return units
 
 
 def vanilla_units(copies: Iterable[Unit]) -> list[Unit]:
-    """The first order of every question."""
+    """VanillaEval: the first order of every question."""
     return [unit for unit in copies if unit.row.rotation == 0]
 
 
-def circular_units(copies: Iterable[Unit], incomplete: Literal["error", "judge-present"] = "error") -> list[Unit]:
-    """One unit per question: right if every copy is right, wrong as soon as one is wrong.
+def circular_units(copies: Iterable[Unit]) -> list[Unit]:
+    """CircularEval: one unit per question, right if every copy is right, wrong as soon as one is wrong.
 
-    A question whose first order is absent is left out with "judge-present".
-
-    Raises:
-        DataError: a question has not as many copies as options (unless judge-present).
+    A question whose first order is absent is left out.
     """
     groups: defaultdict[int, dict[int, Unit]] = defaultdict(dict)
     for unit in copies:
         groups[unit.row.base][unit.row.rotation] = unit
-    if incomplete == "error":
-        _require_complete(groups)
     return [
         Unit(group[0].row, _all_right([unit.hit for unit in group.values()])) for group in groups.values() if 0 in group
     ]
-
-
-def _require_complete(groups: Mapping[int, Mapping[int, Unit]]) -> None:
-    for base, group in groups.items():
-        wanted = set(range(len(next(iter(group.values())).row.options)))
-        if set(group) != wanted:
-            missing = (
-                ", ".join(str(base + rotation * ROTATION) for rotation in sorted(wanted - set(group)))
-                or "none, but has others"
-            )
-            raise DataError(
-                f"CircularEval needs one copy per option of every question; question {base} lacks index {missing}: "
-                "--protocol judge-present judges what is there under its own protocol"
-            )
 
 
 def _all_right(hits: Sequence[bool | None]) -> bool | None:
@@ -143,44 +217,10 @@ def _all_right(hits: Sequence[bool | None]) -> bool | None:
     return None if None in hits else True
 
 
-def tallies(units: Sequence[Unit]) -> dict[str | None, Tally]:
-    """Counts over all units (key None) and by group: ``split=…``, ``l2_category=…``, ``category=…``, sorted; empty cells form none."""
-    counted: defaultdict[str | None, list[bool | None]] = defaultdict(list)
-    for unit in units:
-        counted[None].append(unit.hit)
-        for name in ("split", "l2_category", "category"):
-            if value := getattr(unit.row, name):
-                counted[f"{name}={value}"].append(unit.hit)
-    order = ("split", "l2_category", "category")
-    keys = sorted(counted, key=lambda key: (-1, "") if key is None else (order.index(key.partition("=")[0]), key))
-    return {key: _tally(counted[key]) for key in keys}
-
-
-def _tally(hits: Sequence[bool | None]) -> Tally:
-    return Tally(right=hits.count(True), wrong=hits.count(False), undecided=hits.count(None))
-
-
-def official_table(units: Sequence[Unit]) -> dict[str, dict[str, float | None]]:
-    """VLMEvalKit's table without a judge: by split (``none`` without splits) and ``pooled``, the share right, undecided counted wrong.
-
-    Names are Overall, the l2-categories (abbreviated) and the categories; None where a split has no question of that name.
-    """
-    splits = sorted({unit.row.split or "none" for unit in units})
-    table: dict[str, dict[str, float | None]] = {}
-    for split in (*splits, "pooled"):
-        chosen = [unit for unit in units if split in ("pooled", unit.row.split or "none")]
-        shares: dict[str, float | None] = {"Overall": _share(chosen)}
-        for name in ("l2_category", "category"):
-            for value in _values(units, name):
-                members = [unit for unit in chosen if getattr(unit.row, name) == value]
-                shares[ABBREVIATIONS.get(value, value)] = _share(members)
-        table[split] = shares
-    return table
-
-
-def _values(units: Sequence[Unit], name: str) -> list[str]:
-    return sorted({getattr(unit.row, name) for unit in units} - {""})
-
-
-def _share(units: Sequence[Unit]) -> float | None:
-    return _tally([unit.hit for unit in units]).lower if units else None
+def grouped_hits(units: Sequence[Unit]) -> dict[str | None, list[bool | None]]:
+    """The hits of all units (key None), then by ``split=…``, ``l2_category=…`` and ``category=…``, each sorted; empty cells form none."""
+    grouped: dict[str | None, list[bool | None]] = {None: [unit.hit for unit in units]}
+    for name in ("split", "l2_category", "category"):
+        for value in sorted({getattr(unit.row, name) for unit in units} - {""}):
+            grouped[f"{name}={value}"] = [unit.hit for unit in units if getattr(unit.row, name) == value]
+    return grouped

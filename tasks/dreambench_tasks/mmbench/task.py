@@ -1,17 +1,16 @@
-"""MMBench as a task: prompts, protocols, and the run's scores. Rules are in `extraction`, counting in `scoring`, files in `data`."""
+"""MMBench as a task: prompts, protocols, and the run's scores. Rules and counting are in `scoring`, files in `data`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from dreambench.documents import JSON, Image, Text
-from dreambench.errors import DataError, UsageError
+from dreambench.errors import DataError, UsageError, counted
 from dreambench.files import replacing, sha256_file
 from dreambench.interfaces import sample_choice
 from dreambench.judges import GradeRequest, Judge, JudgementLog, grade_missing, judged, missing
@@ -25,11 +24,21 @@ from dreambench_tasks.comprehension import (
     ComprehensionTask,
     answer_text,
     mean_score,
+    question_text,
 )
 from dreambench_tasks.mmbench.data import MMBench, Row, load, read_predictions, write_submission
-from dreambench_tasks.mmbench.extraction import extract_choice
-from dreambench_tasks.mmbench.matching import listed, matched_letter, matcher, matching_request
-from dreambench_tasks.mmbench.scoring import Unit, circular_units, copy_units, tallies, vanilla_units
+from dreambench_tasks.mmbench.scoring import (
+    Unit,
+    circular_units,
+    copy_units,
+    extract_choice,
+    grouped_hits,
+    listed,
+    matched_letter,
+    matching_request,
+    parse_matcher,
+    vanilla_units,
+)
 
 __all__ = ["MMBenchTask"]
 
@@ -42,13 +51,13 @@ LAYOUTS = ("listed", "open")
 class MMBenchTask(ComprehensionTask):
     """MMBench: single-choice questions, each asked once per rotation of its options
 
-    Where the answers are held back (TEST) a run leaves a submission for the server instead of a score.
+    Where the answers are held back (TEST) a run writes a submission for the server instead of scores.
     """
 
     name = "mmbench"
     protocol_names: ClassVar[Mapping[str, str]] = {
         "vlmevalkit": "VLMEvalKit's rules for the chosen letter; what they leave open is unscored, or goes to --judge",
-        "judge-present": "the same, and questions that lack copies are judged on those there are, as VLMEvalKit does: easier",
+        "judge-present": "the same, but a question that lacks copies is judged on the rest, as VLMEvalKit does: easier",
         "loglikelihood": "the option letter that the model gives the highest log-likelihood; exact ties are unscored",
     }
     uses: ClassVar[frozenset[str]] = frozenset({"split", "judge", "dataset"})
@@ -59,9 +68,9 @@ class MMBenchTask(ComprehensionTask):
             "prompt": "\nAnswer with the option's letter from the given choices directly.",
             "max_new_tokens": 16,
         },
-        # DreamLLM's scripts/eval/vqa/eval_vqa.sh. Its quirks: the options are not shown, so that a matcher has to find the choice in an
-        # open answer; an absent hint reads "nan". (Its script shows the options, all numbered 0, where the model first answers "no" to
-        # whether the answer can be known; that first question is not asked here.)
+        # DreamLLM's scripts/eval/vqa/eval_vqa.sh. Its quirks: the options are not shown, so that a judge has to find the choice in an
+        # open answer; an absent hint reads "nan". (The script first asks whether the answer can be known, and shows the options, all
+        # numbered 0, if the model says no; that first question is not asked here.)
         "dreamllm": {
             **DREAMLLM_DECODING,
             "layout": "open",
@@ -79,35 +88,35 @@ class MMBenchTask(ComprehensionTask):
             raise UsageError(f"--generation layout={layout}: mmbench has {', '.join(LAYOUTS)}")
         if self.uses_loglikelihood and len(self.names) > 1:
             raise UsageError(
-                "--protocol log-likelihood asks for log-likelihood, the others for answers: run it by itself"
+                "--protocol loglikelihood requests log-likelihoods, the other protocols text: run it by itself"
             )
         if self.uses_loglikelihood and (spec.judge or layout != "listed"):
-            raise UsageError("--protocol log-likelihood weighs letters: it goes with layout=listed and without --judge")
+            raise UsageError(
+                "--protocol loglikelihood compares option letters: use it with layout=listed and without --judge"
+            )
 
     # --- data -----------------------------------------------------------------------------------------------------------
 
     @cached_property
     def path(self) -> Path:
-        """The TSV: --data itself, the one in it, or the one that --split names."""
+        """The TSV: --data itself, the only one in it, or the one that --split names."""
         if self.data.is_file():
             return self.data
         if not self.data.is_dir():
             raise DataError(f"--data {self.data}: no such file or folder; give the folder of an MMBench TSV")
-        found = {
-            path.name.removesuffix(".gz").removesuffix(".tsv"): path
-            for path in sorted([*self.data.glob("*.tsv"), *self.data.glob("*.tsv.gz")])
-        }
-        wanted = self.spec.split
-        if wanted is not None:
-            forms = {wanted.casefold(), f"mmbench_{wanted}".casefold()}
-            found = {name: path for name, path in found.items() if name.casefold() in forms}
+        files = sorted([*self.data.glob("*.tsv"), *self.data.glob("*.tsv.gz")])
+        split = self.spec.split
+        found = files
+        if split is not None:
+            names = {split.casefold(), f"mmbench_{split}".casefold()}
+            found = [path for path in files if path.name.removesuffix(".gz").removesuffix(".tsv").casefold() in names]
         if len(found) != 1:
-            there = ", ".join(sorted(path.name for path in self.data.glob("*.tsv*"))) or "no .tsv"
-            asked = "" if wanted is None else f" for --split {wanted}"
+            present = ", ".join(path.name for path in files) or "no .tsv"
+            which = "" if split is None else f" for --split {split}"
             raise DataError(
-                f"{self.data} holds {len(found)} files{asked} ({there}): choose one by its name with --split"
+                f"{self.data} holds {counted(len(found), 'file')}{which} ({present}): choose one by its name with --split"
             )
-        return next(iter(found.values()))
+        return found[0]
 
     @cached_property
     def benchmark(self) -> MMBench:
@@ -115,7 +124,7 @@ class MMBenchTask(ComprehensionTask):
 
     def samples(self) -> list[Sample]:
         """Question by question, each with its rotations in order."""
-        first = {row.base: place for place, row in reversed(list(enumerate(self.benchmark.rows)))}
+        first = {row.base: index for index, row in reversed(list(enumerate(self.benchmark.rows)))}
         rows = sorted(self.benchmark.rows, key=lambda row: (first[row.base], row.rotation))
         images: dict[int, Image] = {}
         for row in rows:
@@ -127,10 +136,10 @@ class MMBenchTask(ComprehensionTask):
             for row in rows
         ]
 
-    # --- asking ---------------------------------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------------------------------
 
     def request(self, sample: Sample) -> Request:
-        """``listed``: hint, question and lettered options, a line each. ``open``: ``Hint:…Question:…`` as DreamLLM's script has it."""
+        """``listed``: hint, question and lettered options, a line each. ``open``: ``Hint:…Question:…`` as in DreamLLM's script."""
         row = _row(sample)
         if self.generation["layout"] == "open":
             return self.ask(sample, f"Hint:{row.hint or 'nan'}Question:{row.question}")
@@ -158,24 +167,24 @@ class MMBenchTask(ComprehensionTask):
 
     @cached_property
     def matcher(self) -> Judge | None:
-        """Who decides what the rules leave open."""
+        """The judge of the replies that no rule decides."""
         if self.spec.judge is None:
             return None
-        return matcher(self.spec.judge, offline=self.spec.offline, device=self.spec.device)
+        return parse_matcher(self.spec.judge, offline=self.spec.offline, device=self.spec.device)
 
     def read_responses(self, path: Path) -> Mapping[str, str]:
-        return {str(index): reply for index, reply in read_predictions(path).items()}
+        return read_predictions(path)
 
     def estimate(self, samples: Sequence[Sample]) -> Sequence[str]:
         if self.matcher is None:
             return ()
         items = [matching_request(_row(sample), "") for sample in samples]
-        return ["if no rule decided any reply, which is the most that can be:", *self.matcher.estimate(items)]
+        return ["at most, if no rule decides any reply:", *self.matcher.estimate(items)]
 
     # --- scoring --------------------------------------------------------------------------------------------------------
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
-        """Matches of what the rules leave open, and the submission where the answers are held back, into the run."""
+        """The judge's matches of undecided replies, or the submission where the answers are held back, into the run."""
         fields = next(iter(run.run_file()["protocols"].values()))
         if fields["answers"] == HELD_BACK:
             self._write_submission(run, samples, responses)
@@ -185,14 +194,14 @@ class MMBenchTask(ComprehensionTask):
                 grade_missing(self.matcher, items, log)
 
     def _write_submission(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
-        replies = {int(sample.id): _reply(sample, responses[sample.id]) for sample in samples}
-        given = {index: reply for index, reply in replies.items() if reply is not None}
-        if len(given) < len(replies):
+        replies = {sample.id: _reply(sample, responses[sample.id]) for sample in samples}
+        answered = {id_: reply for id_, reply in replies.items() if reply is not None}
+        if len(answered) < len(replies):
             return
-        data = replace(self.benchmark, rows=[row for row in self.benchmark.rows if row.index in given])
+        rows = [row for row in self.benchmark.rows if str(row.index) in answered]
         for suffix in ("tsv", "xlsx") if find_spec("openpyxl") else ("tsv",):
             with replacing(run.path / f"submission.{suffix}") as path:
-                write_submission(path, data, given)
+                write_submission(path, rows, answered)
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         protocols = run.run_file()["protocols"]
@@ -229,28 +238,27 @@ def _targets(row: Row) -> dict[str, JSON]:
 
 
 def _row(sample: Sample) -> Row:
-    """The row of a sample, as far as asking and scoring need it."""
-    question = next(part.text for part in sample.prompt[1:] if isinstance(part, Text))
-    return Row(index=int(sample.id), question=question, image=-1, cells={}, **sample.targets)
+    """The row of a sample, without its image and the cells that only a submission needs."""
+    return Row(index=int(sample.id), question=question_text(sample), image=-1, cells={}, **sample.targets)
 
 
 def _require_whole_questions(rows: Sequence[Row]) -> None:
-    """CircularEval is of whole questions: `DataError` where some of a question's copies are not asked."""
-    seen: dict[int, set[int]] = {}
+    """CircularEval needs every copy of a question: `DataError` where one is not among the samples."""
+    rotations: dict[int, set[int]] = {}
     for row in rows:
-        seen.setdefault(row.base, set()).add(row.rotation)
+        rotations.setdefault(row.base, set()).add(row.rotation)
     for row in rows:
-        wanted = set(range(len(row.options)))
-        if seen[row.base] != wanted:
-            lacking = ", ".join(map(str, sorted(wanted - seen[row.base]))) or "none, but has others"
+        expected = set(range(len(row.options)))
+        if rotations[row.base] != expected:
+            lacking = ", ".join(map(str, sorted(expected - rotations[row.base]))) or "none, but has others"
             raise DataError(
                 f"question {row.base} lacks the rotations {lacking}: complete the file, let --limit and --ids take whole questions"
-                " (each has as many rows as options), or name the easier measure with --protocol judge-present"
+                " (each has as many rows as options), or choose the easier --protocol judge-present"
             )
 
 
 def _reply(sample: Sample, response: Response) -> str | None:
-    """The reply's text; for log-likelihood the letter of the highest one, None where two are equally high."""
+    """The reply's text; for log-likelihoods the letter of the highest, None where two are equally high."""
     if response.scores is None:
         return answer_text(response)
     best = max(response.scores)
@@ -301,14 +309,14 @@ def _units(
 
     A row that a file of answers leaves out makes its question incomplete; one whose request failed is undecided.
     """
-    incomplete: Literal["error", "judge-present"] = "judge-present" if protocol["name"] == "judge-present" else "error"
     letters: dict[int, str | None] = {}
     for sample in samples:
         error = responses[sample.id].error
         if error is None or error.type != "no-answer":
             letters[int(sample.id)] = rows[sample.id]["letter"]
-    copies = copy_units([_row(sample) for sample in samples], letters, incomplete)
-    return copies, circular_units(copies, incomplete) if protocol["metric"] == BOTH else None
+    present_only = protocol["name"] == "judge-present"
+    copies = copy_units([_row(sample) for sample in samples], letters, present_only=present_only)
+    return copies, circular_units(copies) if protocol["metric"] == BOTH else None
 
 
 def _add_hits(rows: Mapping[str, dict[str, JSON]], copies: Sequence[Unit], circular: Sequence[Unit]) -> None:
@@ -324,19 +332,18 @@ def _scores(metric: str, units: Sequence[Unit], protocol: str) -> list[Score]:
     if not units:
         return [mean_score(metric, None, [], protocol)]
     scores: list[Score] = []
-    for group, tally in tallies(units).items():
-        open_ = tally.undecided > 0 and group is None
-        note = ("the lower bound is VLMEvalKit's score without a judge: what no rule decides is wrong there",)
-        decided = [1.0] * tally.right + [0.0] * tally.wrong
-        scores.append(
-            mean_score(metric, group, decided, protocol, unscored=tally.undecided, notes=note if open_ else ())
-        )
+    for group, hits in grouped_hits(units).items():
+        unscored = hits.count(None)
+        note = "the lower bound is VLMEvalKit's score without a judge: there a reply that no rule decides is wrong"
+        notes = (note,) if unscored and group is None else ()
+        decided = [float(hit) for hit in hits if hit is not None]
+        scores.append(mean_score(metric, group, decided, protocol, unscored=unscored, notes=notes))
     return scores
 
 
 def _about_submission(run: RunFolder, samples: Sequence[Sample]) -> str:
     written = [name for name in ("submission.xlsx", "submission.tsv") if (run.path / name).exists()]
     if not written:
-        return "the answers are held back, and no submission was written: the server takes none with rows unanswered"
-    more = "" if len(written) > 1 else " (the server takes .xlsx: pip install 'dreambench[sheets]' and score again)"
-    return f"the answers are held back: send {written[0]} of this run to the MMBench server ({len(samples)} rows){more}"
+        return "the answers are held back, and no submission was written: the server accepts none that leaves rows unanswered"
+    more = "" if len(written) > 1 else " (the server accepts .xlsx: pip install 'dreambench[sheets]' and score again)"
+    return f"the answers are held back: send {written[0]} of this run to the MMBench server ({counted(len(samples), 'row')}){more}"

@@ -1,70 +1,59 @@
-"""MM-Vet as its users have it: ``mm-vet.json`` with an ``images`` folder, answers, and the official evaluator's grade files."""
+"""MM-Vet's files: ``mm-vet.json`` with an ``images`` folder, answers, and the official evaluator's grade files."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from dreambench.errors import DataError
+from dreambench.files import read_json, read_json_lines, write_atomically
+from dreambench_tasks.comprehension import read_json_or_lines, unique_answers
 
-__all__ = ["Grade", "Sample", "data_file", "load", "read_answers", "read_capabilities", "read_grades", "write_grades"]
+__all__ = ["Grade", "Question", "data_file", "load", "read_answers", "read_capabilities", "read_grades", "write_grades"]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One question. ``<AND>`` and ``<OR>`` inside `answer` join parts of the reference that are all, or one of them, wanted."""
+class Question:
+    """One question. ``<AND>`` and ``<OR>`` inside `answer` join parts of the reference, all or one of which are expected."""
 
     id: str
     image: Path  # not opened here
     question: str
     answer: str
     capabilities: tuple[str, ...]
-    source: str
 
 
 @dataclass(frozen=True)
 class Grade:
-    """One judgement: the judge's name, what it said, and the grade from 0 to 1, None where it said none."""
+    """One judgement: the judge's name, its reply, and the grade from 0 to 1, None where it gave none."""
 
     model: str
     content: str
     score: float | None
 
 
-def load(folder: Path, images: Path | None = None) -> list[Sample]:
-    """The questions of ``mm-vet.json`` (plain or .gz) in its order; images are looked for in `images`, else in ``folder/images``.
+def load(folder: Path, images: Path | None = None) -> list[Question]:
+    """The questions of ``mm-vet.json`` (plain or .gz) in its order; their images are in `images`, else in ``folder/images``.
 
     Raises:
         DataError: the file is missing or malformed, or an image's name leads out of its folder.
     """
     path = data_file(folder)
-    samples: list[Sample] = []
-    for name, entry in _object(path).items():
-        texts = (
-            [entry.get(field) for field in ("imagename", "question", "answer")] if isinstance(entry, dict) else [None]
-        )
+    questions: list[Question] = []
+    for id_, entry in _questions(path).items():
+        names = ("imagename", "question", "answer")
+        texts = [entry.get(name) if isinstance(entry, dict) else None for name in names]
         if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{path}: {name} lacks an imagename, question or answer")
+            raise DataError(f"{path}: {id_} lacks an imagename, question or answer")
         image, question, answer = cast("list[str]", texts)
         if Path(image).name != image or image in ("", ".", ".."):
-            raise DataError(f"{path}: the imagename of {name} is not a plain file name: {image!r}")
-        source = entry.get("imagesource") or ""
-        samples.append(
-            Sample(
-                name,
-                (images or folder / "images") / image,
-                question,
-                answer,
-                _capabilities(path, name, entry),
-                str(source),
-            )
-        )
-    return samples
+            raise DataError(f"{path}: the imagename of {id_} is not a plain file name: {image!r}")
+        image_path = (images or folder / "images") / image
+        questions.append(Question(id_, image_path, question, answer, _capabilities(path, id_, entry)))
+    return questions
 
 
 def data_file(folder: Path) -> Path:
@@ -76,23 +65,15 @@ def data_file(folder: Path) -> Path:
 
 
 def read_capabilities(path: Path) -> dict[str, tuple[str, ...]]:
-    """Each question's capabilities from ``mm-vet.json`` or any file of its form.
-
-    Raises:
-        DataError: the file is missing or malformed.
-    """
-    return {name: _capabilities(path, name, entry) for name, entry in _object(path).items()}
+    """Each question's capabilities from ``mm-vet.json`` or any file of its form. `DataError` where it is malformed."""
+    return {id_: _capabilities(path, id_, entry) for id_, entry in _questions(path).items()}
 
 
-def _capabilities(path: Path, name: str, entry: Any) -> tuple[str, ...]:
-    listed = entry.get("capability") if isinstance(entry, dict) else None
-    if (
-        not isinstance(listed, list)
-        or not listed
-        or not all(isinstance(each, str) for each in cast("list[Any]", listed))
-    ):
-        raise DataError(f"{path}: {name} has no list of capabilities")
-    return tuple(cast("list[str]", listed))
+def _capabilities(path: Path, id_: str, entry: Any) -> tuple[str, ...]:
+    names = entry.get("capability") if isinstance(entry, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: {id_} has no list of capabilities")
+    return tuple(names)
 
 
 def read_answers(path: Path) -> dict[str, str]:
@@ -101,92 +82,56 @@ def read_answers(path: Path) -> dict[str, str]:
     Raises:
         DataError: the file is missing or malformed, or answers a question twice.
     """
-    text = _text(path)
-    try:
-        content: Any = json.loads(text)
-    except json.JSONDecodeError:
-        content = None
-    if isinstance(content, dict) and set(cast("dict[str, Any]", content)) != {"id", "text"}:
-        pairs = list(cast("dict[str, Any]", content).items())
-    else:
-        pairs = _json_lines(path, text)
-    answers: dict[str, str] = {}
-    for name, answer in pairs:
-        if not isinstance(name, str) or not isinstance(answer, str):
-            raise DataError(f"{path}: the answer to {name} is not text but {answer!r}")
-        if name in answers:
-            raise DataError(f"{path}: {name} is answered twice")
-        answers[name] = answer
-    return answers
-
-
-def _json_lines(path: Path, text: str) -> list[tuple[Any, Any]]:
-    pairs: list[tuple[Any, Any]] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                entry = json.loads(line)
-                pairs.append((entry["id"], entry["text"]))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise DataError(f'{path}, line {number}: not {{"id", "text"}} ({error!r})') from error
-    return pairs
+    content = read_json_or_lines(path)
+    if isinstance(content, dict) and set(content) != {"id", "text"}:
+        return unique_answers(path, content.items())
+    pairs: list[tuple[str, Any]] = []
+    for number, line in read_json_lines(path):
+        try:
+            pairs.append((line["id"], line["text"]))
+        except (KeyError, TypeError) as error:
+            raise DataError(f'{path}, line {number}: not {{"id", "text"}} ({error!r})') from error
+    return unique_answers(path, pairs)
 
 
 def read_grades(path: Path) -> dict[str, list[Grade]]:
-    """An official grade file: ``{"v1_0": {"model": [...], "content": [...], "score": [...]}}``, one entry per run.
+    """An official grade file: ``{"v1_0": {"model": [...], "content": [...], "score": [...]}}``, one entry per grading run.
 
-    A score of null is a missing grade. Files without model or content are taken too.
+    A score of null is a missing grade. Files without model or content are accepted too.
 
     Raises:
         DataError: the file is missing or malformed, or a score is not a number from 0 to 1.
     """
     grades: dict[str, list[Grade]] = {}
-    for name, entry in _object(path).items():
+    for id_, entry in _questions(path).items():
         scores = entry.get("score") if isinstance(entry, dict) else None
         if not isinstance(scores, list):
-            raise DataError(f"{path}: {name} has no list of scores")
-        given = cast("list[Any]", scores)
-        if not all(score is None or (_is_number(score) and 0 <= score <= 1) for score in given):
-            raise DataError(f"{path}: the scores of {name} are not numbers from 0 to 1: {given}")
-        models, contents = (_texts(path, name, entry.get(field), len(given)) for field in ("model", "content"))
-        grades[name] = [Grade(*each) for each in zip(models, contents, given, strict=True)]
+            raise DataError(f"{path}: {id_} has no list of scores")
+        if not all(score is None or (type(score) in (int, float) and 0 <= score <= 1) for score in scores):
+            raise DataError(f"{path}: the scores of {id_} are not numbers from 0 to 1: {scores}")
+        empty = [""] * len(scores)
+        models, contents = (empty if entry.get(name) is None else entry[name] for name in ("model", "content"))
+        if not all(isinstance(texts, list) and len(texts) == len(scores) for texts in (models, contents)):
+            raise DataError(f"{path}: {id_} has not one model and content per score")
+        grades[id_] = [
+            Grade(str(model), str(content), score)
+            for model, content, score in zip(models, contents, scores, strict=True)
+        ]
     return grades
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _texts(path: Path, name: str, listed: Any, count: int) -> list[str]:
-    if listed is None:
-        return [""] * count
-    if not isinstance(listed, list) or len(cast("list[Any]", listed)) != count:
-        raise DataError(f"{path}: {name} has not one model and content per score")
-    return [str(each) for each in cast("list[Any]", listed)]
 
 
 def write_grades(path: Path, grades: Mapping[str, Sequence[Grade]]) -> None:
     """The same format, as the official evaluator writes it."""
     content = {
-        name: {field: [getattr(grade, field) for grade in given] for field in ("model", "content", "score")}
-        for name, given in grades.items()
+        id_: {name: [getattr(grade, name) for grade in listed] for name in ("model", "content", "score")}
+        for id_, listed in grades.items()
     }
-    path.write_text(json.dumps(content, indent=4), encoding="utf-8")
+    write_atomically(path, json.dumps(content, indent=4).encode())
 
 
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+def _questions(path: Path) -> dict[str, Any]:
+    """A JSON object with an entry for each question."""
+    content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path} is not an object of questions")
-    return cast("dict[str, Any]", content)
+    return content

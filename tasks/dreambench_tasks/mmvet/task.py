@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from dreambench.documents import JSON, Image, Text
-from dreambench.errors import DataError, UsageError
-from dreambench.files import replacing, sha256_file, write_atomically
+from dreambench.errors import DataError, UsageError, counted
+from dreambench.files import read_json, sha256_file, write_atomically
 from dreambench.interfaces import sample_choice
 from dreambench.judges import (
     GradeRequest,
@@ -35,6 +35,7 @@ from dreambench_tasks.comprehension import (
     ComprehensionTask,
     answer_text,
     mean_score,
+    question_text,
 )
 from dreambench_tasks.mmvet.data import Grade, data_file, load, read_answers, read_grades, write_grades
 from dreambench_tasks.mmvet.scoring import GroupScore, MMVetScores, aggregate, integration_name
@@ -42,7 +43,7 @@ from dreambench_tasks.mmvet.scoring import GroupScore, MMVetScores, aggregate, i
 __all__ = ["MMVetTask"]
 
 JUDGEMENTS, GRADES, CALIBRATION = "judgements.jsonl", "grades.json", "calibration.json"
-# What --dry-run takes an answer to be, whose length nobody knows yet: about 60 tokens.
+# What --dry-run assumes of an answer: about 60 tokens.
 TYPICAL_ANSWER = "word " * 48
 
 
@@ -57,7 +58,7 @@ class MMVetTask(ComprehensionTask):
         "rule": "--judge rule: the share of the reference's parts that the answer contains; the embedded data's default",
         "official": "--judge openai:MODEL@URL,prompt=FILE with MM-Vet's own few-shot prompt (model: likewise)",
         "dreambench-grader": "--judge openai:MODEL@URL or model:NAME with this project's grading prompt",
-        "grades": "--judge grades:FILE: grades given elsewhere, in the official evaluator's file format",
+        "grades": "--judge grades:FILE: grades made elsewhere, in the official evaluator's file format",
     }
     uses: ClassVar[frozenset[str]] = frozenset({"images", "judge", "dataset"})
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
@@ -71,34 +72,34 @@ class MMVetTask(ComprehensionTask):
         },
     }
 
-    # --- asking ---------------------------------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------------------------------
 
     def samples(self) -> list[Sample]:
         return [
             Sample(
-                one.id,
-                (Image(str(one.image)), Text(one.question)),
-                {"reference": one.answer, "capabilities": list(one.capabilities)},
-                group=one.image.name,
+                question.id,
+                (Image(str(question.image)), Text(question.question)),
+                {"reference": question.answer, "capabilities": list(question.capabilities)},
+                group=question.image.name,
             )
-            for one in load(self.data, self.spec.images)
+            for question in load(self.data, self.spec.images)
         ]
 
     def request(self, sample: Sample) -> Request:
         """Image and question; the default preset adds nothing."""
-        return self.ask(sample, _question(sample))
+        return self.ask(sample, question_text(sample))
 
     def read_responses(self, path: Path) -> Mapping[str, str]:
         return read_answers(path)
 
     @cached_property
     def judge(self) -> Judge | GradesFile:
-        """Who grades. Real data have no default judge: scores of different judges are different measures."""
+        """The judge. Real data have no default: scores of different judges are different measures."""
         spec = self.spec.judge
         if spec is None:
             if self.spec.data_path is not None or self.spec.dataset is not None:
                 raise UsageError(
-                    "MM-Vet's answers are graded by a judge, which has no default: --judge openai:MODEL@URL[,prompt=FILE],"
+                    "MM-Vet's answers are graded by a judge, and there is no default: --judge openai:MODEL@URL[,prompt=FILE],"
                     " grades:FILE, model:NAME[:LOCATION] or rule (docs/judges.md)"
                 )
             spec = "rule"
@@ -107,13 +108,13 @@ class MMVetTask(ComprehensionTask):
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
         judge = self.judge
         if isinstance(judge, GradesFile):
-            name, runs = "grades", max((len(given) for given in self._given(samples).values()), default=0)
+            name, runs = "grades", max(map(len, self._grades_of(samples).values()), default=0)
             identity: dict[str, JSON] = {"name": "grades", "sha256": sha256_file(judge.path)}
         else:
             name, runs, identity = judge.prompt_name, judge.runs, dict(judge.identity())
-        wrong = [asked for asked in self.spec.protocol if asked != name]
-        if wrong:
-            raise UsageError(f"--protocol {wrong[0]} is {self.protocol_names[wrong[0]]}; this judge's is {name}")
+        for other in self.spec.protocol:
+            if other != name:
+                raise UsageError(f"--protocol {other} is {self.protocol_names[other]}; this judge's is {name}")
         fields = {
             "task": self.name,
             "metric": "mean grade",
@@ -126,17 +127,17 @@ class MMVetTask(ComprehensionTask):
         }
         return [Protocol(name, 1, fields)]
 
-    def _given(self, samples: Sequence[Sample]) -> dict[str, list[Grade]]:
+    def _grades_of(self, samples: Sequence[Sample]) -> dict[str, list[Grade]]:
         """The grades of a grade file that belong to these samples."""
         if not isinstance(self.judge, GradesFile):
             return {}
         grades = read_grades(self.judge.path)
         ids = {sample.id for sample in samples}
-        chosen = {id_: given for id_, given in grades.items() if id_ in ids}
+        chosen = {id_: listed for id_, listed in grades.items() if id_ in ids}
         if not any(chosen.values()):
             raise DataError(
-                f"{self.judge.path}: none of its {len(grades)} questions is among these {len(ids)} (first ids:"
-                f" {next(iter(grades), 'none')} there, {samples[0].id} here)"
+                f"{self.judge.path}: none of its {counted(len(grades), 'question')} is among the {counted(len(ids), 'sample')} of this"
+                f" run (first ids: {next(iter(grades), 'none')} there, {samples[0].id} here)"
             )
         return chosen
 
@@ -145,30 +146,27 @@ class MMVetTask(ComprehensionTask):
         if isinstance(judge, GradesFile):
             return ()
         items = _items(samples, {sample.id: TYPICAL_ANSWER for sample in samples}, judge.runs)
-        return judge.estimate([*items, *(calibration_requests() if _has_a_mind(judge.identity()) else ())])
+        return judge.estimate([*items, *(calibration_requests() if _is_model(judge.identity()) else ())])
 
     # --- grading --------------------------------------------------------------------------------------------------------
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
-        """Every grade into the run: ``judgements.jsonl`` as they come, ``grades.json`` in the official form when all are there."""
+        """Every grade into the run: ``judgements.jsonl`` one by one, then all in ``grades.json`` in the official form."""
         fields = next(iter(run.run_file()["protocols"].values()))
         identity, runs = fields["judge"], fields["grading_runs"]
         if identity["name"] == "grades":
             if not (run.path / GRADES).exists():
-                with replacing(run.path / GRADES) as path:
-                    write_grades(path, self._given(samples))
+                write_grades(run.path / GRADES, self._grades_of(samples))
             return
         items = _items(samples, _answers(samples, responses), runs)
         log = JudgementLog(run.path / JUDGEMENTS)
-        # A run whose grades are all there is scored again without its judge.
+        # A run that has all its grades is scored again without its judge.
         if missing(identity, items, log) and isinstance(self.judge, Judge):
-            if _has_a_mind(identity) and not isinstance(self.judge, ReplayJudge):
+            if _is_model(identity) and not isinstance(self.judge, ReplayJudge):
                 _calibrate(self.judge, log, run)
             with progress_bar("grading") as progress:
                 grade_missing(self.judge, items, log, progress)
-        grades = _graded(identity, samples, responses, runs, log)
-        with replacing(run.path / GRADES) as path:
-            write_grades(path, grades)
+        write_grades(run.path / GRADES, _graded(identity, samples, responses, runs, log))
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         id_, fields = next(iter(run.run_file()["protocols"].items()))
@@ -178,14 +176,10 @@ class MMVetTask(ComprehensionTask):
             log = JudgementLog(run.path / JUDGEMENTS)
             grades = _graded(fields["judge"], samples, responses, fields["grading_runs"], log)
         capabilities = {sample.id: sample.targets["capabilities"] for sample in samples}
-        numbers = {question: [grade.score for grade in given] for question, given in grades.items()}
+        numbers = {question: [grade.score for grade in listed] for question, listed in grades.items()}
         scored = aggregate(capabilities, numbers, fields["grading_runs"])
         rows = _rows(samples, _answers(samples, responses), grades, scored)
-        return TaskResult(rows, _scores(scored, capabilities, id_), _notes(run, scored))
-
-
-def _question(sample: Sample) -> str:
-    return next(part.text for part in sample.prompt if isinstance(part, Text))
+        return TaskResult(rows, _scores(scored, capabilities, id_), _notes(run))
 
 
 def _answers(samples: Sequence[Sample], responses: Mapping[str, Response]) -> dict[str, str]:
@@ -194,17 +188,17 @@ def _answers(samples: Sequence[Sample], responses: Mapping[str, Response]) -> di
 
 
 def _items(samples: Sequence[Sample], answers: Mapping[str, str], runs: int) -> list[GradeRequest]:
-    """Every answer once per grading run, run by run; a request that failed has none."""
+    """Every answer once per grading run, run by run; a request that failed has none to be graded."""
     return [
-        GradeRequest(sample.id, run, _question(sample), sample.targets["reference"], answers[sample.id])
+        GradeRequest(sample.id, run, question_text(sample), sample.targets["reference"], answers[sample.id])
         for run in range(runs)
         for sample in samples
         if sample.id in answers
     ]
 
 
-def _has_a_mind(identity: Mapping[str, JSON]) -> bool:
-    """Whether the judge is a model, which is looked at before it is trusted; not a rule or a file."""
+def _is_model(identity: Mapping[str, JSON]) -> bool:
+    """Whether the judge is a model, which is calibrated before it grades; not a rule or a file."""
     return identity["name"] in ("openai", "model")
 
 
@@ -222,16 +216,16 @@ def _graded(
     runs: int,
     log: JudgementLog,
 ) -> dict[str, list[Grade]]:
-    """The log's grades of every sample, in grading order; where the model failed there is nothing to grade."""
+    """The log's grades of every sample, in grading order; a request that failed has no grade in any run."""
     answers = _answers(samples, responses)
     items = _items(samples, answers, runs)
     grades: dict[str, list[Grade]] = {
         sample.id: [] if sample.id in answers else [Grade("", "no answer", None)] * runs for sample in samples
     }
     for judgement in judged(identity, items, log):
-        said = judgement.raw if judgement.reason is None else judgement.reason
+        content = judgement.raw if judgement.reason is None else judgement.reason
         name = judgement.answered_by or str(identity["name"])
-        grades[judgement.id].append(Grade(name, said, judgement.score))
+        grades[judgement.id].append(Grade(name, content, judgement.score))
     return grades
 
 
@@ -243,16 +237,15 @@ def _rows(
 ) -> list[dict[str, JSON]]:
     rows: list[dict[str, JSON]] = []
     for sample in samples:
-        given = [*grades.get(sample.id, ()), *[Grade("", "not graded", None)] * scored.runs][: scored.runs]
-        failed = next((grade.content for grade in given if grade.score is None), None)
+        graded = [*grades.get(sample.id, ()), *[Grade("", "not graded", None)] * scored.runs][: scored.runs]
         row: dict[str, JSON] = {
             "id": sample.id,
             "integration": integration_name(sample.targets["capabilities"]),
             "answer": answers.get(sample.id),
             "score": scored.question_means[sample.id],
-            "reason": failed,
+            "reason": next((grade.content for grade in graded if grade.score is None), None),
         }
-        rows.append(row | {f"score[{run}]": grade.score for run, grade in enumerate(given)})
+        rows.append(row | {f"score[{run}]": grade.score for run, grade in enumerate(graded)})
     return rows
 
 
@@ -263,20 +256,19 @@ def _scores(scored: MMVetScores, capabilities: Mapping[str, Sequence[str]], prot
     notes = [f"total of each grading run: {totals}"]
     if scored.total.unscored:
         notes.append(f"unscored counts grades, {scored.runs} for each question")
-    scores = [_group("score", None, scored.total, questions, scored, protocol, tuple(notes))]
-    spread = f"none: the population standard deviation of the totals of {scored.runs} grading runs"
+    scores = [_group(None, scored.total, questions, scored, protocol, tuple(notes))]
+    spread = f"none: the population standard deviation of the totals of {counted(scored.runs, 'grading run')}"
     scores.append(Score("score_std", scored.std, "%", scored.runs, protocol, interval_method=spread))
     for name, group in scored.capabilities.items():
         members = [question for question in questions if name in capabilities[question]]
-        scores.append(_group("score", f"capability={name}", group, members, scored, protocol))
+        scores.append(_group(f"capability={name}", group, members, scored, protocol))
     for name, group in scored.integrations.items():
         members = [question for question in questions if integration_name(capabilities[question]) == name]
-        scores.append(_group("score", f"integration={name}", group, members, scored, protocol))
+        scores.append(_group(f"integration={name}", group, members, scored, protocol))
     return scores
 
 
 def _group(
-    metric: str,
     group: str | None,
     score: GroupScore,
     questions: Sequence[str],
@@ -284,17 +276,16 @@ def _group(
     protocol: str,
     notes: tuple[str, ...] = (),
 ) -> Score:
-    """The interval is over questions, of their mean grades over the runs: the spread of the judge is within it."""
+    """The interval is over questions, of their mean grades over the runs, so it includes the judge's spread."""
     means = [mean for question in questions if (mean := scored.question_means[question]) is not None]
     bounds = (score.lower, score.upper) if score.unscored else None
     return mean_score(
-        metric, group, means, protocol, value=score.value, unscored=score.unscored, bounds=bounds, notes=notes
+        "score", group, means, protocol, value=score.value, unscored=score.unscored, bounds=bounds, notes=notes
     )
 
 
-def _notes(run: RunFolder, scored: MMVetScores) -> list[str]:
-    notes: list[str] = []
-    if (run.path / CALIBRATION).exists():
-        seen = json.loads((run.path / CALIBRATION).read_text(encoding="utf-8"))
-        notes.append(f"calibration: the judge agrees with {seen['agreed']} of {seen['n']} obvious grades")
-    return notes
+def _notes(run: RunFolder) -> list[str]:
+    if not (run.path / CALIBRATION).exists():
+        return []
+    calibration = read_json(run.path / CALIBRATION)
+    return [f"calibration: the judge agrees with {calibration['agreed']} of {calibration['n']} obvious grades"]

@@ -2,32 +2,98 @@
 
 Protocols (`RULES`):
 
-- ``official``: GT-Vision-Lab/VQA's vqaEval.py in every question and every digit. Answers are normalised only where the ten references
-  differ; each annotator in turn is left out by comparing whole answer records, so without answer ids equal records all drop out.
-- ``normalised``: always normalised, also where the references agree, and each annotator left out by place.
+- ``official``: GT-Vision-Lab/VQA's vqaEval.py (run under Python 2.7) in every question and every digit. Answers are normalised only
+  where the ten references differ; each annotator in turn is left out by comparing whole answer records, so without answer ids equal
+  records are all left out.
+- ``normalised``: always normalised, also where the references agree, and each annotator left out by position.
 - ``dreamllm-evaluator``: as official, but a reference counts when it occurs *inside* the prediction, as in DreamLLM's own copy of the
   evaluator (omni/eval/vqa/pyevaltools/vqaEval.py). About nine points higher; not comparable with the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from functools import cached_property
+from functools import lru_cache
+from importlib import resources
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+__all__ = ["RULES", "Rule", "accuracy", "clean", "compared", "normalise", "percent", "rounded"]
 
-from dreambench.errors import DataError
-from dreambench_tasks.vqav2.index import PAD, Numbers, ReferenceIndex
-from dreambench_tasks.vqav2.normalise import clean, normalise
-
-__all__ = ["RULES", "Rule", "VQAScores", "score_answers"]
-
-_UNKNOWN = -2
 _ENOUGH = 3
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+# With the evaluator's quirks. Python 2 matters for text outside ASCII: its \d knows ASCII digits only and its lower() maps one
+# character to one.
+
+TABLES: dict[str, Any] = json.loads(
+    resources.files("dreambench_tasks.vqav2").joinpath("tables.json").read_text(encoding="utf-8")
+)
+_CONTRACTIONS: dict[str, str] = TABLES["contractions"]
+_NUMBER_WORDS: dict[str, str] = TABLES["number_words"]
+_ARTICLES = frozenset[str](TABLES["articles"])
+_PUNCTUATION: list[str] = TABLES["punctuation"]
+
+_ANY_MARK = re.compile("[" + re.escape("".join(_PUNCTUATION)) + ".]")
+_DIGIT_COMMA_DIGIT = re.compile(r"[0-9],[0-9]")
+# The evaluator's look-behind is mistyped and never blocks, so only the digit after a period keeps it.
+_PERIOD = re.compile(r"\.(?![0-9])")
+# It passes the flag re.UNICODE, which is 32, where `sub` expects the count.
+_PERIODS_REMOVED = 32
+# Answers repeat: 480,000 references of 48,000 questions are 35,000 strings.
+_MEMOISED = 1 << 18
+
+
+@lru_cache(_MEMOISED)
+def clean(text: str) -> str:
+    """What happens to every answer: line feeds and tabs become spaces, the ends are stripped."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+@lru_cache(_MEMOISED)
+def normalise(text: str) -> str:
+    """A cleaned answer in the form that is compared when the references differ."""
+    return _process_words(_process_punctuation(text))
+
+
+def _process_punctuation(text: str) -> str:
+    """Remove or space out the 21 marks, then remove periods.
+
+    A mark is removed everywhere if anywhere in the original text it touches a space or the text holds a digit-comma-digit; otherwise
+    each of its occurrences becomes a space.
+    """
+    if not _ANY_MARK.search(text):
+        return text
+    has_thousands = _DIGIT_COMMA_DIGIT.search(text) is not None
+    result = text
+    for mark in _PUNCTUATION:
+        if mark in text:
+            touches = has_thousands or f"{mark} " in text or f" {mark}" in text
+            result = result.replace(mark, "" if touches else " ")
+    return _PERIOD.sub("", result, count=_PERIODS_REMOVED)
+
+
+def _process_words(text: str) -> str:
+    """Lower-case, split on white space, turn number words into digits, drop articles, restore apostrophes in contractions."""
+    words: list[str] = []
+    for word in _lower(text).split():
+        word = _NUMBER_WORDS.get(word, word)
+        if word not in _ARTICLES:
+            words.append(_CONTRACTIONS.get(word, word))
+    return " ".join(words)
+
+
+def _lower(text: str) -> str:
+    if text.isascii():
+        return text.lower()
+    # Character by character, so that a final sigma stays a sigma; U+0130 is the only one whose lower case is longer.
+    return "".join("i" if character == "İ" else character.lower() for character in text)
+
+
+# --- accuracy ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,156 +118,52 @@ RULES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class VQAScores:
-    """Accuracy of every question of `index`, in its order, from 0 to 1, not rounded."""
+def accuracy(answers: Sequence[str], prediction: str, rule: Rule, records: Sequence[int] | None = None) -> float:
+    """The accuracy of one prediction, from 0 to 1, not rounded: the mean over annotators of min(1, others who agree / 3).
 
-    index: ReferenceIndex
-    rule: Rule
-    accuracies: NDArray[np.float64]
-    matches: NDArray[np.int64]  # references equal to (or inside) the prediction
-
-    @cached_property
-    def overall(self) -> float:
-        """Percent, unrounded."""
-        return next(iter(self._percent(np.zeros(len(self.index), dtype=np.int32), ["overall"]).values()))
-
-    @cached_property
-    def per_answer_type(self) -> dict[str, float]:
-        """Percent, unrounded, for the types that occur."""
-        return self._percent(self.index.answer_type, self.index.answer_types)
-
-    @cached_property
-    def per_question_type(self) -> dict[str, float]:
-        """Percent, unrounded, for the types that occur."""
-        return self._percent(self.index.question_type, self.index.question_types)
-
-    def _percent(self, codes: NDArray[np.int32], names: list[str]) -> dict[str, float]:
-        # bincount adds one question after another, as the evaluator's sum() does: the same last digit.
-        sums = np.bincount(codes, weights=self.accuracies, minlength=len(names)).tolist()
-        counts = np.bincount(codes, minlength=len(names)).tolist()
-        pairs = zip(names, sums, counts, strict=True)
-        return {name: 100 * total / count for name, total, count in pairs if count}
-
-    def rounded(self, percent: float) -> float:
-        """A percentage as the protocol's evaluator prints it: two decimals."""
-        if self.rule.ties_to_even:
-            return round(percent, 2)
-        return float(Decimal(percent).quantize(Decimal("0.01"), rounding=ROUND_HALF_UP))
-
-    def report(self) -> dict[str, Any]:
-        """The official evaluator's own tables: percent, two decimals."""
-        ids = self.index.question_ids.tolist()
-        rounded = {value: self.rounded(100 * value) for value in np.unique(self.accuracies).tolist()}
-        by_question = {question: rounded[value] for question, value in zip(ids, self.accuracies.tolist(), strict=True)}
-        by_type: dict[str, dict[str, dict[int, float]]] = {"evalQuesType": {}, "evalAnsType": {}}
-        for table, codes, names in (
-            ("evalQuesType", self.index.question_type, self.index.question_types),
-            ("evalAnsType", self.index.answer_type, self.index.answer_types),
-        ):
-            for question, code in zip(ids, codes.tolist(), strict=True):
-                by_type[table].setdefault(names[code], {})[question] = by_question[question]
-        return {
-            "accuracy": {
-                "overall": self.rounded(self.overall),
-                "perQuestionType": {name: self.rounded(value) for name, value in self.per_question_type.items()},
-                "perAnswerType": {name: self.rounded(value) for name, value in self.per_answer_type.items()},
-            },
-            "evalQA": by_question,
-            **by_type,
-        }
-
-
-def score_answers(index: ReferenceIndex, answers: Mapping[int, str], rule: Rule | str = "official") -> VQAScores:
-    """Score one answer per question; `answers` maps question_id to text and must name exactly the questions of `index`.
-
-    Raises:
-        DataError: a question has no answer, an answer belongs to no question, or an answer is not text.
+    `records` are those of `Annotation`: answers that are equal and share a number are left out together.
     """
-    chosen = RULES[rule] if isinstance(rule, str) else rule
-    texts = _in_order(index, answers)
-    references = index.normalised_answers
-    as_they_are = np.zeros(len(index), dtype=np.bool_)
-    if not chosen.always_normalise:
-        as_they_are = index.unanimous
-        references = np.where(as_they_are[:, None], index.answers, references)
-    if chosen.substring:
-        matched = _occurring(index, references, as_they_are, texts)
+    references, prediction = compared(answers, prediction, rule)
+    if rule.substring:
+        hits = [reference in prediction for reference in references]
     else:
-        matched = references == _numbers(index, as_they_are, texts)[:, None]
-    matches = np.count_nonzero(matched, axis=1)
-    accuracies = _leave_one_out(matched, matches, index.counts)
-    if chosen.leave_out_by_record and index.others.size:
-        _correct_for_equal_records(index, references, matched, accuracies)
-    return VQAScores(index, chosen, accuracies, matches)
+        hits = [reference == prediction for reference in references]
+    if records is None or not rule.leave_out_by_record:
+        return _leave_one_out(tuple(hits))
+    whole = list(zip(references, records, strict=True))
+    matching = [record for record, hit in zip(whole, hits, strict=True) if hit]
+    return _sum([min(1.0, sum(match != record for match in matching) / _ENOUGH) for record in whole]) / len(whole)
 
 
-def _in_order(index: ReferenceIndex, answers: Mapping[int, str]) -> list[str]:
-    ids: list[int] = index.question_ids.tolist()
-    try:
-        texts = [answers[question] for question in ids]
-    except KeyError:
-        texts = []
-    if len(texts) != len(ids) or len(answers) != len(ids):
-        missing = [question for question in ids if question not in answers]
-        unknown = list(set(answers) - set(ids))
-        parts = [(missing, "questions without an answer"), (unknown, "answers to questions that are not in the data")]
-        told = [f"{len(found)} {what} (for instance question_id {found[0]})" for found, what in parts if found]
-        raise DataError(f"answers must name exactly the questions scored: {'; '.join(told)}")
-    if set(map(type, texts)) != {str}:
-        question, text = next((question, answers[question]) for question in ids if type(answers[question]) is not str)
-        raise DataError(f"the answer to question_id {question} must be text, not {text!r}")
-    return texts
+def compared(answers: Sequence[str], prediction: str, rule: Rule) -> tuple[list[str], str]:
+    """References and prediction in the form in which `rule` compares them: cleaned, and normalised unless all references agree."""
+    references, prediction = list(map(clean, answers)), clean(prediction)
+    if rule.always_normalise or len(set(references)) > 1:
+        return list(map(normalise, references)), normalise(prediction)
+    return references, prediction
 
 
-def _forms(texts: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The cleaned and the normalised form of each distinct answer."""
-    return {text: (cleaned, normalise(cleaned)) for text in texts for cleaned in [clean(text)]}
+@lru_cache(_MEMOISED)
+def _leave_one_out(hits: tuple[bool, ...]) -> float:
+    matches = sum(hits)
+    return _sum([min(1.0, (matches - hit) / _ENOUGH) for hit in hits]) / len(hits)
 
 
-def _numbers(index: ReferenceIndex, as_they_are: NDArray[np.bool_], texts: list[str]) -> NDArray[np.int32]:
-    """n: the number of each answer's compared form among the references' strings, _UNKNOWN where it is none of them."""
-    place = Numbers()
-    places = np.fromiter(map(place.__getitem__, texts), dtype=np.int64, count=len(texts))
-    known = index.number_of
-    table = [known.get(form, _UNKNOWN) for forms in _forms(place).values() for form in forms]
-    # Two numbers per distinct answer: as it is, and normalised.
-    return np.array(table, dtype=np.int32)[2 * places + ~as_they_are]
+def percent(accuracies: Sequence[float]) -> float:
+    """The mean of accuracies in percent, to the evaluator's last digit if they are in the order of the annotation file."""
+    return 100 * _sum(accuracies) / len(accuracies)
 
 
-def _occurring(
-    index: ReferenceIndex, references: NDArray[np.int32], as_they_are: NDArray[np.bool_], texts: list[str]
-) -> NDArray[np.bool_]:
-    """n x N: the reference occurs inside the prediction. An empty reference occurs in everything."""
-    forms, strings = _forms(dict.fromkeys(texts)), index.strings
-    rows = zip(references.tolist(), as_they_are.tolist(), texts, strict=True)
-    found = [
-        [number != PAD and strings[number] in forms[text][0 if raw else 1] for number in row] for row, raw, text in rows
-    ]
-    return np.array(found, dtype=np.bool_)
+def _sum(values: Sequence[float]) -> float:
+    """Added from left to right, as the evaluator does; since Python 3.12 `sum` gives other last digits."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
 
 
-def _leave_one_out(
-    matched: NDArray[np.bool_], matches: NDArray[np.int64], counts: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Mean over annotators of min(1, others who agree / 3), added in the annotators' order as the evaluator does."""
-    shares = np.array([min(1.0, agreeing / _ENOUGH) for agreeing in range(matched.shape[1] + 1)])
-    left_out, kept = shares[np.maximum(matches - 1, 0)], shares[matches]
-    total = np.zeros(len(matches))
-    for annotator in range(matched.shape[1]):
-        share = np.where(matched[:, annotator], left_out, kept)
-        total += np.where(annotator < counts, share, 0.0)
-    return total / counts
-
-
-def _correct_for_equal_records(
-    index: ReferenceIndex, references: NDArray[np.int32], matched: NDArray[np.bool_], accuracies: NDArray[np.float64]
-) -> None:
-    """Score again, in place, the questions in which leaving out one record leaves out its equals."""
-    for row in range(len(index)):
-        records = list(zip(references[row].tolist(), index.others[row].tolist(), strict=True))[: index.counts[row]]
-        if len(set(records)) == len(records):
-            continue
-        hits = [record for record, hit in zip(records, matched[row].tolist(), strict=False) if hit]
-        shares = [min(1.0, sum(hit != record for hit in hits) / _ENOUGH) for record in records]
-        accuracies[row] = sum(shares) / len(shares)
+def rounded(value: float, rule: Rule) -> float:
+    """A percentage as the protocol's evaluator prints it: two decimals."""
+    if rule.ties_to_even:
+        return round(value, 2)
+    return float(Decimal(value).quantize(Decimal("0.01"), rounding=ROUND_HALF_UP))

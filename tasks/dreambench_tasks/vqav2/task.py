@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from dreambench.documents import JSON, Image, Text
-from dreambench.errors import DataError, RunError
-from dreambench.files import replacing
+from dreambench.errors import DataError, counted
+from dreambench.files import gc_paused, write_atomically
 from dreambench.interfaces import sample_choice
 from dreambench.requests import Request, Response, Sample
 from dreambench.scores import Protocol, Score, TaskResult
@@ -23,25 +24,29 @@ from dreambench_tasks.comprehension import (
     ComprehensionTask,
     answer_text,
     mean_score,
+    question_text,
 )
-from dreambench_tasks.vqav2.data import VQAv2, load, read_results, write_evalai
-from dreambench_tasks.vqav2.index import ReferenceIndex, load_index, save_index
-from dreambench_tasks.vqav2.scoring import VQAScores, score_answers
+from dreambench_tasks.vqav2.data import Annotation, VQAv2, load, read_results
+from dreambench_tasks.vqav2.scoring import RULES, Rule, accuracy, clean, percent, rounded
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["VQAv2Task", "clip_answer"]
 
-REFERENCES, UPLOAD = "references.npz", "evalai.json"
+UPLOAD = "evalai.json"
+HELD_BACK = "held back"
 
 
 def clip_answer(answer: str) -> str:
-    """What DreamLLM's script does to an answer under ``--clip True``: no ``.`` and ``"``, cut at the first comma, lower case."""
+    """An answer as DreamLLM's script changes it under ``--clip True``: no ``.`` and ``"``, cut at the first comma, lower case."""
     return answer.replace(".", "").replace('"', "").split(",")[0].lower()
 
 
 class VQAv2Task(ComprehensionTask):
     """VQAv2: open questions about images, each with ten human answers
 
-    test and test-dev have no public references: a run leaves an upload file for EvalAI there instead of a score.
+    test and test-dev have no public references: a run on them writes an upload file for EvalAI instead of scores.
     """
 
     name = "vqav2"
@@ -68,39 +73,41 @@ class VQAv2Task(ComprehensionTask):
         },
     }
 
+    # --- data and requests ----------------------------------------------------------------------------------------------
+
     @cached_property
     def benchmark(self) -> VQAv2:
-        """The split's questions and references."""
-        from dreambench.files import cache_folder
+        """The split's questions and annotations."""
+        return load(self.data, self.spec.split)
 
-        return load(self.data, self.spec.split, cache=cache_folder() / "vqav2")
-
-    # --- asking ---------------------------------------------------------------------------------------------------------
-
+    @gc_paused()
     def samples(self) -> list[Sample]:
-        questions = self.benchmark.questions
+        questions, annotations = self.benchmark.questions, self.benchmark.annotations
         images = self._images({question.image_id for question in questions})
+        targets = (
+            {} if annotations is None else {id_: _targets(i, one) for i, (id_, one) in enumerate(annotations.items())}
+        )
         return [
             Sample(
                 str(question.question_id),
                 (images[question.image_id], Text(question.question)),
+                targets.get(question.question_id, {}),
                 group=str(question.image_id),
             )
             for question in questions
         ]
 
     def _images(self, image_ids: set[int]) -> dict[int, Image]:
-        """The image of each image id, or where it would be looked for: a model that opens it is not begun without it."""
-        place = self.spec.images or self.data
-        if not place.is_dir():
-            raise DataError(f"--images {place}: no such folder")
-        found = image_index(place)
-        return {id_: Image(str(found.get(id_, place / f"{id_:012d}.jpg"))) for id_ in image_ids}
+        """The image of each image id, or the path where it is expected: it is looked for before a model that opens it is loaded."""
+        folder = self.spec.images or self.data
+        if not folder.is_dir():
+            raise DataError(f"--images {folder}: no such folder")
+        found = image_index(folder)
+        return {id_: Image(str(found.get(id_, folder / f"{id_:012d}.jpg"))) for id_ in image_ids}
 
     def request(self, sample: Sample) -> Request:
         """Image, question, and in the default preset the line that LLaVA and lmms-eval append."""
-        question = next(part.text for part in sample.prompt if isinstance(part, Text))
-        return self.ask(sample, question)
+        return self.ask(sample, question_text(sample))
 
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
         shared = {
@@ -109,136 +116,106 @@ class VQAv2Task(ComprehensionTask):
             "split": self.benchmark.split,
             "data_sha256": self.benchmark.fingerprint,
             **self.data_fields(),
-            "references": "ten human answers" if self.benchmark.references is not None else "held back",
+            "references": HELD_BACK if self.benchmark.annotations is None else "ten human answers",
             "samples": sample_choice(samples),
             "prompt": "image and question; wording and decoding are the system's",
         }
         return [Protocol(name, 1, shared) for name in self.spec.protocol or ("official",)]
 
     def read_responses(self, path: Path) -> Mapping[str, str]:
-        return {str(question): answer for question, answer in read_results(path).items()}
+        return read_results(path)
 
     # --- scoring --------------------------------------------------------------------------------------------------------
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
-        """The references of the run's questions, or where they are held back the upload file, into the run."""
-        if (run.path / REFERENCES).exists() or (run.path / UPLOAD).exists():
-            return
-        wanted = {int(sample.id) for sample in samples}
-        references = self.benchmark.references
-        if references is not None:
-            save_index(run.path / REFERENCES, references.select(wanted))
+        """Where the references are held back, the upload file for EvalAI: ``[{question_id, answer}]``, every question answered."""
+        if not _held_back(run):
             return
         answers = self._answers(samples, responses)
         if len(answers) == len(samples):
-            questions = [question for question in self.benchmark.questions if question.question_id in wanted]
-            with replacing(run.path / UPLOAD) as path:
-                write_evalai(path, questions, answers)
+            entries = [{"question_id": int(id_), "answer": answer} for id_, answer in answers.items()]
+            write_atomically(run.path / UPLOAD, json.dumps(entries, ensure_ascii=False).encode())
 
-    def _answers(self, samples: Sequence[Sample], responses: Mapping[str, Response]) -> dict[int, str]:
-        """Answers by question id; questions that ended in an error have none."""
+    def _answers(self, samples: Sequence[Sample], responses: Mapping[str, Response]) -> dict[str, str]:
+        """Answers by question id; a request that failed has none."""
         finish = clip_answer if self.generation["clip_answer"] else str
-        texts = {int(sample.id): answer_text(responses[sample.id]) for sample in samples}
-        return {question: finish(text) for question, text in texts.items() if text is not None}
+        texts = {sample.id: answer_text(responses[sample.id]) for sample in samples}
+        return {id_: finish(text) for id_, text in texts.items() if text is not None}
 
+    @gc_paused()
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
+        import pandas as pd
+
         answers = self._answers(samples, responses)
-        protocols = run.run_file()["protocols"]
-        if any(fields["references"] == "held back" for fields in protocols.values()):
-            return _unscored(run, samples, answers)
-        references = load_index(run.path / REFERENCES)
-        if references is None:
-            raise RunError(f"{run.path / REFERENCES} is missing or damaged: remove it and score again")
-        rows = _rows(samples, references, answers)
+        rows = [_row(sample, answers.get(sample.id)) for sample in samples]
+        if _held_back(run):
+            return TaskResult(rows, [], [_upload_note(run, len(samples), len(answers))])
+        # The order of the annotation file, in which the evaluator adds.
+        order = sorted(range(len(samples)), key=lambda number: samples[number].targets["index"])
         scores: list[Score] = []
-        answered = references.select(answers) if answers else None
-        for number, (id_, fields) in enumerate(protocols.items()):
-            scored = None if answered is None else score_answers(answered, answers, fields["name"])
-            scores += _scores(references, scored, id_)
-            column = "accuracy" if number == 0 else f"accuracy[{fields['name']}]"
-            _add_column(rows, column, scored)
+        for number, (id_, fields) in enumerate(run.run_file()["protocols"].items()):
+            rule = RULES[fields["name"]]
+            column = "accuracy" if number == 0 else f"accuracy[{rule.name}]"
+            for sample, row in zip(samples, rows, strict=True):
+                row[column] = None if row["answer"] is None else _accuracy(sample, row["answer"], rule)
+            scores += _scores(pd.DataFrame([rows[number] for number in order]), column, rule, id_)
         return TaskResult(rows, scores)
 
 
-def _unscored(run: RunFolder, samples: Sequence[Sample], answers: Mapping[int, str]) -> TaskResult:
-    """A run over questions whose references are held back."""
-    rows: list[dict[str, JSON]] = [
-        {"id": sample.id, "image_id": int(sample.group or -1), "answer": answers.get(int(sample.id))}
-        for sample in samples
-    ]
+def _targets(index: int, annotation: Annotation) -> dict[str, JSON]:
+    """What scoring needs of an annotation: the answers, a line each, and among others the `index` of the annotation in its file."""
+    records = {} if annotation.records is None else {"records": annotation.records}
+    return {
+        "answers": "\n".join(map(clean, annotation.answers)),
+        "question_type": annotation.question_type,
+        "answer_type": annotation.answer_type,
+        "index": index,
+        **records,
+    }
+
+
+def _held_back(run: RunFolder) -> bool:
+    return any(fields["references"] == HELD_BACK for fields in run.run_file()["protocols"].values())
+
+
+def _upload_note(run: RunFolder, n: int, answered: int) -> str:
     if (run.path / UPLOAD).exists():
-        note = f"the references are held back: upload {UPLOAD} of this run to EvalAI ({len(samples)} questions; it takes whole splits)"
-    else:
-        failed = len(samples) - len(answers)
-        note = f"the references are held back, and no {UPLOAD} was written: {failed} questions ended in an error"
-    return TaskResult(rows, [], [note])
+        return f"the references are held back: upload {UPLOAD} of this run to EvalAI ({counted(n, 'question')}; it takes whole splits)"
+    return f"the references are held back, and no {UPLOAD} was written: {counted(n - answered, 'question')} ended in an error"
 
 
-def _rows(samples: Sequence[Sample], references: ReferenceIndex, answers: Mapping[int, str]) -> list[dict[str, JSON]]:
-    """One row per sample; types come from the references."""
-    place = {question: row for row, question in enumerate(references.question_ids.tolist())}
-    answer_type, question_type = references.answer_type.tolist(), references.question_type.tolist()
-    image_ids = references.image_ids.tolist()
-    rows: list[dict[str, JSON]] = []
-    for sample in samples:
-        row = place[int(sample.id)]
-        rows.append(
-            {
-                "id": sample.id,
-                "image_id": image_ids[row],
-                "question_type": references.question_types[question_type[row]],
-                "answer_type": references.answer_types[answer_type[row]],
-                "answer": answers.get(int(sample.id)),
-            }
-        )
-    return rows
+def _row(sample: Sample, answer: str | None) -> dict[str, JSON]:
+    """A row of scores.parquet without its accuracies; the types are absent where the references are held back."""
+    types = {name: sample.targets[name] for name in ("question_type", "answer_type") if name in sample.targets}
+    return {"id": sample.id, "image_id": int(sample.group or -1), **types, "answer": answer}
 
 
-def _add_column(rows: Sequence[dict[str, JSON]], name: str, scored: VQAScores | None) -> None:
-    """Each question's accuracy, from 0 to 1; none where it has no answer."""
-    accuracies: dict[int, float] = {}
-    if scored is not None:
-        accuracies = dict(zip(scored.index.question_ids.tolist(), scored.accuracies.tolist(), strict=True))
-    for row in rows:
-        row[name] = accuracies.get(int(row["id"]))
+def _accuracy(sample: Sample, answer: str, rule: Rule) -> float:
+    return accuracy(sample.targets["answers"].split("\n"), answer, rule, sample.targets.get("records"))
 
 
-def _scores(references: ReferenceIndex, scored: VQAScores | None, protocol: str) -> list[Score]:
-    """Overall, by answer type, by question type; questions without an answer are counted, not scored."""
-    if scored is None:
-        return [mean_score("accuracy", None, [], protocol, unscored=len(references))]
-    index = scored.index
-    missing = ~np.isin(references.question_ids, index.question_ids)
-    note = f"the evaluator of this protocol prints {scored.rounded(scored.overall):.2f}"
-    scores = [
-        mean_score(
-            "accuracy",
-            None,
-            scored.accuracies,
-            protocol,
-            value=scored.overall,
-            clusters=index.image_ids,
-            cluster_name="image",
-            unscored=int(missing.sum()),
-            notes=(note,),
-        )
-    ]
-    for kind, values in (("answer_type", scored.per_answer_type), ("question_type", scored.per_question_type)):
-        names: list[str] = getattr(references, f"{kind}s")
-        everywhere, here = getattr(references, kind), getattr(index, kind)
-        for code in sorted(range(len(names)), key=names.__getitem__):
-            if not (everywhere == code).any():
-                continue
-            scores.append(
-                mean_score(
-                    "accuracy",
-                    f"{kind}={names[code]}",
-                    scored.accuracies[here == code],
-                    protocol,
-                    value=values.get(names[code]),
-                    clusters=index.image_ids[here == code],
-                    cluster_name="image",
-                    unscored=int((missing & (everywhere == code)).sum()),
-                )
-            )
+def _scores(table: pd.DataFrame, column: str, rule: Rule, protocol: str) -> list[Score]:
+    """Overall, by answer type, by question type; a question without an answer is counted, not scored."""
+    scores = [_mean(None, table, column, rule, protocol)]
+    if scores[0].n:
+        for name in ("answer_type", "question_type"):
+            scores += [_mean(f"{name}={value}", part, column, rule, protocol) for value, part in table.groupby(name)]
     return scores
+
+
+def _mean(group: str | None, table: pd.DataFrame, column: str, rule: Rule, protocol: str) -> Score:
+    scored = table[table[column].notna()]
+    accuracies = scored[column].tolist()
+    value = percent(accuracies) if accuracies else None
+    notes = () if group or value is None else (f"the evaluator of this protocol prints {rounded(value, rule):.2f}",)
+    return mean_score(
+        "accuracy",
+        group,
+        accuracies,
+        protocol,
+        value=value,
+        clusters=np.asarray(scored["image_id"]),
+        cluster_name="image",
+        unscored=len(table) - len(scored),
+        notes=notes,
+    )

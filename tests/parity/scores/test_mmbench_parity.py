@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from parity.checks import Check, Exempt, fixture_folder, leaves, uncovered
 
 from dreambench_tasks.mmbench.data import MMBench, load, read_predictions
-from dreambench_tasks.mmbench.extraction import Extraction, extract_choice
-from dreambench_tasks.mmbench.scoring import Unit, circular_units, copy_units, official_table, vanilla_units
+from dreambench_tasks.mmbench.scoring import (
+    Extraction,
+    Unit,
+    circular_units,
+    copy_units,
+    extract_choice,
+    vanilla_units,
+)
 
 GOLDEN = fixture_folder("DREAMBENCH_GOLDEN", "../shared/golden/scores")
 FOLDER = GOLDEN / "mmbench" if GOLDEN else None
@@ -29,7 +35,37 @@ EXEMPT = [
 ]
 
 
-def inputs(folder: Path) -> tuple[MMBench, dict[int, str]]:
+ABBREVIATIONS = {
+    "coarse_perception": "CP",
+    "finegrained_perception (instance-level)": "FP-S",
+    "finegrained_perception (cross-instance)": "FP-C",
+    "attribute_reasoning": "AR",
+    "relation_reasoning": "RR",
+    "logic_reasoning": "LR",
+}
+
+
+def official_table(units: Sequence[Unit]) -> dict[str, dict[str, float | None]]:
+    """VLMEvalKit's table without a judge: by split (``none`` without splits) and ``pooled``, the share right, undecided counted wrong.
+
+    Names are Overall, the l2-categories (abbreviated) and the categories; None where a split has no question of that name.
+    """
+
+    def share(members: Sequence[Unit]) -> float | None:
+        return sum(unit.hit is True for unit in members) / len(members) if members else None
+
+    table: dict[str, dict[str, float | None]] = {}
+    for split in (*sorted({unit.row.split or "none" for unit in units}), "pooled"):
+        chosen = [unit for unit in units if split in ("pooled", unit.row.split or "none")]
+        table[split] = {"Overall": share(chosen)}
+        for name in ("l2_category", "category"):
+            for value in {getattr(unit.row, name) for unit in units} - {""}:
+                members = [unit for unit in chosen if getattr(unit.row, name) == value]
+                table[split][ABBREVIATIONS.get(value, value)] = share(members)
+    return table
+
+
+def inputs(folder: Path) -> tuple[MMBench, dict[str, str]]:
     (table,) = folder.glob("*.tsv")
     (predictions,) = (path for path in folder.glob("*.jsonl") if not path.name.startswith("expected"))
     return load(table), read_predictions(predictions)
@@ -62,10 +98,9 @@ def item_checks(
 
 def score_checks(file: str, expected: dict[str, Any], data: MMBench, letters: dict[int, str | None]) -> Iterator[Check]:
     dropped = set(expected.get("dropped_indices", []))
-    incomplete: Literal["error", "judge-present"] = "judge-present" if dropped else "error"
     present = {index: letter for index, letter in letters.items() if index not in dropped}
-    copies = copy_units(data.rows, present, incomplete)
-    circular = circular_units(copies, incomplete)
+    copies = copy_units(data.rows, present, present_only=bool(dropped))
+    circular = circular_units(copies)
     ours = {"CircularEval": circular, "VanillaEval_circ0": vanilla_units(copies), "VanillaEval_all_copies": copies}
     for name, units in ours.items():
         table = official_table(units)
@@ -87,7 +122,7 @@ def score_checks(file: str, expected: dict[str, Any], data: MMBench, letters: di
 
 def checks(folder: Path) -> list[Check]:
     data, predictions = inputs(folder)
-    found = {row.index: extract_choice(predictions[row.index], row.options) for row in data.rows}
+    found = {row.index: extract_choice(predictions[str(row.index)], row.options) for row in data.rows}
     letters = {index: extraction.letter for index, extraction in found.items()}
     copies = {unit.row.index: unit for unit in copy_units(data.rows, letters)}
     compared: list[Check] = []
