@@ -145,7 +145,7 @@ def test_a_log_replays_and_a_grade_file_counts_without_the_judge(folder: Path, t
 def test_a_grade_file_of_other_questions_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "grades.json").write_text(json.dumps({"v2_0": {"score": [1.0]}}))
     judge = f"grades:{tmp_path / 'grades.json'}"
-    with pytest.raises(DataError, match="none of its 1 questions"):
+    with pytest.raises(DataError, match="it grades none of the 12 questions"):
         dreambench.run("mmvet", answers(tmp_path / "a"), data=folder, judge=judge, out=tmp_path / "runs")
 
 

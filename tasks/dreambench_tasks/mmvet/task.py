@@ -136,8 +136,8 @@ class MMVetTask(ComprehensionTask):
         chosen = {id_: listed for id_, listed in grades.items() if id_ in ids}
         if not any(chosen.values()):
             raise DataError(
-                f"{self.judge.path}: none of its {counted(len(grades), 'question')} is among the {counted(len(ids), 'sample')} of this"
-                f" run (first ids: {next(iter(grades), 'none')} there, {samples[0].id} here)"
+                f"{self.judge.path}: it grades none of the {counted(len(ids), 'question')} of this run (first ids:"
+                f" {next(iter(grades), 'none')} there, {samples[0].id} here)"
             )
         return chosen
 
