@@ -57,11 +57,12 @@ def _weights() -> Iterator[str]:
 
     from dreambench.errors import DreambenchError
     from dreambench.metrics.features import load_extractor
+    from dreamllm.errors import DreamLLMError
     from dreamllm.files import embedded_checkpoint
 
     try:
         yield f"ok embedded DreamLLM at {embedded_checkpoint()}"
-    except DreambenchError as error:
+    except DreamLLMError as error:
         yield f"!! {error}"
     yield f"   (the torch hub cache is {Path(torch.hub.get_dir()) / 'checkpoints'})"
     for spec in ("inception", "efficientnet-lite0", "playground-clip"):

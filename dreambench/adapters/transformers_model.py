@@ -1,6 +1,6 @@
-"""Any image-text-to-text model of transformers, asked through its own processor and chat template.
+"""Text generation and log-likelihood with any image-text-to-text model of transformers, by its own processor and chat template.
 
-Shapes: `R` requests of a batch, `T` prompt tokens, `C` tokens of a choice, `V` words of the vocabulary.
+Shapes: `R` requests of a batch, `T` prompt tokens, `V` entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 
@@ -33,31 +33,34 @@ if TYPE_CHECKING:
     import PIL.Image
     from transformers import PreTrainedModel, ProcessorMixin
 
-__all__ = ["VisionLanguageModel"]
+__all__ = ["Images", "VisionLanguageModel", "open_images"]
+
+Images: TypeAlias = "Mapping[str, Sequence[PIL.Image.Image]]"
+"""The decoded images of requests by request id, in the order of their documents."""
 
 
 class VisionLanguageModel(Model):
     """``transformers:DIR_OR_HUB_ID``; ``--model-arg chat_template=FILE`` for a checkpoint that has no template.
 
-    Reads: the document is one user turn; the setting ``assistant_prefix`` begins the answer. Decoding is what the request's settings
-    say (`Decoding`); of the checkpoint's own generation defaults only the special tokens count. Likelihood: the sum of the
-    log-probabilities of a choice's tokens, tokenised by itself and set directly after the template's generation prompt (and prefix); no
-    end token, no division by length (``details["choice_tokens"]`` has the lengths). The code of a checkpoint's folder is never run.
+    Text generation: the document is one user turn; the setting ``assistant_prefix`` begins the answer. Decoding follows the request's
+    settings (`Decoding`); of the checkpoint's own generation defaults only the special tokens count. Log-likelihood: the sum of the
+    log-probabilities of a choice's tokens, tokenised by itself and placed directly after the template's generation prompt (and prefix);
+    no end token, no division by length (``details["choice_tokens"]`` has the lengths). Code in a checkpoint's folder is never run.
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_text", "loglikelihood"})
+    argument_names: ClassVar[tuple[str, ...]] = ("chat_template",)
+    image_errors: ClassVar[tuple[type[Exception], ...]] = (BrokenImageError,)
+    """Errors of an image that fail its request; others, such as the `DataError` of a missing file, end the run."""
+    weights: str
+    """sha256 of the weights."""
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
-        options.only("chat_template")
-        if not options.location:
-            raise UsageError("--model transformers: write transformers:FOLDER or transformers:HUB_ID")
+        options.only(*self.argument_names)
         self.device = resolve_device(options.device)
         self.dtype = resolve_dtype(options.dtype, self.device)
-        folder = resolve_checkpoint(options.location, options.offline, f"--model transformers:{options.location}")
-        self.weights = weights_digest(folder)
-        self.processing = digest([[path.name, sha256_file(path)] for path in _data_files(folder)])
-        self.model, self.processor = _load(folder, self.dtype)
+        self.model, self.processor = self.load()
         with catch_out_of_memory(self.device):
             self.model.to(self.device)  # pyright: ignore[reportArgumentType] - torch's own signature
         self.tokenizer: Any = self.processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
@@ -66,13 +69,23 @@ class VisionLanguageModel(Model):
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.eos[0])
         self.chat_template = _chat_template(self.processor, options)
 
+    def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """The model in `self.dtype` and its processor; sets `weights`."""
+        location = self.options.location
+        if not location:
+            raise UsageError("--model transformers: write transformers:FOLDER or transformers:HUB_ID")
+        folder = resolve_checkpoint(location, self.options.offline, f"--model transformers:{location}")
+        self.weights = weights_digest(folder)
+        self.files = digest([[path.name, sha256_file(path)] for path in _data_files(folder)])
+        return _load(folder, self.dtype)
+
     def identity(self) -> Mapping[str, JSON]:
         image_processor = getattr(self.processor, "image_processor", None)
         return {
             "name": "transformers",
             "architecture": type(self.model).__name__,
             "weights_sha256": self.weights,
-            "files_sha256": self.processing,
+            "files_sha256": self.files,
             "image_processor": type(image_processor).__name__,
             "chat_template_sha256": digest(self.chat_template),
         }
@@ -82,52 +95,50 @@ class VisionLanguageModel(Model):
         return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."), "attention": attention}
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
-        decodings = [Decoding.of(request, self.options.name) for request in requests]
-        images: dict[str, list[PIL.Image.Image]] = {}
-        for request in requests:
-            try:
-                images[request.id] = [decode_rgb(part) for part in request.document if not isinstance(part, Text)]
-            except BrokenImageError as error:
-                yield Response.failed(request.id, "broken-image", str(error))
-        chosen = {request.id: decoding for request, decoding in zip(requests, decodings, strict=True)}
-        whole = [request for request in requests if request.id in images]
+        decodings = {request.id: Decoding.of(request, self.options.name) for request in requests}
+        images, failed = open_images(requests, self.image_errors)
+        yield from failed
         for with_images in (True, False):
-            for batch in group_by_settings([request for request in whole if bool(images[request.id]) == with_images]):
+            readable = [
+                request for request in requests if request.id in images and bool(images[request.id]) == with_images
+            ]
+            for batch in group_by_settings(readable):
                 with torch.inference_mode(), catch_out_of_memory(self.device):
                     if batch[0].kind == "loglikelihood":
-                        answers = self._loglikelihood(batch, images)
+                        responses = self._loglikelihood(batch, images)
                     else:
-                        answers = self._read(batch, images, chosen[batch[0].id])
-                yield from answers
+                        responses = self._generate(batch, images, decodings[batch[0].id])
+                yield from responses
 
-    def _inputs(
-        self, batch: Sequence[Request], images: Mapping[str, list[PIL.Image.Image]], side: str
-    ) -> dict[str, torch.Tensor]:
+    def inputs(self, batch: Sequence[Request], images: Images, side: str) -> dict[str, torch.Tensor]:
         """The processor's tensors for a batch, padded on `side`: ``input_ids`` (R, T), ``attention_mask`` (R, T), pixels."""
         conversations: list[Any] = []
         for request in batch:
-            waiting = iter(images[request.id])
+            remaining = iter(images[request.id])
             content = [
-                {"type": "text", "text": part.text}
+                {"type": "text", "text": self.text(part.text)}
                 if isinstance(part, Text)
-                else {"type": "image", "image": next(waiting)}
+                else {"type": "image", "image": next(remaining)}
                 for part in request.document
             ]
             conversations.append([{"role": "user", "content": content}])
-        padding = {"padding": True, "padding_side": side, "return_tensors": "pt"}
         inputs: Any = self.processor.apply_chat_template(
             conversations,
             chat_template=self._template(batch[0].settings.get("assistant_prefix")),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            processor_kwargs=padding,
+            processor_kwargs={"padding": True, "padding_side": side, "return_tensors": "pt"},
         )
         return {
             key: value.to(self.device, self.dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
             if isinstance(value, torch.Tensor)
         }
+
+    def text(self, text: str) -> str:
+        """A document's text as it goes into the prompt."""
+        return text
 
     def _template(self, prefix: str | None) -> str:
         """The chat template, with the first words of the answer at its end if any, a space before them where there is none yet."""
@@ -140,13 +151,11 @@ class VisionLanguageModel(Model):
         gap = "" if str(ending)[-1:].isspace() else " "
         return f"{self.chat_template.removesuffix(chr(10))}{{{{ {json.dumps(gap + prefix)} }}}}"
 
-    def _read(
-        self, batch: Sequence[Request], images: Mapping[str, list[PIL.Image.Image]], decoding: Decoding
-    ) -> list[Response]:
+    def _generate(self, batch: Sequence[Request], images: Images, decoding: Decoding) -> list[Response]:
         from transformers import GenerationConfig
         from transformers.generation.logits_process import LogitsProcessorList
 
-        inputs = self._inputs(batch, images, "left")
+        inputs = self.inputs(batch, images, "left")
         sampling = SeededSampling(decoding, [request.seed for request in batch]) if decoding.do_sample else None
         config = GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
@@ -169,30 +178,32 @@ class VisionLanguageModel(Model):
 
     def _response(self, request: Request, ids: list[int], prompt_tokens: int) -> Response:
         """The text up to the first end token, which counts as a new token."""
-        end = next((place for place, token in enumerate(ids) if token in self.eos), None)
-        kept = ids if end is None else ids[: end + 1]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        end = next((index for index, token in enumerate(ids) if token in self.eos), None)
+        new = ids if end is None else ids[: end + 1]
+        text = self.tokenizer.decode(new, skip_special_tokens=True).strip()
         return Response(
             request.id,
             (Text(text.encode("utf-8", "replace").decode()),),
             "length" if end is None else "stop",
             prompt_tokens,
-            len(kept),
+            len(new),
         )
 
-    def _loglikelihood(self, batch: Sequence[Request], images: Mapping[str, list[PIL.Image.Image]]) -> list[Response]:
-        """One pass over the prompts weighs all choices of one token; longer ones take one pass for each place in the list of choices."""
+    def _loglikelihood(self, batch: Sequence[Request], images: Images) -> list[Response]:
+        """One pass over the prompts scores all choices of one token; longer choices take one pass for each position in the list."""
         if self.model.config.is_encoder_decoder:
             raise ModelError(
-                f"{type(self.model).__name__} has an encoder and a decoder: its log-likelihood are not offered"
+                f"{type(self.model).__name__} has an encoder and a decoder: log-likelihoods are not supported"
             )
-        inputs = self._inputs(batch, images, "right")
+        inputs = self.inputs(batch, images, "right")
         ids = [[self._choice(request, choice) for choice in request.choices] for request in batch]
         scores: list[dict[int, float]] = [{} for _ in batch]
         if any(len(choice) == 1 for choices in ids for choice in choices):
             first = self._log_probs(inputs, [[] for _ in batch])
             for row, choices in enumerate(ids):
-                scores[row] = {j: float(first[row][0, one[0]]) for j, one in enumerate(choices) if len(one) == 1}
+                scores[row] = {
+                    j: float(first[row][0, tokens[0]]) for j, tokens in enumerate(choices) if len(tokens) == 1
+                }
         for j in range(max(map(len, ids))):
             tails = [choices[j] if j < len(choices) and len(choices[j]) > 1 else [] for choices in ids]
             if not any(tails):
@@ -214,21 +225,21 @@ class VisionLanguageModel(Model):
     def _choice(self, request: Request, choice: str) -> list[int]:
         ids: list[int] = self.tokenizer(choice, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise ModelError(f"{request.id}: the choice {choice!r} has no token to be weighed")
+            raise ModelError(f"{request.id}: the choice {choice!r} has no tokens")
         return ids
 
     def _log_probs(self, inputs: Mapping[str, torch.Tensor], tails: Sequence[list[int]]) -> list[torch.Tensor]:
         """For each row the log-probabilities (1 + its tail's length, V) after the prompt and after each token of its tail.
 
-        Rows are padded on the right, so every token stands at the position that it has without batch mates.
+        Rows are padded on the right, so that every token has the position that it has without batch mates.
         """
         lengths = inputs["attention_mask"].sum(1).tolist()
         extended = {key: _lengthened(key, inputs, tails, self.tokenizer.pad_token_id) for key in inputs}
         start, stop = min(lengths) - 1, max(length + len(tail) for length, tail in zip(lengths, tails, strict=True))
         forward: Any = self.model
         keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        kept = {"logits_to_keep": torch.arange(start, stop, device=self.device)} if keeps else {}
-        logits = forward(**extended, **kept, use_cache=False).logits
+        positions = {"logits_to_keep": torch.arange(start, stop, device=self.device)} if keeps else {}
+        logits = forward(**extended, **positions, use_cache=False).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         offset = start if keeps else 0
         return [
@@ -237,8 +248,31 @@ class VisionLanguageModel(Model):
         ]
 
 
+def open_images(
+    requests: Sequence[Request], errors: tuple[type[Exception], ...] = (BrokenImageError,)
+) -> tuple[dict[str, list[PIL.Image.Image]], list[Response]]:
+    """The images of each request by its id, and an error response for each request with a broken image.
+
+    An image that several requests share is decoded once. `errors` are those that count as a broken image; others are raised.
+    """
+    decoded: dict[str, PIL.Image.Image] = {}
+    images: dict[str, list[PIL.Image.Image]] = {}
+    failed: list[Response] = []
+    for request in requests:
+        parts = [part for part in request.document if not isinstance(part, Text)]
+        try:
+            for part in parts:
+                if part.digest() not in decoded:
+                    decoded[part.digest()] = decode_rgb(part)
+        except errors as error:
+            failed.append(Response.failed(request.id, "broken-image", str(error)))
+        else:
+            images[request.id] = [decoded[part.digest()] for part in parts]
+    return images, failed
+
+
 def _lengthened(key: str, inputs: Mapping[str, torch.Tensor], tails: Sequence[list[int]], pad: int) -> torch.Tensor:
-    """A tensor of the processor with the tails set after each row's prompt; pixels, which have no place for tokens, as they are."""
+    """A tensor of the processor with the tails after each row's prompt; pixels, which have no token axis, as they are."""
     tensor, mask = inputs[key], inputs["attention_mask"]
     longest = max(map(len, tails))
     if tensor.shape != mask.shape or longest == 0:
@@ -293,23 +327,23 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """The checkpoint's end tokens. Its other generation defaults are put aside: they are not part of what was asked."""
+    """The checkpoint's end tokens. Its other generation defaults are removed: the request's settings decide."""
     from transformers import GenerationConfig
 
-    given: Any = getattr(model.generation_config, "eos_token_id", None)
-    ends = [tokenizer.eos_token_id] if given is None else given
+    ends: Any = getattr(model.generation_config, "eos_token_id", None)
+    ends = tokenizer.eos_token_id if ends is None else ends
     ends = [ends] if isinstance(ends, int) else [end for end in ends if end is not None]
     if not ends:
         raise ModelError(
             f"{type(model).__name__}: neither its generation_config.json nor its tokenizer has an end token"
         )
-    kept = {name: getattr(model.generation_config, name, None) for name in ("bos_token_id", "decoder_start_token_id")}
-    model.generation_config = GenerationConfig(**kept)
+    names = ("bos_token_id", "decoder_start_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name, None) for name in names})
     return ends
 
 
 def _chat_template(processor: ProcessorMixin, options: ModelOptions) -> str:
-    """The jinja text by which a turn becomes a prompt: the user's file, else the checkpoint's own."""
+    """The jinja template that turns a conversation into a prompt: the user's file, else the checkpoint's own."""
     path = options.arguments.get("chat_template")
     if path is not None:
         try:

@@ -93,7 +93,7 @@ def test_greedy_text_generation_is_what_the_model_s_own_forward_says(model: Visi
     """Against a plain loop over forward, without cache, padding, generate or the checkpoint's repetition penalty."""
     for request, response in zip(requests(GREEDY), answers(model, requests(GREEDY)).values(), strict=True):
         response = answers(model, [request])[request.id]
-        inputs = model._inputs([request], {request.id: pixels(request)}, "right")
+        inputs = model.inputs([request], {request.id: pixels(request)}, "right")
         ids: list[int] = []
         while len(ids) < 8 and not (ids and ids[-1] in (2, 7)):
             ids.append(int(model._log_probs(inputs, [ids])[0][-1].argmax()))
@@ -106,8 +106,8 @@ def test_greedy_text_generation_is_what_the_model_s_own_forward_says(model: Visi
 def test_the_first_words_of_the_answer_stand_at_the_end_of_the_prompt(model: VisionLanguageModel) -> None:
     prefix = "The short answer '(one word)' is:"
     begun = requests({**GREEDY, "assistant_prefix": prefix})
-    plain = model.tokenizer.decode(model._inputs(requests(GREEDY)[:1], {"0": pixels(begun[0])}, "left")["input_ids"][0])
-    after = model.tokenizer.decode(model._inputs(begun[:1], {"0": pixels(begun[0])}, "left")["input_ids"][0])
+    plain = model.tokenizer.decode(model.inputs(requests(GREEDY)[:1], {"0": pixels(begun[0])}, "left")["input_ids"][0])
+    after = model.tokenizer.decode(model.inputs(begun[:1], {"0": pixels(begun[0])}, "left")["input_ids"][0])
     assert after.startswith(plain)
     assert after[len(plain) :].split() == model.tokenizer.decode(model.tokenizer(prefix)["input_ids"]).split()
     assert answers(model, begun) == one_by_one(model, begun)
@@ -148,7 +148,7 @@ def test_loglikelihood_is_the_sum_over_a_choice_s_tokens(model: VisionLanguageMo
         assert alone.scores is not None
         assert together[request.id].scores == pytest.approx(alone.scores, abs=1e-9)
         for j, choice in enumerate(request.choices):
-            inputs = model._inputs([request], {request.id: pixels(request)}, "right")
+            inputs = model.inputs([request], {request.id: pixels(request)}, "right")
             ids = model.tokenizer(choice, add_special_tokens=False)["input_ids"]
             assert alone.details["choice_tokens"][j] == len(ids)
             total = 0.0

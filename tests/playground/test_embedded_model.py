@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import dreamllm
-from dreambench.adapters.dreamllm import DreamLLM, embedded_checkpoint
+from dreambench.adapters.dreamllm import DreamLLM
 from dreambench.errors import MissingWeightsError
 from dreambench.interfaces import ModelOptions
 from dreambench_tasks.playground import instruction
 from evaluate import comprehension, describes, sentences_with_images
+from dreamllm.files import embedded_checkpoint
 
 
 @pytest.fixture(scope="module")
