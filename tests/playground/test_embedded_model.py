@@ -12,8 +12,8 @@ from dreambench.adapters.dreamllm import DreamLLM
 from dreambench.errors import MissingWeightsError
 from dreambench.interfaces import ModelOptions
 from dreambench_tasks.playground import instruction
-from evaluate import comprehension, describes, sentences_with_images
 from dreamllm.files import embedded_checkpoint
+from evaluate import comprehension, describes, sentences_with_images
 
 
 @pytest.fixture(scope="module")
