@@ -47,15 +47,15 @@ def test_mcnemar_equals_statsmodels(pairs: list[tuple[bool, bool]]) -> None:
 def test_swapping_the_systems_changes_the_sign_and_nothing_else(pairs: list[tuple[bool, bool]]) -> None:
     a, b = zip(*pairs, strict=True)
     there, back = st.paired_difference(a, b), st.paired_difference(b, a)
-    assert there.value == -back.value
+    assert there.estimate.value == -back.estimate.value
     assert there.p_value == back.p_value
     assert st.mcnemar(a, b).exact_p == st.mcnemar(b, a).exact_p
 
 
 def test_a_constant_difference_has_no_test() -> None:
     ours = st.paired_difference([0.9, 0.6, 0.3], [0.6, 0.3, 0.0])
-    assert ours.value == pytest.approx(0.3)
-    assert (ours.statistic, ours.p_value, ours.standard_error) == (None, None, 0.0)
+    assert ours.estimate.value == pytest.approx(0.3)
+    assert (ours.statistic, ours.p_value, ours.estimate.standard_error) == (None, None, 0.0)
 
 
 def test_pairing_gains_what_correlation_gives() -> None:
@@ -64,17 +64,17 @@ def test_pairing_gains_what_correlation_gives() -> None:
     ours = st.paired_difference(a, a + 0.01 * rng.random(500))
     assert ours.correlation is not None
     assert ours.correlation > 0.99
-    assert ours.standard_error is not None
+    assert ours.estimate.standard_error is not None
     assert ours.unpaired_standard_error is not None
-    assert ours.standard_error < 0.05 * ours.unpaired_standard_error
+    assert ours.estimate.standard_error < 0.05 * ours.unpaired_standard_error
 
 
 def test_clustered_difference_uses_the_clusters() -> None:
     a, b = [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]
     clusters = ["x", "x", "x", "y", "y", "y"]
     ours = st.paired_difference(a, b, clusters, cluster_name="image")
-    assert ours.method == "cluster by image"
-    assert ours.standard_error == pytest.approx(np.sqrt(2 * 1.5**2) / 6)
+    assert ours.estimate.method == "cluster by image"
+    assert ours.estimate.standard_error == pytest.approx(np.sqrt(2 * 1.5**2) / 6)
     with pytest.raises(ValueError, match="t test"):
         st.paired_difference(a, b, clusters, test="t")
 
@@ -95,19 +95,17 @@ def test_adjusted_p_values_equal_statsmodels(p_values: list[float], method: str)
     np.testing.assert_allclose(st.adjust_p_values(p_values, method), expected, rtol=1e-12, atol=1e-300)  # type: ignore[arg-type]
 
 
-def test_adjustment_refuses_what_is_no_probability() -> None:
+def test_adjustment_needs_probabilities_and_a_known_method() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         st.adjust_p_values([0.5, 1.5])
     with pytest.raises(ValueError, match="unknown adjustment"):
         st.adjust_p_values([0.5], "sidak")  # type: ignore[arg-type]
 
 
-def test_the_detectable_effect_is_detected_as_often_as_promised() -> None:
+def test_the_detectable_effect_is_detected_with_the_given_power() -> None:
     n, between = 400, 0.25
     effect = st.minimum_detectable_effect(n, between, power=0.8)
     assert st.required_questions(effect, between, power=0.8) == pytest.approx(n)
-    assert st.power(effect, np.sqrt(between / n)) == pytest.approx(0.8, abs=1e-6)
-    assert st.power(0.0, 1.0, alpha=0.05) == pytest.approx(0.05)
     drawn = np.random.default_rng(3).normal(effect, np.sqrt(between / n), 20_000)
     found = np.abs(drawn / np.sqrt(between / n)) > st.normal_quantile(0.95)
     assert found.mean() == pytest.approx(0.8, abs=0.01)
