@@ -10,9 +10,11 @@ import json
 import os
 import sys
 import uuid
+import zipfile
 import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 from dreambench.documents import JSON
 from dreambench.errors import DataError, DreambenchError
@@ -22,6 +24,7 @@ __all__ = [
     "cache_folder",
     "gc_paused",
     "inside",
+    "read_arrays",
     "read_bytes",
     "read_json",
     "read_json_lines",
@@ -29,6 +32,7 @@ __all__ = [
     "replacing",
     "sha256_file",
     "truncate_torn_line",
+    "write_arrays",
     "write_atomically",
     "write_once",
 ]
@@ -97,6 +101,18 @@ def read_json_lines(
                 raise error(f"{path}, line {number}: not JSON ({reason})") from reason
 
 
+def read_arrays(path: Path, error: type[DreambenchError] = DataError) -> dict[str, Any]:
+    """The arrays of an ``.npz`` file by name. Pickled objects are refused."""
+    import numpy as np
+
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as reason:
+        what = type(reason).__name__  # numpy's own words would advise to unpickle it
+        raise error(f"{path}: cannot be read as .npz arrays ({what})") from reason
+
+
 def sha256_file(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -125,6 +141,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; a reader sees the old bytes or the new ones, also after a crash."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Replace the ``.npz`` file `path` by these arrays."""
+    import numpy as np
+
+    with replacing(path) as temporary:
+        np.savez(temporary, **arrays)
 
 
 def write_once(path: Path, data: bytes) -> bool:

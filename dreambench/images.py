@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambench.documents import Image
+from dreambench.errors import DataError
 
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["BrokenImageError", "contact_sheet", "decode", "decode_rgb", "encode_png"]
+__all__ = ["BrokenImageError", "contact_sheet", "decode", "decode_rgb", "encode_png", "read_rgb", "require_images"]
+
+# What Pillow's decoders raise on damaged files, beside DecompressionBombError.
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Warning)
 
 
 class BrokenImageError(Exception):
@@ -32,13 +39,35 @@ def decode(data: bytes, name: str = "an image") -> PIL.Image.Image:
             warnings.simplefilter("ignore", UserWarning)  # palette transparency, odd EXIF: the pixels are what they are
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             return PIL.Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError, Warning) as error:
+    except (*_BROKEN, PIL.Image.DecompressionBombError) as error:
         raise BrokenImageError(f"{name} cannot be decoded ({type(error).__name__})") from error
 
 
 def decode_rgb(image: Image) -> PIL.Image.Image:
     """`decode` for an image of a document. Raises `DataError` where its file is missing or has changed."""
     return decode(image.read(), image.path or "an image")
+
+
+def read_rgb(path: Path) -> PIL.Image.Image:
+    """`decode` for an image file. Raises `DataError`, naming the file, where it is missing or damaged."""
+    try:
+        return decode(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image") from None
+    except (OSError, BrokenImageError) as error:
+        raise DataError(f"{path}: not a readable image ({type(error.__cause__ or error).__name__})") from error
+
+
+def require_images(paths: Iterable[Path]) -> None:
+    """`DataError` for the first file that does not begin as an image does. Damage further on is found on decoding."""
+    import PIL.Image
+
+    for path in paths:
+        try:
+            with warnings.catch_warnings(action="ignore"), PIL.Image.open(path):
+                pass
+        except (*_BROKEN, PIL.Image.DecompressionBombError) as error:
+            raise DataError(f"{path}: not a readable image ({type(error).__name__}): replace it") from error
 
 
 def encode_png(image: PIL.Image.Image) -> bytes:

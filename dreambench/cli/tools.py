@@ -37,7 +37,7 @@ def fid(
 
     Example: dreambench fid coco/val2017 generated --protocol clean,pytorch,tf1
     """
-    from dreambench.metrics.folders import compare_folders
+    from dreambench.metrics.compare import compare_folders
     from dreambench.report.terminal import print_scores
 
     given = _checked(options)
@@ -60,7 +60,7 @@ def fid_stats(
 
     Example: dreambench fid-stats coco/val2017 --out val2017.npz --protocol pytorch
     """
-    from dreambench.metrics.folders import save_folder_statistics
+    from dreambench.metrics.compare import save_folder_statistics
     from dreambench.progress import say
 
     given = _checked(options)

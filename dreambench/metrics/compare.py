@@ -1,31 +1,78 @@
-"""The scores of generated images against real ones, from their features."""
+"""The scores of generated images against reference images: from features, and from folders (``dreambench fid``, ``fid-stats``)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from statistics import NormalDist
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from dreambench.metrics.features import metric_name
-from dreambench.metrics.inception_score import inception_score
-from dreambench.metrics.intervals import frechet_jackknife
-from dreambench.metrics.kid import kernel_distance
-from dreambench.metrics.prdc import precision_recall_density_coverage
-from dreambench.metrics.reference import Reference
-from dreambench.scores import Score
+from dreambench.documents import JSON, digest
+from dreambench.errors import DataError, UsageError
+from dreambench.metrics.features import (
+    Features,
+    fingerprint,
+    identity_of,
+    image_features,
+    list_images,
+    load_extractor,
+    metric_name,
+)
+from dreambench.metrics.frechet import (
+    GaussianStatistics,
+    frechet_infinity,
+    frechet_jackknife,
+    load_statistics,
+    save_statistics,
+)
+from dreambench.metrics.set_metrics import inception_score, kernel_distance, precision_recall_density_coverage
+from dreambench.progress import say
+from dreambench.scores import Estimate, Protocol, Score
 from dreambench.statistics import mean_estimate
 
-__all__ = ["compare"]
+if TYPE_CHECKING:
+    from dreambench.metrics.features import Extractor
+    from dreambench.metrics.resize import Resizer
+
+__all__ = ["Reference", "compare", "compare_folders", "read_reference", "save_folder_statistics"]
 
 NEIGHBOURS = 5
 SPLITS = 10
 MANIFOLD_LIMIT = 10_000
-"""Above so many images on a side, precision and its kin are left out, with a note: their cost grows with the square."""
-Features = npt.NDArray[np.float32]
+"""Above so many images on a side, precision, recall, density and coverage are left out: their cost grows with the square."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference images under one protocol. `features` is None where only statistics are known; `notes` say what is unknown."""
+
+    statistics: GaussianStatistics
+    features: Features | None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_features(cls, features: Features) -> Reference:
+        return cls(GaussianStatistics.from_features(features), features)
+
+
+def read_reference(path: Path, dim: int, identity: Mapping[str, Any]) -> Reference:
+    """Reference statistics from a file. One made under another protocol is an error, an unknown one a note."""
+    saved = load_statistics(path, dim)
+    for name in ("extractor", "resize", "resize_version", "inception_scaling"):
+        found = (saved.identity or {}).get(name, identity[name])
+        if found != identity[name]:
+            raise DataError(
+                f"{path} was made with {name} {_short(found)}, this protocol has {_short(identity[name])}: "
+                "make it again with `dreambench fid-stats` under this protocol"
+            )
+    return Reference(saved.statistics, None, () if saved.warning is None else (saved.warning,))
+
+
+def _short(value: Any) -> str:
+    return str(value.get("name", value)) if isinstance(value, dict) else str(value)
+
+
+# --- from features ------------------------------------------------------------------------------------------------------
 
 
 def compare(
@@ -37,122 +84,153 @@ def compare(
     unscored: int = 0,
     keys: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Fréchet and kernel distance, precision and its kin, Inception Score, CLIPScore: what these features and this reference allow.
+    """The scores that these features and this reference allow: Fréchet and kernel distance, precision, recall, density, coverage,
+    Inception Score, CLIPScore.
 
     Args:
-        generated: ``features`` (N, d), and where the network gives them ``logits`` (N, classes), for the Inception Score, and
-            ``clip_scores`` (N,), for their mean.
-        keys: one per image; equal ones say which belong together, for instance all of one image's captions.
+        generated: ``features`` (N, d), and where the network gives them ``logits`` (N, classes) for the Inception Score, or
+            ``clip_scores`` (N,), and how many captions were cut, ``clip_truncated``.
+        keys: one per image; equal keys mark images that belong together, for instance those of one image's captions.
     """
-    features: Features = generated["features"]
-    n = len(features)
-    estimate = frechet_jackknife(features, reference.statistics, keys=keys)
-    notes = list(reference.notes)
-    for side, count in (("generated", n), ("real", reference.statistics.n)):
-        if count is not None and count <= features.shape[1]:
-            notes.append(
-                f"{count} {side} images are too few for {features.shape[1]} features: "
-                "the distance is biased upwards and barred from leaderboards"
-            )
-    if reference.features is not None:
-        notes += _why_no_manifold(n, len(reference.features))
-    scores = [
-        Score(
-            metric=metric_name("frechet", extractor),
-            value=estimate.value,
-            unit="",
-            n=n,
-            unscored=unscored,
-            interval=estimate.interval,
-            interval_method=estimate.method,
-            protocol=protocol,
-            notes=tuple(notes),
-        )
+    return [
+        Score.of(metric, estimate, protocol, unscored=unscored, notes=notes)
+        for metric, estimate, notes in _estimates(generated, reference, extractor, keys)
     ]
+
+
+def _estimates(
+    generated: Mapping[str, Any], reference: Reference, extractor: str, keys: Sequence[str] | None
+) -> Iterator[tuple[str, Estimate, tuple[str, ...]]]:
+    """(metric, estimate, notes) of each score."""
+    features: Features = generated["features"]
+    n, dim = features.shape
+    notes = [
+        f"{count} {side} images are too few for {dim} features: "
+        "the distance is biased upwards and barred from leaderboards"
+        for side, count in (("generated", n), ("reference", reference.statistics.n))
+        if count is not None and count <= dim
+    ]
+    left_out = None if reference.features is None else _why_no_manifold(n, len(reference.features))
+    notes = (*reference.notes, *notes, *([left_out] if left_out else ()))
+    yield metric_name("frechet", extractor), frechet_jackknife(features, reference.statistics, keys=keys), notes
     if reference.features is not None:
-        scores.append(_kernel(features, reference.features, extractor, protocol, unscored))
-        scores += _manifold(features, reference.features, extractor, protocol, unscored)
+        yield metric_name("kernel", extractor), kernel_distance(features, reference.features), ()
+        if left_out is None:
+            manifold = precision_recall_density_coverage(features, reference.features, k=NEIGHBOURS)
+            for name, estimate in manifold.items():
+                yield metric_name(name, extractor), estimate, ()
     if "logits" in generated:
-        scores.append(_inception(generated["logits"], extractor, protocol, unscored))
+        logits = generated["logits"]
+        yield metric_name("inception_score", extractor), inception_score(logits, splits=min(SPLITS, len(logits)))[0], ()
     if "clip_scores" in generated:
         cut = int(generated.get("clip_truncated", 0))
         notes = (f"clip_score: {cut} captions were longer than the CLIP's context and cut for it",) if cut else ()
-        scores.append(_clip(generated["clip_scores"], extractor, protocol, unscored, keys, notes))
+        estimate = mean_estimate(generated["clip_scores"], keys, cluster_name="image", unit="")
+        yield f"clip_score[{extractor}]", estimate, notes
+
+
+def _why_no_manifold(generated: int, reference: int) -> str | None:
+    """The note that says why precision, recall, density and coverage are left out; None where they are not."""
+    what = "precision, recall, density and coverage are left out:"
+    counts = f"{generated} generated and {reference} reference images"
+    if min(generated, reference) <= NEIGHBOURS:
+        return f"{what} {counts}, each side needs more than {NEIGHBOURS}"
+    if max(generated, reference) > MANIFOLD_LIMIT:
+        return f"{what} {counts}, at most {MANIFOLD_LIMIT} a side are compared pair by pair"
+    return None
+
+
+# --- from folders -------------------------------------------------------------------------------------------------------
+
+
+def compare_folders(
+    reference: Path,
+    generated: Path,
+    protocols: Sequence[str],
+    features: str = "inception",
+    device: str = "auto",
+    offline: bool = False,
+    infinity: bool = False,
+    real_vs_real: bool = False,
+) -> list[Score]:
+    """The scores of a folder of generated images under each protocol, each image decoded once.
+
+    Args:
+        reference: a folder of images, or statistics of `save_folder_statistics` or of another tool (``.npz`` with mu and sigma).
+        protocols: names of resizers: clean, pytorch, tf1, torchmetrics, dreamllm.
+        infinity: also FID-infinity (Chong and Forsyth 2020), an extrapolation over the number of generated images.
+        real_vs_real: also the real-vs-real baseline, the distance between every other reference image and the rest: no
+            model's distance means anything below it.
+    """
+    resizers = _resizers(protocols)
+    extractor = _extractor(features, device, offline)
+    ours = _features(list_images(generated), extractor, resizers)
+    references, fields = _references(reference, extractor, resizers)
+    metric = metric_name("frechet", extractor.name)
+    scores: list[Score] = []
+    for resizer, array, side in zip(resizers, ours, references, strict=True):
+        protocol = _protocol(extractor, resizer, metric, fields).id
+        scores += compare({"features": array}, side, extractor.name, protocol)
+        if infinity:
+            scores.append(Score.of(f"{metric}-infinity", frechet_infinity(array, side.statistics), protocol))
+        if real_vs_real:
+            scores.append(Score.of(f"{metric}-real-vs-real", _real_vs_real(side), protocol))
     return scores
 
 
-def _inception(logits: Features, extractor: str, protocol: str, unscored: int) -> Score:
-    splits = min(SPLITS, len(logits))
-    value, deviation = inception_score(logits, splits=splits)
-    return Score(
-        metric=metric_name("inception_score", extractor),
-        value=value,
-        unit="",
-        n=len(logits),
-        unscored=unscored,
-        interval_method=f"none: the field gives the standard deviation over {splits} splits, {deviation:.4g}",
-        protocol=protocol,
+def _protocol(extractor: Extractor, resizer: Resizer, metric: str, reference: JSON) -> Protocol:
+    return Protocol(resizer.name, 1, {"metric": metric, "reference": reference, **identity_of(extractor, resizer)})
+
+
+def _real_vs_real(reference: Reference) -> Estimate:
+    if reference.features is None:
+        raise UsageError("--real-vs-real compares halves of the reference images: give their folder, not statistics")
+    return frechet_jackknife(reference.features[::2], GaussianStatistics.from_features(reference.features[1::2]))
+
+
+def _references(path: Path, extractor: Extractor, resizers: Sequence[Resizer]) -> tuple[list[Reference], JSON]:
+    """The reference under each resizer, and the protocol's field that describes it."""
+    if path.suffix == ".npz":
+        references = [read_reference(path, extractor.dim, identity_of(extractor, resizer)) for resizer in resizers]
+        mean = references[0].statistics.mean
+        return references, {"kind": "statistics file", "statistics_sha256": digest(mean.tolist())}
+    paths = list_images(path)
+    references = [Reference.from_features(array) for array in _features(paths, extractor, resizers)]
+    return references, {"kind": "folder", **fingerprint(paths)}
+
+
+def save_folder_statistics(
+    folder: Path, out: Path, protocol: str, features: str = "inception", device: str = "auto", offline: bool = False
+) -> int:
+    """Save mean and covariance of a folder's features as ``.npz``, with what they were made from; returns the number of images."""
+    if out.suffix != ".npz":
+        raise UsageError(f"--out {out}: statistics are saved as .npz")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
+    resizers = _resizers([protocol])
+    extractor = _extractor(features, device, offline)
+    paths = list_images(folder)
+    (array,) = _features(paths, extractor, resizers)
+    identity = {**identity_of(extractor, resizers[0]), "images": fingerprint(paths)}
+    save_statistics(out, GaussianStatistics.from_features(array), identity)
+    return len(paths)
+
+
+def _features(paths: Sequence[Path], extractor: Extractor, resizers: Sequence[Resizer]) -> list[Features]:
+    if len(paths) < 2:
+        raise DataError(f"{paths[0].parent}: one image has no spread; a Fréchet distance needs at least two")
+    return image_features(
+        paths, extractor, resizers, progress=lambda done, total: say(f"features of {done} of {total} images")
     )
 
 
-def _clip(
-    scores: Features, extractor: str, protocol: str, unscored: int, keys: Sequence[str] | None, notes: tuple[str, ...]
-) -> Score:
-    estimate = mean_estimate(scores, keys, cluster_name="image", unit="")
-    return Score(
-        metric=f"clip_score[{extractor}]",
-        value=estimate.value,
-        unit="",
-        n=estimate.n,
-        unscored=unscored,
-        interval=estimate.interval,
-        interval_method=estimate.method,
-        protocol=protocol,
-        notes=notes,
-    )
+def _resizers(names: Sequence[str]) -> list[Resizer]:
+    from dreambench.metrics.resize import get_resizer
+
+    return [get_resizer(name) for name in names]
 
 
-def _kernel(features: Features, real: Features, extractor: str, protocol: str, unscored: int) -> Score:
-    distance = kernel_distance(features, real)
-    known = not math.isnan(distance.standard_error)
-    half = NormalDist().inv_cdf(0.975) * distance.standard_error
-    return Score(
-        metric=metric_name("kernel", extractor),
-        value=distance.value,
-        unit="",
-        n=len(features),
-        unscored=unscored,
-        interval=(distance.value - half, distance.value + half) if known else None,
-        interval_method="normal, delete-one standard error of both sides" if known else "none: fewer than 3 images",
-        protocol=protocol,
-    )
+def _extractor(features: str, device: str, offline: bool) -> Extractor:
+    from dreambench.adapters.torch_tools import resolve_device
 
-
-def _why_no_manifold(generated: int, real: int) -> list[str]:
-    """The note that stands in for precision and its kin where they are left out; nothing where they are not."""
-    what = "precision, recall, density and coverage are left out:"
-    if min(generated, real) <= NEIGHBOURS:
-        return [f"{what} {generated} generated and {real} real images, each side needs more than {NEIGHBOURS}"]
-    if max(generated, real) > MANIFOLD_LIMIT:
-        return [
-            f"{what} {generated} generated and {real} real images, at most {MANIFOLD_LIMIT} a side are compared pair by pair"
-        ]
-    return []
-
-
-def _manifold(features: Features, real: Features, extractor: str, protocol: str, unscored: int) -> list[Score]:
-    if _why_no_manifold(len(features), len(real)):
-        return []
-    prdc = precision_recall_density_coverage(features, real, k=NEIGHBOURS)
-    return [
-        Score(
-            metric=metric_name(name, extractor),
-            value=getattr(prdc, name),
-            unit="",
-            n=len(features),
-            unscored=unscored,
-            interval_method=f"none: depends on the {NEIGHBOURS} nearest of all images",
-            protocol=protocol,
-        )
-        for name in ("precision", "recall", "density", "coverage")
-    ]
+    return load_extractor(features, resolve_device(device), offline=offline)

@@ -161,4 +161,4 @@ def get_resizer(name: str) -> Resizer:
     try:
         return RESIZERS[name]
     except KeyError:
-        raise UsageError(f"resize {name!r} is not known; there are {', '.join(RESIZERS)}") from None
+        raise UsageError(f"--protocol {name}: there are {', '.join(RESIZERS)}") from None

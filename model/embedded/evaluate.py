@@ -28,7 +28,7 @@ from dreambench.api import run
 from dreambench.errors import DreambenchError
 from dreambench.files import cache_folder
 from dreambench.requests import sample_seed
-from dreambench.statistics.intervals import wilson_interval
+from dreambench.statistics import wilson_interval
 from dreambench_tasks.playground import (
     BACKGROUNDS,
     PLACES,

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
-from dreambench.metrics.frechet import frechet_distance
-from dreambench.metrics.gaussian import GaussianStatistics
+from dreambench.metrics.frechet import GaussianStatistics, frechet_distance
 from dreambench_tasks.playground import (
     BACKGROUNDS,
     COLOURS,

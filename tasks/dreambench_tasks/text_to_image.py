@@ -107,8 +107,8 @@ class TextToImageTask(Task):
         return Request(sample.id, "generate_image", sample.prompt, settings, seed, sample.group)
 
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
-        from dreambench.metrics.features import metric_name
-        from dreambench.metrics.reference import identity_of, read_reference
+        from dreambench.metrics.compare import read_reference
+        from dreambench.metrics.features import identity_of, metric_name
         from dreambench.metrics.resize import get_resizer
 
         extractor = self.extractor()
@@ -133,8 +133,8 @@ class TextToImageTask(Task):
 
     def _reference_fields(self) -> JSON:
         from dreambench.files import sha256_file
-        from dreambench.metrics.images import require_images
-        from dreambench.metrics.reference import fingerprint, list_images
+        from dreambench.images import require_images
+        from dreambench.metrics.features import fingerprint, list_images
 
         real = self.spec.real
         if real is not None and real.suffix == ".npz":
@@ -252,11 +252,12 @@ class CandidateScorer:
     def score(self, images: Sequence[Image], caption: str) -> tuple[list[float], bool]:
         """CLIPScore, 2.5 · max(cos, 0), of each image with the caption, and whether that was too long for the CLIP and cut."""
         import torch
+        from torchvision.transforms.functional import pil_to_tensor
 
-        from dreambench.metrics.clip_score import clip_scores
-        from dreambench.metrics.images import read_bytes
+        from dreambench.images import decode_rgb
+        from dreambench.metrics.set_metrics import clip_scores
 
-        pixels = torch.stack([read_bytes(image.read()) for image in images])
+        pixels = torch.stack([pil_to_tensor(decode_rgb(image)) for image in images])
         features = self._clip.image_features(pixels).cpu().numpy()
         before = self._clip.truncated
         text = self._clip.text_features([caption]).cpu().numpy().repeat(len(images), axis=0)

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dreambench.documents import JSON, Image, document_text
-from dreambench.errors import RunError
-from dreambench.files import sha256_file, write_atomically
-from dreambench.metrics.compare import compare
-from dreambench.metrics.gaussian import GaussianStatistics
-from dreambench.metrics.reference import (
-    Features,
-    Reference,
-    cached_features,
-    identity_of,
-    image_features,
-    list_images,
-    read_reference,
-)
-from dreambench.metrics.stats_file import load_statistics, save_statistics
+from dreambench.errors import DataError, RunError
+from dreambench.files import read_arrays, sha256_file, write_arrays
+from dreambench.metrics.compare import Reference, compare, read_reference
+from dreambench.metrics.features import Features, identity_of, image_features, list_images
+from dreambench.metrics.frechet import load_statistics, save_statistics
 from dreambench.progress import say
 from dreambench.requests import Response, Sample
 from dreambench.scores import Score, TaskResult
@@ -85,7 +74,7 @@ def collect_features(
         captions = [document_text(sample.prompt) for sample in generated]
         for id_, part, one in zip(waiting, parts, features, strict=True):
             ids = np.array([sample.id for sample in generated])
-            _save(
+            write_arrays(
                 _folder(run, id_) / "generated.npz", features=one, ids=ids, **further(task.extractor(), one, captions)
             )
             shutil.rmtree(part, ignore_errors=True)
@@ -102,16 +91,17 @@ def further(extractor: Extractor, features: Features, captions: Sequence[str]) -
     """What an extractor's network says beyond its features: Inception's logits, CLIP's opinion of each image and its caption."""
     import torch
 
-    from dreambench.metrics.clip_score import clip_scores
-    from dreambench.metrics.encoders import ClipExtractor, ClipScorer
-    from dreambench.metrics.inception import InceptionExtractor
+    from dreambench.metrics.convolutional import InceptionExtractor
+    from dreambench.metrics.encoders import ClipExtractor
+    from dreambench.metrics.set_metrics import clip_scores
 
     if isinstance(extractor, InceptionExtractor):
         return {"logits": extractor.logits(torch.from_numpy(features)).cpu().numpy()}
-    if isinstance(extractor, ClipExtractor) and (extractor.folder / "tokenizer.json").is_file():
-        clip = ClipScorer(extractor.folder, device=extractor.device)
-        texts = [clip.text_features(list(captions[i : i + 64])).cpu().numpy() for i in range(0, len(captions), 64)]
-        return {"clip_scores": clip_scores(features, np.concatenate(texts)), "clip_truncated": np.array(clip.truncated)}
+    if isinstance(extractor, ClipExtractor) and extractor.has_text:
+        before = extractor.truncated
+        batches = (list(captions[i : i + 64]) for i in range(0, len(captions), 64))
+        texts = np.concatenate([extractor.text_features(batch).cpu().numpy() for batch in batches])
+        return {"clip_scores": clip_scores(features, texts), "clip_truncated": np.array(extractor.truncated - before)}
     return {}
 
 
@@ -124,15 +114,14 @@ def _collect_real(task: TextToImageTask, run: RunFolder, protocols: Mapping[str,
         for id_, name in protocols.items():
             reference = read_reference(given, extractor.dim, identity_of(extractor, get_resizer(name)))
             target = _folder(run, id_) / "real-statistics.npz"
-            target.parent.mkdir(parents=True, exist_ok=True)
             save_statistics(target, reference.statistics, {"notes": list(reference.notes)})
         return
     paths = reference_image_files(task)
     resizers = [get_resizer(name) for name in protocols.values()]
-    features = cached_features(paths, extractor, resizers, _progress("real"))
+    features = image_features(paths, extractor, resizers, progress=_progress("real"))
     ids = np.array([image_id_of(path) for path in paths])
     for id_, one in zip(protocols, features, strict=True):
-        _save(_folder(run, id_) / "real.npz", features=one, ids=ids)
+        write_arrays(_folder(run, id_) / "real.npz", features=one, ids=ids)
 
 
 def reference_image_files(task: TextToImageTask) -> list[Path]:
@@ -156,17 +145,10 @@ def _progress(side: str) -> Any:
     return report
 
 
-def _save(path: Path, **arrays: Any) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
-
-
 def _load(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        return read_arrays(path)
+    except DataError as error:
         raise RunError(f"{path} is missing or damaged: remove it, and `dreambench score` computes it again") from error
 
 
@@ -177,8 +159,7 @@ def _reference(folder: Path) -> tuple[Reference, dict[int, Any]]:
         notes = tuple((saved.identity or {}).get("notes", ()))
         return Reference(saved.statistics, None, notes), {}
     real = _load(folder / "real.npz")
-    reference = Reference(GaussianStatistics.from_features(real["features"]), real["features"])
-    return reference, _real_by_image(real)
+    return Reference.from_features(real["features"]), _real_by_image(real)
 
 
 def _real_by_image(real: Mapping[str, Any]) -> dict[int, Any]:

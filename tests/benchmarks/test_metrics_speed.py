@@ -20,11 +20,9 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from dreambench.metrics.convolutional import build_network
 from dreambench.metrics.features import load_extractor
-from dreambench.metrics.frechet import frechet_distance
-from dreambench.metrics.gaussian import GaussianStatistics
-from dreambench.metrics.inception import build_network
-from dreambench.metrics.intervals import frechet_jackknife
+from dreambench.metrics.frechet import GaussianStatistics, frechet_distance, frechet_jackknife
 from dreambench.metrics.resize import RESIZERS
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time, min_rounds=2, max_time=1.0, warmup=False)

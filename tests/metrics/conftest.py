@@ -12,7 +12,7 @@ from metrics.images import generate_images
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights that keep the signal's size through 20 layers, so that an error in any layer shows in the features."""
     torch = pytest.importorskip("torch")
-    from dreambench.metrics.inception import build_network
+    from dreambench.metrics.convolutional import build_network
 
     generator = torch.Generator().manual_seed(0)
     network = build_network()

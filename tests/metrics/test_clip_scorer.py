@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from dreambench.errors import MissingWeightsError
-from dreambench.metrics.clip_score import clip_scores
 from dreambench.metrics.encoders import ClipScorer
 from dreambench.metrics.resize import RESIZERS
+from dreambench.metrics.set_metrics import clip_scores
 
+CPU = torch.device("cpu")
 WORDS = ["<start>", "<end>", "a", "red", "blue", "ball", "on", "the", "grass"]
 
 
@@ -47,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scores_are_the_models_cosines(folder: Path) -> None:
-    scorer = ClipScorer(folder)
+    scorer = ClipScorer(folder, device=CPU)
     images = torch.stack([torch.from_numpy(generate_images(seed, 40, 60)).permute(2, 0, 1) for seed in (1, 2)])
     texts = ["a red ball", "the blue ball on grass"]
     model = CLIPModel.from_pretrained(folder).eval()
@@ -65,12 +66,12 @@ def test_scores_are_the_models_cosines(folder: Path) -> None:
 
 
 def test_a_caption_longer_than_the_model_is_cut_and_counted(folder: Path) -> None:
-    scorer = ClipScorer(folder)
+    scorer = ClipScorer(folder, device=CPU)
     long = "a red ball on the grass on the grass"
     assert torch.equal(scorer.text_features([long]), scorer.text_features(["a red ball on the grass"]))
     assert scorer.truncated == 1
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MissingWeightsError, match=r"preprocessor_config\.json is missing"):
-        ClipScorer(tmp_path)
+    with pytest.raises(MissingWeightsError, match=r"config\.json is missing"):
+        ClipScorer(tmp_path, device=CPU)

@@ -1,4 +1,4 @@
-"""Feature extractors: equal to the networks as shipped, strict about weights, honest about names."""
+"""Feature extractors equal the published networks, refuse other weights, and name what they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from dreambench.errors import DataError, MissingExtraError, MissingWeightsError, UsageError
 from dreambench.files import sha256_file
-from dreambench.metrics import inception
+from dreambench.metrics import convolutional
 from dreambench.metrics.features import extract, load_extractor, metric_name
 from dreambench.metrics.resize import RESIZERS
 
@@ -33,7 +33,7 @@ def test_inception_equals_torch_fidelity(inception_weights: Path) -> None:
     ours = load_extractor(f"inception:{inception_weights}")
     computed = ours(RESIZERS["tf1"](images(3), 299), "tf1")
     assert relative(computed, features) < 1e-6
-    assert isinstance(ours, inception.InceptionExtractor)
+    assert isinstance(ours, convolutional.InceptionExtractor)
     assert relative(ours.logits(computed), logits) < 1e-6
     pytorch = ours(RESIZERS["tf1"](images(3), 299), "pytorch")
     assert relative(pytorch, features) > 1e-4, "the two input scalings are different measurements"
@@ -48,7 +48,7 @@ def test_other_weights_of_the_shape_are_named_by_their_hash_and_never_fid(incept
 
 
 def test_the_hash_alone_makes_it_fid(inception_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inception, "HASH", sha256_file(inception_weights)[:8])
+    monkeypatch.setattr(convolutional, "HASH", sha256_file(inception_weights)[:8])
     extractor = load_extractor(f"inception:{inception_weights}")
     assert metric_name("frechet", extractor.name) == "fid"
     assert metric_name("kernel", extractor.name) == "kid"
@@ -104,10 +104,10 @@ def test_missing_inception_weights_say_where_they_were_looked_for_and_what_to_do
     for words in (str(tmp_path / "checkpoints"), "--offline", "inception:PATH", "efficientnet-lite0"):
         assert words in str(caught.value)
     (tmp_path / "checkpoints").mkdir(exist_ok=True)
-    (tmp_path / "checkpoints" / inception.FILES[1]).write_bytes(inception_weights.read_bytes())
+    (tmp_path / "checkpoints" / convolutional.FILES[1]).write_bytes(inception_weights.read_bytes())
     with pytest.raises(MissingWeightsError, match="SHA-256"):
         load_extractor("inception", offline=True)
-    monkeypatch.setattr(inception, "HASH", sha256_file(inception_weights)[:8])
+    monkeypatch.setattr(convolutional, "HASH", sha256_file(inception_weights)[:8])
     assert load_extractor("inception", offline=True).name == "inception"
 
 
@@ -182,7 +182,7 @@ def test_clip_features_are_the_models_own(clip_folder: Path) -> None:
     assert ours.dim == 10
 
 
-def test_the_embedded_datas_network_needs_no_preparation() -> None:
+def test_the_extractor_of_the_embedded_data_is_installed() -> None:
     assert load_extractor("playground-clip").name == "playground-clip"
 
 
@@ -224,7 +224,7 @@ def test_a_folder_that_lacks_a_tensor_is_refused(clip_folder: Path, tmp_path: Pa
         ("efficientnet-lite0:x", UsageError, "takes no location"),
     ],
 )
-def test_a_wrong_name_or_place_says_what_is_accepted(spec: str, error: type[Exception], message: str) -> None:
+def test_a_wrong_name_or_location_says_what_is_accepted(spec: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_extractor(spec)
 
@@ -240,7 +240,7 @@ def test_images_of_mixed_sizes_keep_their_order_under_every_resize(clip_folder: 
         alone = np.concatenate([extractor(resizer(image[None], 32), resizer.scaling).numpy() for image in mixed])
         np.testing.assert_allclose(part, alone, atol=1e-5)
     assert not np.allclose(features[0], features[1], atol=1e-4)
-    assert extract([], extractor, resizers[0])[0].shape == (0, 10)
+    assert extract([], extractor, resizers[:1])[0].shape == (0, 10)
 
 
 def test_features_are_float32_whatever_the_caller_has_switched_on(clip_folder: Path) -> None:

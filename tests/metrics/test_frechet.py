@@ -10,10 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreambench.errors import DataError
-from dreambench.metrics.frechet import frechet_distance
-from dreambench.metrics.gaussian import GaussianStatistics, Moments
-from dreambench.metrics.intervals import assign_groups, frechet_infinity, frechet_jackknife
-from dreambench.metrics.stats_file import load_statistics, save_statistics
+from dreambench.metrics.frechet import (
+    GaussianStatistics,
+    assign_groups,
+    frechet_distance,
+    frechet_infinity,
+    frechet_jackknife,
+    load_statistics,
+    save_statistics,
+)
 
 
 def features(seed: int, n: int, d: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
@@ -23,7 +28,7 @@ def features(seed: int, n: int, d: int, scale: float = 1.0, shift: float = 0.0) 
 
 
 def truth(a: np.ndarray, b: np.ndarray) -> float:
-    """From the definition by another road: tr (S1 S2)^½ is the nuclear norm of A1 A2ᵀ, by singular values."""
+    """From the definition in another way: tr (S1 S2)^½ is the nuclear norm of A1 A2ᵀ, by singular values."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     x, y = ((m - m.mean(axis=0)) / np.sqrt(len(m) - 1) for m in (a, b))
     nuclear = np.linalg.svd(x @ y.T, compute_uv=False).sum()
@@ -62,30 +67,11 @@ def test_with_statistics_only_the_rank_is_bounded_by_the_number_of_items() -> No
     assert frechet_distance(*plain) == pytest.approx(truth(a, b), rel=1e-11)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(1, 30), min_size=2, max_size=6), st.floats(-1e3, 1e3))
-def test_streaming_and_merging_equal_the_whole(sizes: list[int], shift: float) -> None:
-    """Also far from 0, where sums of squares would cancel."""
-    whole = features(3, sum(sizes), 8).astype(np.float64) + shift
-    parts = np.split(whole, np.cumsum(sizes)[:-1])
-    streamed, ranks = Moments(8), [Moments(8) for _ in range(2)]
-    for index, part in enumerate(parts):
-        streamed.add(part)
-        ranks[index % 2].add(part)
-    ranks[0].merge(ranks[1])
-    expected = GaussianStatistics.from_features(whole)
-    for moments in (streamed, ranks[0]):
-        ours = moments.statistics()
-        assert ours.n == len(whole)
-        np.testing.assert_allclose(ours.mean, expected.mean, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(ours.covariance, expected.covariance, rtol=1e-9, atol=1e-11)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [([[1.0, 2.0]], "at least 2 items"), ([[1.0], [np.nan]], "item 1 holds NaN"), ([1.0, 2.0], "expected a matrix")],
 )
-def test_features_that_are_none_are_refused(values: list, message: str) -> None:
+def test_anything_but_a_finite_matrix_of_two_rows_is_refused(values: list, message: str) -> None:
     with pytest.raises(DataError, match=message):
         GaussianStatistics.from_features(values)
 
@@ -97,7 +83,7 @@ def test_a_covariance_with_a_negative_eigenvalue_is_refused() -> None:
 
 
 def leave_out(data: np.ndarray, reference: GaussianStatistics, group: np.ndarray) -> np.ndarray:
-    """Each distance anew, from the items that are left."""
+    """Each distance computed from the remaining items."""
     return np.array([
         frechet_distance(GaussianStatistics.from_features(data[group != g]), reference) for g in range(group.max() + 1)
     ])  # fmt: skip
@@ -119,7 +105,6 @@ def test_jackknife_equals_recomputing_without_each_group(n: int, m: int, d: int)
         assert result.standard_error == pytest.approx(
             np.sqrt(9 / 10 * ((without - without.mean()) ** 2).sum()), rel=1e-6
         )
-    assert result.full_rank == (n > d)
 
 
 def test_jackknife_error_is_the_spread_over_repeated_samples() -> None:
@@ -139,7 +124,7 @@ def test_groups_by_key_keep_a_key_together_and_do_not_depend_on_the_order() -> N
     assert np.bincount(group).min() >= 6
 
 
-def test_too_few_items_give_a_value_without_an_interval_and_say_so() -> None:
+def test_too_few_items_give_a_value_without_an_interval() -> None:
     result = frechet_jackknife(features(1, 3, 5), GaussianStatistics.from_features(features(2, 9, 5)))
     assert result.interval is None
     assert "too few" in result.method
@@ -151,7 +136,7 @@ def test_infinity_removes_the_bias_of_a_small_sample() -> None:
     reference = GaussianStatistics.from_moments(np.zeros(d), np.eye(d))
     sample = np.random.RandomState(1).randn(2000, d)
     plain = frechet_distance(GaussianStatistics.from_features(sample[:200]), reference)
-    assert abs(frechet_infinity(sample, reference)) < 0.2 * plain
+    assert abs(frechet_infinity(sample, reference).value) < 0.2 * plain
     assert frechet_infinity(sample, reference) == frechet_infinity(sample, reference)
 
 

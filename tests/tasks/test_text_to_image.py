@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 import dreambench
 from dreambench.api import Result, score_run
 from dreambench.errors import DataError, RunError, UsageError
-from dreambench.metrics.folders import compare_folders, save_folder_statistics
+from dreambench.metrics.compare import compare_folders, save_folder_statistics
 from dreambench_tasks import playground
 from dreambench_tasks.coco import image_index, read_captions
 

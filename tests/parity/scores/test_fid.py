@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from metrics.subsets import subset_kernel_distance
 from parity.checks import Check, Exempt, fixture_folder, leaves, uncovered
 
-from dreambench.metrics.frechet import frechet_distance
-from dreambench.metrics.gaussian import GaussianStatistics
-from dreambench.metrics.inception_score import inception_score
-from dreambench.metrics.kid import kernel_distance, subset_kernel_distance
-from dreambench.metrics.prdc import precision_recall_density_coverage
+from dreambench.metrics.frechet import GaussianStatistics, frechet_distance
+from dreambench.metrics.set_metrics import inception_score, kernel_distance, precision_recall_density_coverage
 
 ROOT = fixture_folder("DREAMBENCH_GOLDEN", "../shared/golden/scores")
 FOLDER = ROOT / "fid" if ROOT else None
@@ -150,10 +148,11 @@ def neighbour_checks(folder: Path) -> list[Check]:
         generated, real = (recipe(**recorded["recipes"][case[part]]) for part in ("set_generated", "set_real"))
         ours = precision_recall_density_coverage(generated, real, k=case["k"])
         for name, value in case["prdc_package"].items():
-            checks.append(Check(f"{RECORDED}:prdc/{index}/prdc_package/{name}", value, getattr(ours, name), atol=1e-9))
+            checks.append(Check(f"{RECORDED}:prdc/{index}/prdc_package/{name}", value, ours[name].value, atol=1e-9))
         closed = precision_recall_density_coverage(generated, real, k=case["k"], closed=True)
-        f_score = 2 * closed.precision * closed.recall / max(1e-5, closed.precision + closed.recall)
-        values = {"precision": closed.precision, "recall": closed.recall, "f_score": f_score}
+        precision, recall = closed["precision"].value, closed["recall"].value
+        f_score = 2 * precision * recall / max(1e-5, precision + recall)
+        values = {"precision": precision, "recall": recall, "f_score": f_score}
         for name, value in case["torch_fidelity"].items():  # it averages in float32
             checks.append(Check(f"{RECORDED}:prdc/{index}/torch_fidelity/{name}", value, values[name], atol=1e-6))
     return checks
@@ -164,9 +163,9 @@ def inception_score_checks(folder: Path) -> list[Check]:
     for index, case in enumerate(load(folder, RECORDED)["isc"]):
         with np.load(folder / f"isc_logits_{case['N']}_{case['C']}.npz") as arrays:
             logits = (arrays["logits"].astype(np.float32) / 1000 * arrays["scale"]).astype(np.float32)
-        mean, deviation = inception_score(logits, splits=case["splits"], shuffle=case["shuffle_seed2020"])
+        score, deviation = inception_score(logits, splits=case["splits"], shuffle=case["shuffle_seed2020"])
         key = f"{RECORDED}:isc/{index}/inception_score"
-        checks.append(Check(f"{key}_mean", case["inception_score_mean"], mean, atol=1e-6))
+        checks.append(Check(f"{key}_mean", case["inception_score_mean"], score.value, atol=1e-6))
         checks.append(Check(f"{key}_std", case["inception_score_std"], deviation, atol=1e-6))
     return checks
 

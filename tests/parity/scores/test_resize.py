@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from parity.checks import Check, Exempt, fixture_folder, leaves, uncovered
 
-from dreambench.metrics.images import read_rgb
+from dreambench.images import read_rgb
 
 torch = pytest.importorskip("torch")
 from dreambench.metrics.resize import RESIZERS  # noqa: E402
@@ -70,7 +70,7 @@ def pipeline(name: str, rgb: np.ndarray) -> np.ndarray | None:
 
 
 def image_checks(folder: Path, image: str, recorded: dict[str, Any]) -> list[Check]:
-    rgb = read_rgb(folder / "images" / image)
+    rgb = np.array(read_rgb(folder / "images" / image))
     lossy = Path(image).suffix.lower() in (".jpg", ".jpeg") or (
         Path(image).suffix == ".webp" and "lossless" not in image
     )

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from dreambench.errors import DataError
-from dreambench.metrics import kid, prdc
-from dreambench.metrics.clip_score import clip_scores, cosine_similarities, ref_clip_scores
-from dreambench.metrics.inception_score import inception_score
-from dreambench.metrics.kid import kernel_distance, subset_kernel_distance
-from dreambench.metrics.prdc import precision_recall_density_coverage
+from dreambench.metrics import set_metrics
+from dreambench.metrics.set_metrics import (
+    clip_scores,
+    cosine_similarities,
+    inception_score,
+    kernel_distance,
+    precision_recall_density_coverage,
+    ref_clip_scores,
+)
 
 
 def sets(n: int = 23, m: int = 31, d: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +33,7 @@ def mmd2(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_kernel_distance_and_its_error_equal_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kid, "BLOCK", 7)  # several blocks, the last one short
+    monkeypatch.setattr(set_metrics, "BLOCK", 7)  # several blocks, the last one short
     x, y = sets()
     result = kernel_distance(x, y)
     assert result.value == pytest.approx(mmd2(x, y), rel=1e-10)
@@ -39,37 +43,33 @@ def test_kernel_distance_and_its_error_equal_the_definition(monkeypatch: pytest.
     assert result.standard_error == pytest.approx(np.sqrt(variance), rel=1e-6)
 
 
-def test_subsets_as_large_as_the_sets_give_the_whole_sets_value() -> None:
-    x, y = sets(20, 20)
-    for convention in ("torch-fidelity", "clean-fid"):
-        mean, deviation = subset_kernel_distance(x, y, subsets=3, size=20, convention=convention)
-        assert mean == pytest.approx(kernel_distance(x, y).value, rel=1e-9)
-        assert deviation < 1e-12
-
-
-def test_a_subset_larger_than_a_set_is_an_error_and_not_a_smaller_subset() -> None:
-    with pytest.raises(DataError, match="subsets of 1000"):
-        subset_kernel_distance(*sets())
+def test_two_items_give_a_kernel_distance_without_an_interval() -> None:
+    x, y = sets(2, 5)
+    result = kernel_distance(x, y)
+    assert result.value == pytest.approx(mmd2(x, y), rel=1e-10)
+    assert (result.interval, result.standard_error, result.method) == (None, None, "none: fewer than 3 images")
+    with pytest.raises(DataError, match="needs 2 items"):
+        kernel_distance(x[:1], y)
 
 
 def test_prdc_equals_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prdc, "BLOCK", 7)
+    monkeypatch.setattr(set_metrics, "BLOCK", 7)
     x, y = sets()
     k = 3
     distance = np.linalg.norm(x[:, None] - y, axis=-1)
     radius_x = np.sort(np.linalg.norm(x[:, None] - x, axis=-1), axis=1)[:, k]
     radius_y = np.sort(np.linalg.norm(y[:, None] - y, axis=-1), axis=1)[:, k]
     result = precision_recall_density_coverage(x, y, k=k)
-    assert result.precision == (distance < radius_y).any(axis=1).mean()
-    assert result.recall == (distance < radius_x[:, None]).any(axis=0).mean()
-    assert result.density == pytest.approx((distance < radius_y).sum() / (k * len(x)), rel=1e-12)
-    assert result.coverage == (distance < radius_y).any(axis=0).mean()
+    assert result["precision"].value == (distance < radius_y).any(axis=1).mean()
+    assert result["recall"].value == (distance < radius_x[:, None]).any(axis=0).mean()
+    assert result["density"].value == pytest.approx((distance < radius_y).sum() / (k * len(x)), rel=1e-12)
+    assert result["coverage"].value == (distance < radius_y).any(axis=0).mean()
 
 
 def test_prdc_open_and_closed_balls_differ_on_a_tie_only() -> None:
     real, generated = np.array([[0.0], [1.0]]), np.array([[2.0], [5.0]])
-    assert precision_recall_density_coverage(generated, real, k=1).precision == 0
-    assert precision_recall_density_coverage(generated, real, k=1, closed=True).precision == 0.5
+    assert precision_recall_density_coverage(generated, real, k=1)["precision"].value == 0
+    assert precision_recall_density_coverage(generated, real, k=1, closed=True)["precision"].value == 0.5
 
 
 def test_prdc_needs_more_items_than_neighbours() -> None:
@@ -78,9 +78,9 @@ def test_prdc_needs_more_items_than_neighbours() -> None:
 
 
 def test_inception_score_is_one_for_equal_and_the_number_of_classes_for_distinct_certain_predictions() -> None:
-    assert inception_score(np.zeros((50, 10)))[0] == pytest.approx(1, abs=1e-12)
+    assert inception_score(np.zeros((50, 10)))[0].value == pytest.approx(1, abs=1e-12)
     certain = np.tile(np.eye(10) * 2000, (5, 1))  # probabilities underflow to exactly 0
-    assert inception_score(certain, splits=1)[0] == pytest.approx(10, rel=1e-9)
+    assert inception_score(certain, splits=1)[0].value == pytest.approx(10, rel=1e-9)
     with pytest.raises(DataError, match="splits"):
         inception_score(np.zeros((5, 10)))
 
