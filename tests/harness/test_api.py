@@ -89,7 +89,7 @@ def test_another_batch_size_on_a_begun_run_is_refused(tmp_path: Path) -> None:
         ("toybench:Nothing", "echo", {}, "has no Nothing"),
         ("toybench:Palette", "echo", {}, "is not a"),
         ("toy", "echo", {"protocol": ["best"]}, "--protocol best"),
-        ("toy", "echo", {"features": "inception"}, "--features means nothing"),
+        ("toy", "echo", {"features": "inception"}, "--features has no effect"),
         ("toy", "echo", {"generation": ["wild"]}, "--generation wild"),
         ("toy", "echo", {"generation": ["max_new_tokens=many"]}, "is not a int"),
         ("toy", "echo", {"model_arg": {"speed": "9"}}, "--model-arg speed"),

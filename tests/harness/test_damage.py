@@ -111,7 +111,7 @@ def test_what_no_file_can_hold_is_refused_by_sample(sample: Sample) -> None:
 
 
 def test_a_dtype_means_nothing_to_a_model_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--dtype float16 means nothing"):
+    with pytest.raises(UsageError, match="--dtype float16 has no effect"):
         run(tmp_path, dtype="float16")
 
 
