@@ -1,4 +1,4 @@
-"""COCO's captions and images, as their users have them on disk."""
+"""COCO's caption files and folders of images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambench.errors import DataError
+from dreambench.errors import DataError, counted
 from dreambench.files import sha256_file
 
 __all__ = ["Caption", "Captions", "find_images", "image_index", "read_captions"]
@@ -31,7 +31,6 @@ class Caption:
 class Captions:
     """An annotation file: captions by image id, in the order of their ids."""
 
-    path: Path
     sha256: str
     by_image: dict[int, list[Caption]]
 
@@ -66,8 +65,9 @@ def read_captions(data: Path, split: str) -> Captions:
         raise DataError(f"{path}: no images in it; is it a COCO captions file?")
     without = [image for image, captions in by_image.items() if not captions]
     if without:
-        raise DataError(f"{path}: {len(without)} images have no caption, the first {without[0]}: complete the file")
-    return Captions(path, sha256_file(path), dict(sorted(by_image.items())))
+        many = counted(len(without), "image has", "images have")
+        raise DataError(f"{path}: {many} no caption, the first {without[0]}: complete the file")
+    return Captions(sha256_file(path), dict(sorted(by_image.items())))
 
 
 def _id(value: object) -> int:
@@ -100,6 +100,6 @@ def find_images(image_ids: list[int], data: Path, images: Path | None, split: st
     if missing:
         raise DataError(
             f"{place}: {len(missing)} of {len(image_ids)} images are missing, the first {missing[0]:012d}.jpg: "
-            "say where they are with --images DIR, or give the real side with --real DIR or --real STATS.npz"
+            "say where they are with --images DIR, or give the reference with --real DIR or --real STATS.npz"
         )
     return [index[image_id] for image_id in image_ids]

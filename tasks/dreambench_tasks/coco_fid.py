@@ -24,15 +24,6 @@ class CocoFid(TextToImageTask):
     name = "coco_fid"
 
     @cached_property
-    def data(self) -> Path:
-        """COCO's folder, or the embedded playground's."""
-        if self.spec.data_path is not None:
-            return self.spec.data_path
-        from dreambench_tasks.playground import ensure_default
-
-        return ensure_default()
-
-    @cached_property
     def split(self) -> tuple[str, int | None]:
         """The annotation file's split and how many images are taken from it, None for all."""
         if self.spec.split is not None:

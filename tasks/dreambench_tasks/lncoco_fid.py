@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
 from typing import ClassVar
 
 from dreambench.documents import JSON, Text
-from dreambench.errors import UsageError
+from dreambench.errors import DataError, UsageError
+from dreambench.files import read_json_lines, sha256_file
 from dreambench.requests import Sample, sample_seed
 from dreambench_tasks.coco import find_images
-from dreambench_tasks.narratives import Narratives, read_narratives
 from dreambench_tasks.text_to_image import TextToImageTask
 
-__all__ = ["LnCocoFid"]
+__all__ = ["LnCocoFid", "Narratives", "read_narratives"]
+
+FILES = ("coco_val_localized_narratives.jsonl", "lncoco_captions_val2017.jsonl")
+
+
+@dataclass(frozen=True)
+class Narratives:
+    """Narratives by COCO image id, ids ascending, those of one image in the file's order."""
+
+    sha256: str
+    by_image: dict[int, list[str]]
 
 
 class LnCocoFid(TextToImageTask):
@@ -31,15 +42,6 @@ class LnCocoFid(TextToImageTask):
         "val2017-images": "one narrative per image, by sha256 of (seed, image id)",
         "val2017-30k": "images in turn until 30,000, the narrative by sha256 of (seed, image id, turn)",
     }
-
-    @cached_property
-    def data(self) -> Path:
-        """The narratives' folder or file, or the embedded playground."""
-        if self.spec.data_path is not None:
-            return self.spec.data_path
-        from dreambench_tasks.playground import ensure_default
-
-        return ensure_default()
 
     @cached_property
     def narratives(self) -> Narratives:
@@ -83,3 +85,38 @@ class LnCocoFid(TextToImageTask):
     def reference_images(self) -> list[Path]:
         folder = self.data.parent if self.data.is_file() else self.data
         return find_images(list(self.narratives.by_image), folder, self.spec.images, "val2017")
+
+
+def read_narratives(data: Path) -> Narratives:
+    """Localized Narratives in the official JSON Lines, plain or gzipped.
+
+    Args:
+        data: the file, or a folder that holds it, itself or in its ``annotations``.
+
+    Raises:
+        DataError: there is no such file, or a line is malformed.
+    """
+    path = data if data.is_file() else _find(data)
+    by_image: dict[int, list[str]] = {}
+    for number, record in read_json_lines(path):
+        try:
+            image_id, caption = int(record["image_id"]), record["caption"]
+            if not isinstance(caption, str) or not caption.strip():
+                raise TypeError("caption is empty or no text")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: needs image_id and caption ({error})") from error
+        by_image.setdefault(image_id, []).append(caption.strip())
+    if not by_image:
+        raise DataError(f"{path} holds no narratives")
+    return Narratives(sha256_file(path), dict(sorted(by_image.items())))
+
+
+def _find(data: Path) -> Path:
+    for folder in (data, data / "annotations"):
+        for name in FILES:
+            for suffix in ("", ".gz"):
+                if (folder / f"{name}{suffix}").is_file():
+                    return folder / f"{name}{suffix}"
+    raise DataError(
+        f"{data}: no {FILES[0]} (plain or .gz) in it: give the folder that holds it, or the file, with --data"
+    )

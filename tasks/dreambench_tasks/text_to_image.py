@@ -10,11 +10,12 @@ import io
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreambench.documents import JSON, Image, Text, digest
-from dreambench.errors import DataError, UsageError
+from dreambench.errors import DataError, UsageError, counted
 from dreambench.files import write_atomically
 from dreambench.interfaces import Task, sample_choice
 from dreambench.requests import Request, Response, Sample, sample_seed
@@ -50,7 +51,7 @@ EMBEDDED_FEATURES = "playground-clip"
 
 
 class TextToImageTask(Task):
-    """A benchmark of text-to-image: images for captions, held against images by Fréchet distance and its kin."""
+    """A benchmark of text-to-image: images for captions, compared with reference images by Fréchet distance and other measures."""
 
     protocol_names: ClassVar[Mapping[str, str]] = PROTOCOLS
     uses: ClassVar[frozenset[str]] = frozenset({"images", "real", "split", "features"})
@@ -88,20 +89,29 @@ class TextToImageTask(Task):
                 "choosing among candidates needs a CLIP folder: --generation rerank=clip:DIR (the published script: ViT-L/14)"
             )
 
+    @cached_property
+    def data(self) -> Path:
+        """``--data``, or the embedded playground."""
+        if self.spec.data_path is not None:
+            return self.spec.data_path
+        from dreambench_tasks.playground import ensure_default
+
+        return ensure_default()
+
     # --- what a benchmark adds ------------------------------------------------------------------------------------------
 
     @abstractmethod
     def reference_images(self) -> list[Path]:
-        """The images of the reference set, in a fixed order; not asked for where ``--real`` is given."""
+        """The images of the reference set, in a fixed order; not called where ``--real`` is given."""
 
     @abstractmethod
     def sampling(self) -> Mapping[str, JSON]:
         """Protocol fields: split, annotation file's hash, how captions and their repetitions were chosen."""
 
-    # --- asking ---------------------------------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------------------------------
 
     def request(self, sample: Sample) -> Request:
-        """The caption as it stands is the prompt, in every benchmark of this kind: no template."""
+        """The caption is the prompt, without a template, in every benchmark of this kind."""
         seed = sample_seed(self.spec.seed, sample.id)
         settings = {key: value for key, value in self.generation.items() if key not in ("preset", *CANDIDATE_SETTINGS)}
         return Request(sample.id, "generate_image", sample.prompt, settings, seed, sample.group)
@@ -134,14 +144,14 @@ class TextToImageTask(Task):
     def _reference_fields(self) -> JSON:
         from dreambench.files import sha256_file
         from dreambench.images import require_images
-        from dreambench.metrics.features import fingerprint, list_images
+        from dreambench.metrics.features import fingerprint
 
         real = self.spec.real
         if real is not None and real.suffix == ".npz":
             if not real.is_file():
                 raise DataError(f"--real {real}: no such file; make it with `dreambench fid-stats DIR --out {real}`")
             return {"kind": "statistics file", "sha256": sha256_file(real)}
-        images = self.reference_images() if real is None else list_images(real)
+        images = self._reference_files()
         if len(images) < 2:
             raise DataError(f"{images[0].parent}: one image has no spread; the reference needs two at least")
         require_images(images)
@@ -169,7 +179,7 @@ class TextToImageTask(Task):
             return response
         images = [part for part in response.document if isinstance(part, Image)]
         if len(images) != wanted:
-            message = f"{len(images)} images came back where {wanted} were asked for"
+            message = f"the model returned {counted(len(images), 'image')} instead of {wanted}"
             return Response.failed(response.id, "no-image", message)
         if wanted == 1:
             return response
@@ -192,16 +202,15 @@ class TextToImageTask(Task):
         system: dict[str, JSON] = {"generation": dict(self.generation)}
         if self.generation["candidates"] > 1:
             system["reranker"] = self.scorer().identity
-            # Where the folder lies on this machine is not what is measured.
+            # The path of the folder is not part of what is measured.
             system["generation"]["rerank"] = self.generation["rerank"].partition(":")[0]
         return system
 
     # --- facts for scoring ----------------------------------------------------------------------------------------------
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
-        """Features of both sides under each protocol, and the images a report shows; what is there is not made again."""
-        from dreambench_tasks.text_to_image_features import collect_features
-        from dreambench_tasks.text_to_image_references import collect_reference_images
+        """Features of both sides under each protocol, and the reference images for reports; what is there is not computed again."""
+        from dreambench_tasks.text_to_image_features import collect_features, collect_reference_images
 
         generated = [sample for sample in samples if responses[sample.id].error is None]
         if len(generated) < 2:
@@ -210,8 +219,15 @@ class TextToImageTask(Task):
                 f"{run.path}: {many} was generated, every other request ended in an error; see its responses/"
             )
         _write_pairs(run, samples)
-        collect_features(self, run, generated, responses)
-        collect_reference_images(self, run, samples, responses)
+        real = self.spec.real
+        reference = real if real is not None and real.suffix == ".npz" else self._reference_files
+        collect_features(run, generated, responses, self.extractor, reference)
+        collect_reference_images(run, samples, responses, reference)
+
+    def _reference_files(self) -> list[Path]:
+        from dreambench.metrics.features import list_images
+
+        return self.reference_images() if self.spec.real is None else list_images(self.spec.real)
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         from dreambench_tasks.text_to_image_features import score_features

@@ -1,13 +1,13 @@
-"""From a image generation run's images to its scores: features gathered once, then arithmetic over files.
+"""From an image generation run's images to its scores: features collected once, then arithmetic over files.
 
-``features/<protocol>/generated.npz`` holds ids and features of the generated images, ``real.npz`` those of the images, or
-``real-statistics.npz`` the given statistics. Scoring reads these and nothing else.
+``features/<protocol>/generated.npz`` holds ids and features of the generated images, ``real.npz`` those of the reference images, or
+``real-statistics.npz`` the statistics given by ``--real``. Scoring reads these and nothing else.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,11 @@ from dreambench.documents import JSON, Image, document_text
 from dreambench.errors import DataError, RunError
 from dreambench.files import read_arrays, sha256_file, write_arrays
 from dreambench.metrics.compare import Reference, compare, read_reference
-from dreambench.metrics.features import Features, identity_of, image_features, list_images
+from dreambench.metrics.features import Features, identity_of, image_features
 from dreambench.metrics.frechet import load_statistics, save_statistics
 from dreambench.progress import say
+from dreambench.report.images import save_reference_images, saved_reference_images
+from dreambench.report.runs import shown_images
 from dreambench.requests import Response, Sample
 from dreambench.scores import Score, TaskResult
 from dreambench.store import RunFolder
@@ -27,9 +29,8 @@ from dreambench_tasks.coco import COCO_FILE_NAME
 
 if TYPE_CHECKING:
     from dreambench.metrics.features import Extractor
-    from dreambench_tasks.text_to_image import TextToImageTask
 
-__all__ = ["collect_features", "image_id_of", "reference_image_files", "sample_rows", "score_features"]
+__all__ = ["collect_features", "collect_reference_images", "score_features"]
 
 
 def _folder(run: RunFolder, protocol: str) -> Path:
@@ -59,36 +60,45 @@ def _as_generated(response: Response) -> Path:
 
 
 def collect_features(
-    task: TextToImageTask, run: RunFolder, generated: Sequence[Sample], responses: Mapping[str, Response]
+    run: RunFolder,
+    generated: Sequence[Sample],
+    responses: Mapping[str, Response],
+    extractor: Callable[[], Extractor],
+    reference: Path | Callable[[], list[Path]],
 ) -> None:
-    """Compute and keep what is missing, both sides, all protocols, each image decoded once."""
+    """Compute and store the features that are missing, of both sides under all protocols, each image decoded once.
+
+    Args:
+        generated: the samples with an image.
+        extractor: loads the extractor; not called where nothing is missing.
+        reference: a file of statistics, or what lists the reference images.
+    """
     from dreambench.metrics.resize import get_resizer
 
     protocols = {id_: fields["name"] for id_, fields in _protocols(run).items()}
-    waiting = [id_ for id_ in protocols if not (_folder(run, id_) / "generated.npz").exists()]
-    if waiting:
+    missing = [id_ for id_ in protocols if not (_folder(run, id_) / "generated.npz").exists()]
+    if missing:
         paths = [_as_generated(responses[sample.id]) for sample in generated]
-        parts = [_folder(run, id_) / "parts" for id_ in waiting]
-        resizers = [get_resizer(protocols[id_]) for id_ in waiting]
-        features = image_features(paths, task.extractor(), resizers, parts, progress=_progress("generated"))
+        parts = [_folder(run, id_) / "parts" for id_ in missing]
+        resizers = [get_resizer(protocols[id_]) for id_ in missing]
+        features = image_features(paths, extractor(), resizers, parts, progress=_progress("generated"))
         captions = [document_text(sample.prompt) for sample in generated]
-        for id_, part, one in zip(waiting, parts, features, strict=True):
-            ids = np.array([sample.id for sample in generated])
-            write_arrays(
-                _folder(run, id_) / "generated.npz", features=one, ids=ids, **further(task.extractor(), one, captions)
-            )
+        ids = np.array([sample.id for sample in generated])
+        for id_, part, rows in zip(missing, parts, features, strict=True):
+            outputs = _further_outputs(extractor(), rows, captions)
+            write_arrays(_folder(run, id_) / "generated.npz", features=rows, ids=ids, **outputs)
             shutil.rmtree(part, ignore_errors=True)
-    real = [
-        id_
-        for id_ in protocols
-        if not any((_folder(run, id_) / name).exists() for name in ("real.npz", "real-statistics.npz"))
-    ]
+    real = {
+        id_: name
+        for id_, name in protocols.items()
+        if not any((_folder(run, id_) / file).exists() for file in ("real.npz", "real-statistics.npz"))
+    }
     if real:
-        _collect_real(task, run, {id_: protocols[id_] for id_ in real})
+        _collect_real(run, real, extractor(), reference)
 
 
-def further(extractor: Extractor, features: Features, captions: Sequence[str]) -> dict[str, Any]:
-    """What an extractor's network says beyond its features: Inception's logits, CLIP's opinion of each image and its caption."""
+def _further_outputs(extractor: Extractor, features: Features, captions: Sequence[str]) -> dict[str, Any]:
+    """What an extractor's network gives beyond features: Inception's logits, CLIP's score of each image with its caption."""
     import torch
 
     from dreambench.metrics.convolutional import InceptionExtractor
@@ -105,34 +115,47 @@ def further(extractor: Extractor, features: Features, captions: Sequence[str]) -
     return {}
 
 
-def _collect_real(task: TextToImageTask, run: RunFolder, protocols: Mapping[str, str]) -> None:
+def _collect_real(
+    run: RunFolder, protocols: Mapping[str, str], extractor: Extractor, reference: Path | Callable[[], list[Path]]
+) -> None:
     from dreambench.metrics.resize import get_resizer
 
-    extractor = task.extractor()
-    given = task.spec.real
-    if given is not None and given.suffix == ".npz":
+    if isinstance(reference, Path):
         for id_, name in protocols.items():
-            reference = read_reference(given, extractor.dim, identity_of(extractor, get_resizer(name)))
+            saved = read_reference(reference, extractor.dim, identity_of(extractor, get_resizer(name)))
             target = _folder(run, id_) / "real-statistics.npz"
-            save_statistics(target, reference.statistics, {"notes": list(reference.notes)})
+            save_statistics(target, saved.statistics, {"notes": list(saved.notes)})
         return
-    paths = reference_image_files(task)
+    paths = reference()
     resizers = [get_resizer(name) for name in protocols.values()]
     features = image_features(paths, extractor, resizers, progress=_progress("real"))
-    ids = np.array([image_id_of(path) for path in paths])
-    for id_, one in zip(protocols, features, strict=True):
-        write_arrays(_folder(run, id_) / "real.npz", features=one, ids=ids)
+    ids = np.array([_image_id(path) for path in paths])
+    for id_, rows in zip(protocols, features, strict=True):
+        write_arrays(_folder(run, id_) / "real.npz", features=rows, ids=ids)
 
 
-def reference_image_files(task: TextToImageTask) -> list[Path]:
-    """The real side as files; none where only its statistics are given."""
-    given = task.spec.real
-    if given is None:
-        return task.reference_images()
-    return [] if given.suffix == ".npz" else list_images(given)
+def collect_reference_images(
+    run: RunFolder,
+    samples: Sequence[Sample],
+    responses: Mapping[str, Response],
+    reference: Path | Callable[[], list[Path]],
+) -> None:
+    """Store a thumbnail of each reference image that a report may show beside a generated image.
+
+    An image that the reference does not hold (statistics, another folder) is noted as unknown.
+    """
+    wanted = sorted({int(row["image_id"]) for row in shown_images(_sample_rows(run, samples, responses))})
+    if {str(image_id) for image_id in wanted} <= saved_reference_images(run).keys():
+        return
+    try:
+        known = {} if isinstance(reference, Path) else {_image_id(path): path for path in reference()}
+        save_reference_images(run, {image_id: known.get(image_id) for image_id in wanted})
+    except DataError as error:
+        # Only where a run is scored again without its data. No score depends on these images.
+        say(f"reports of this run will show no reference images: {error}")
 
 
-def image_id_of(path: Path) -> int:
+def _image_id(path: Path) -> int:
     """COCO's image id by a file's name, -1 for other names."""
     match = COCO_FILE_NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
@@ -153,7 +176,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _reference(folder: Path) -> tuple[Reference, dict[int, Any]]:
-    """The real side, and its features by image id where they are known."""
+    """The reference, and its features by image id where they are known."""
     if (folder / "real-statistics.npz").exists():
         saved = load_statistics(folder / "real-statistics.npz")
         notes = tuple((saved.identity or {}).get("notes", ()))
@@ -183,8 +206,8 @@ def score_features(run: RunFolder, samples: Sequence[Sample], responses: Mapping
     return TaskResult(list(rows.values()), scores)
 
 
-def sample_rows(run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> list[dict[str, JSON]]:
-    """The rows of scores.parquet, from gathered features: similarities and CLIPScores under the first protocol."""
+def _sample_rows(run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> list[dict[str, JSON]]:
+    """The rows of scores.parquet, from stored features: similarities and CLIPScores under the first protocol."""
     folder = _folder(run, next(iter(_protocols(run))))
     real = _real_by_image(_load(folder / "real.npz")) if (folder / "real.npz").exists() else {}
     return list(_rows(run, samples, responses, _load(folder / "generated.npz"), real).values())
@@ -198,11 +221,11 @@ def _rows(
     real: Mapping[int, Any],
 ) -> dict[str, dict[str, JSON]]:
     rows = {sample.id: _row(run, sample, responses[sample.id]) for sample in samples}
-    for place, name in enumerate(generated["ids"].tolist()):
-        row, feature = rows[name], generated["features"][place]
+    for index, name in enumerate(generated["ids"].tolist()):
+        row, feature = rows[name], generated["features"][index]
         row["similarity"] = _cosine(feature, real.get(row["image_id"]))
         if "clip_scores" in generated and row["clip_score"] is None:
-            row["clip_score"] = float(generated["clip_scores"][place])
+            row["clip_score"] = float(generated["clip_scores"][index])
     return rows
 
 
@@ -222,7 +245,7 @@ def _row(run: RunFolder, sample: Sample, response: Response) -> dict[str, JSON]:
 
 
 def _cosine(a: Any, b: Any) -> float | None:
-    """Cosine between the features of a generated image and of its own image."""
+    """Cosine between the features of a generated image and of the image that its caption describes."""
     if b is None:
         return None
     a, b = a.astype(np.float64), b.astype(np.float64)
