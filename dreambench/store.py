@@ -26,7 +26,7 @@ from dreambench.spec import RunSpec
 
 __all__ = ["FORMAT", "RunFolder"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; a run of another version is refused."""
 
 

@@ -52,7 +52,7 @@ def break_line(content: str) -> Callable[[Path], None]:
         (cut("run.json", 300), r"run\.json is damaged .* --fresh"),
         (replace("run.json", ""), r"run\.json is damaged"),
         (replace("run.json", "[]"), r"run\.json is damaged"),
-        (replace("run.json", '{"format": 1}'), r"run\.json is damaged"),
+        (replace("run.json", '{"format": 2}'), r"run\.json is damaged"),
         (replace("run.json", '{"format": 99}'), r"layout 99"),
         (cut("samples.parquet", 200), r"samples\.parquet is missing or damaged"),
         (break_line("garbage"), r"rank-00000\.jsonl, line 5 is damaged"),
@@ -125,4 +125,4 @@ def test_scored_is_said_only_of_what_was_scored(tmp_path: Path) -> None:
     with pytest.raises(RunError):
         execute(RunSpec(task=TOY, model="echo", batch_size=8), tmp_path, say=said.append)
     assert "scored" not in said
-    assert json.loads((folder / "run.json").read_text())["format"] == 1
+    assert json.loads((folder / "run.json").read_text())["format"] == 2
