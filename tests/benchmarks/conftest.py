@@ -19,7 +19,9 @@ def faster(benchmark: Any) -> Comparison:
     --benchmark-disable each side runs once and nothing is timed.
     """
 
-    def compare(ours: Callable[[], Any], oracle: Callable[[], Any], at_least: float, rounds: int = 3) -> tuple[Any, Any]:
+    def compare(
+        ours: Callable[[], Any], oracle: Callable[[], Any], at_least: float, rounds: int = 3
+    ) -> tuple[Any, Any]:
         benchmark._timer = time.process_time
         if not benchmark.enabled:
             return benchmark.pedantic(ours), oracle()

@@ -1,16 +1,13 @@
-"""What the measures cost beside the libraries they must equal. One thread.
+"""How much faster the metrics are than the libraries that they must equal: each ratio is held to a floor with room for slow machines.
 
-    pytest tests/benchmarks/test_metrics_speed.py --benchmark-only --benchmark-columns=min,median,rounds
+    pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds
 
-Each group holds ours and the slow oracles that it must equal; pytest-benchmark prints their ratios. With --benchmark-disable every
-body runs once, on small sizes. CPU time is taken, so that a busy machine does not decide.
+With --benchmark-disable every body runs once on small sizes and only equality is checked.
 """
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +21,6 @@ from dreambench.metrics.convolutional import build_network
 from dreambench.metrics.features import load_extractor
 from dreambench.metrics.frechet import GaussianStatistics, frechet_distance, frechet_jackknife
 from dreambench.metrics.resize import RESIZERS
-
-pytestmark = pytest.mark.benchmark(timer=time.process_time, min_rounds=2, max_time=1.0, warmup=False)
 
 
 @pytest.fixture(scope="module")
@@ -50,34 +45,43 @@ def by_eigenvalues(a: GaussianStatistics, b: GaussianStatistics) -> float:
     return float(((a.mean - b.mean) ** 2).sum() + a.trace + b.trace - 2 * np.sqrt(values.astype(complex)).sum().real)
 
 
-@pytest.fixture(scope="module", params=["more items than features", "fewer items than features"])
-def pair(request: pytest.FixtureRequest, real_sizes: bool) -> tuple[str, GaussianStatistics, GaussianStatistics]:
+def statistics(seed: int, n: int, d: int) -> GaussianStatistics:
+    """With covariance and factor computed: once per reference for us, given for the oracles."""
+    found = GaussianStatistics.from_features(features(seed, n, d))
+    assert found.covariance.shape == (d, d)
+    assert found.factor.shape[0] == d
+    return found
+
+
+# Measured on one core at d = 2048: 15 and 3.5 times faster, and 77 times with fewer items than features.
+@pytest.mark.parametrize(
+    ("items", "oracle", "at_least"),
+    [("many", by_square_root, 6), ("many", by_eigenvalues, 1.7), ("few", by_square_root, 25)],
+)
+def test_frechet_distance(faster, real_sizes: bool, items: str, oracle, at_least: float) -> None:  # type: ignore[no-untyped-def]
     d = 2048 if real_sizes else 64
-    n = 2 * d if request.param.startswith("more") else d // 2
-    a, b = (GaussianStatistics.from_features(features(seed, n, d)) for seed in (1, 2))
-    for statistics in (a, b):  # what is computed once per reference, and what the oracles take as given
-        assert statistics.covariance.shape == (d, d)
-        assert statistics.factor.shape[0] == d
-    return request.param, a, b
+    a, b = (statistics(seed, 2 * d if items == "many" else d // 2, d) for seed in (1, 2))
+    ours, expected = faster(lambda: frechet_distance(a, b), lambda: oracle(a, b), at_least, rounds=2)
+    assert ours == pytest.approx(expected, abs=1e-6 * (a.trace + b.trace))
 
 
-@pytest.mark.parametrize("method", [frechet_distance, by_square_root, by_eigenvalues])
-def test_frechet(benchmark, pair: tuple[str, GaussianStatistics, GaussianStatistics], method: Callable) -> None:
-    name, a, b = pair
-    benchmark.group = f"Fréchet distance, {name}"
-    rounds = 3 if method is frechet_distance else 1
-    value = benchmark.pedantic(method, (a, b), rounds=rounds, warmup_rounds=int(method is frechet_distance))
-    assert value == pytest.approx(frechet_distance(a, b), abs=1e-6 * (a.trace + b.trace))
-
-
-def test_frechet_with_interval(benchmark, real_sizes: bool) -> None:
-    """Twenty more distances; to compare with one."""
-    benchmark.group = "Fréchet distance, more items than features"
+def test_an_interval_costs_less_than_its_twenty_distances(faster, real_sizes: bool) -> None:  # type: ignore[no-untyped-def]
     d = 2048 if real_sizes else 64
-    reference = GaussianStatistics.from_features(features(2, 2 * d, d))
-    assert reference.factor.shape[0] == d
-    result = benchmark.pedantic(frechet_jackknife, (features(1, 2 * d, d), reference), rounds=1)
-    assert result.interval is not None
+    generated, reference = features(1, 2 * d, d), statistics(2, 2 * d, d)
+    group = np.arange(len(generated)) % 20
+
+    def one_by_one() -> list[float]:
+        return [
+            frechet_distance(GaussianStatistics.from_features(generated[group != index]), reference)
+            for index in range(20)
+        ]
+
+    estimate, without = faster(lambda: frechet_jackknife(generated, reference), one_by_one, 1.2, rounds=1)
+    low, high = estimate.interval
+    error = float(np.sqrt(19 / 20 * ((np.array(without) - np.mean(without)) ** 2).sum()))
+    if len(generated) % 20 == 0:
+        assert estimate.standard_error == pytest.approx(error, rel=1e-4)
+    assert low < estimate.value < high
 
 
 @pytest.fixture(scope="module")
@@ -88,24 +92,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("whose", ["ours", "torch-fidelity"])
-def test_inception(benchmark, weights: Path, real_sizes: bool, whose: str) -> None:
-    """Resize and network on 256-pixel images, in batches of 32."""
-    benchmark.group = "Inception, TF1 resize and network, per batch"
+def test_inception(faster, weights: Path, real_sizes: bool) -> None:  # type: ignore[no-untyped-def]
+    """Resize and network on 256-pixel images, in batches of 32. Measured: 1.4 to 1.9 times faster."""
     images = torch.randint(0, 256, (32 if real_sizes else 1, 3, 256, 256), dtype=torch.uint8)
     ours = load_extractor(f"inception:{weights}")
     shipped = FeatureExtractorInceptionV3("inception", ["2048"], str(weights))
 
-    def run() -> torch.Tensor:
-        if whose == "ours":
-            return ours(RESIZERS["tf1"](images, 299), "tf1")
+    def reference() -> torch.Tensor:
         with torch.inference_mode():
             return shipped(images)[0]
 
-    result = benchmark.pedantic(run, rounds=3 if real_sizes else 1, warmup_rounds=int(real_sizes))
-    with torch.inference_mode():
-        reference = shipped(images[:1])[0]
-    assert float((result[:1] - reference).norm() / reference.norm()) < 1e-6
+    result, expected = faster(lambda: ours(RESIZERS["tf1"](images, 299), "tf1"), reference, 1.15)
+    assert float((result - expected).norm() / expected.norm()) < 1e-6
 
 
 def clean_fid(images: torch.Tensor) -> np.ndarray:
@@ -117,21 +115,14 @@ def clean_fid(images: torch.Tensor) -> np.ndarray:
     return np.stack([resize(image.permute(1, 2, 0).numpy()) for image in images])
 
 
-def torch_fidelity(images: torch.Tensor) -> torch.Tensor:
-    return interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
+def torch_fidelity(images: torch.Tensor) -> np.ndarray:
+    resized = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
+    return resized.permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize(
-    ("name", "resize"),
-    [
-        ("clean", lambda images: RESIZERS["clean"](images, 299)),
-        ("clean", clean_fid),
-        ("tf1", lambda images: RESIZERS["tf1"](images, 299)),
-        ("tf1", torch_fidelity),
-    ],
-    ids=["clean-ours", "clean-fid", "tf1-ours", "torch-fidelity"],
-)
-def test_resize(benchmark, real_sizes: bool, name: str, resize: Callable) -> None:
-    benchmark.group = f"resize {name}, 512 to 299 pixels, 16 images"
+# Measured: 1.24 times faster than clean-fid, 1.87 times than torch-fidelity.
+@pytest.mark.parametrize(("name", "oracle", "at_least"), [("clean", clean_fid, 1.0), ("tf1", torch_fidelity, 1.3)])
+def test_resize(faster, real_sizes: bool, name: str, oracle, at_least: float) -> None:  # type: ignore[no-untyped-def]
     images = torch.randint(0, 256, (16 if real_sizes else 2, 3, 512, 512), dtype=torch.uint8)
-    assert len(benchmark(resize, images)) == len(images)
+    ours, expected = faster(lambda: RESIZERS[name](images, 299), lambda: oracle(images), at_least)
+    np.testing.assert_allclose(ours.permute(0, 2, 3, 1).numpy(), expected, atol=1e-2)

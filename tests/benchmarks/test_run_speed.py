@@ -20,7 +20,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_images_a_second_of_a_whole_run(benchmark, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Image generation, storing, features of three protocols, scores; tiny model of random weights."""
+    """The embedded model: image generation, storing, features of three protocols, scores. Reported, not held: it has no oracle."""
     number = iter(range(100))
 
     def whole() -> dreambench.Result:
@@ -40,7 +40,7 @@ def test_images_a_second_of_a_whole_run(benchmark, world: Path, tmp_path: Path) 
 
 
 def test_the_harness_itself_costs_little_beside_its_batches(benchmark, world: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Storing a batch (PNG files, lines, syncs) beside answering it: printed, and bounded loosely because disks differ."""
+    """Storing a batch (PNG files, lines, syncs) takes less than half the time of answering it; loose, because disks differ."""
     began = time.perf_counter()
     result = benchmark.pedantic(
         lambda: dreambench.run("coco_fid", "dreamllm", data=world, features="playground-clip", out=tmp_path), rounds=1
