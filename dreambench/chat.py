@@ -1,10 +1,11 @@
-"""Chat-completions servers, called through the `openai` client with bounded retries. Shared by the adapter and the judge."""
+"""Chat-completions servers, called through the `openai` client with bounded retries, for the adapter and the judge."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -18,7 +19,15 @@ from dreambench.spec import parse_arguments
 if TYPE_CHECKING:
     import openai
 
-__all__ = ["ChatServer", "MalformedReplyError", "RefusedError", "Reply", "ServerUnavailableError", "in_parallel"]
+__all__ = [
+    "ChatServer",
+    "Conversation",
+    "MalformedReplyError",
+    "RefusedError",
+    "Reply",
+    "ServerUnavailableError",
+    "in_parallel",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -97,13 +106,9 @@ class ChatServer(BaseModel):
         """The server's host name, without the port."""
         return urlsplit(self.base_url).hostname or ""
 
-    def open(self) -> Conversation:
-        """A client; nothing is sent yet. Raises `MissingExtraError` without the package openai."""
-        return Conversation(self)
-
 
 class Conversation:
-    """A client of a `ChatServer` that threads can share; a context manager."""
+    """A client of a `ChatServer`, which threads can share. Raises `MissingExtraError` without the package openai."""
 
     def __init__(self, server: ChatServer) -> None:
         try:
@@ -121,18 +126,12 @@ class Conversation:
             max_retries=server.retries,
         )
 
-    def __enter__(self) -> Conversation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def ask(self, messages: Sequence[Mapping[str, JSON]], max_tokens: int, settings: Mapping[str, JSON]) -> Reply:
-        """One chat completion; `settings` are added to the request's body.
+    def ask(self, content: JSON, max_tokens: int, settings: Mapping[str, JSON]) -> Reply:
+        """The completion of one user message; `settings` are added to the request's body.
 
         Raises:
             ServerUnavailableError, RefusedError, MalformedReplyError: see there.
@@ -142,7 +141,7 @@ class Conversation:
 
         body = {
             "model": self.server.model,
-            "messages": list(messages),
+            "messages": [{"role": "user", "content": content}],
             self.server.token_field: max_tokens,
             **settings,
         }
@@ -212,27 +211,28 @@ def _read(completion: object) -> Reply:
     )
 
 
-def in_parallel(work: Callable[[T], R], items: Sequence[T], concurrency: int) -> Iterator[R]:
-    """Results as they complete, with at most `concurrency` calls at a time.
+def in_parallel(server: ChatServer, work: Callable[[Conversation, T], R], items: Sequence[T]) -> Iterator[R]:
+    """Results of `work` as they complete, with at most the server's `concurrency` calls at a time.
 
     After an error no new call starts; the results of calls in progress are yielded before it is raised, because they were paid for.
     """
-    pool = ThreadPoolExecutor(concurrency)
-    futures = [pool.submit(work, item) for item in items]
-    failure: Exception | None = None
-    try:
-        for future in as_completed(futures):
-            if future.cancelled():
-                continue
-            error = future.exception()
-            if error is None:
-                yield future.result()
-            elif failure is None:
-                failure = error if isinstance(error, Exception) else RuntimeError(str(error))
-                for other in futures:
-                    other.cancel()
-    finally:
-        # Without waiting: an interrupted caller closes the client, which ends the calls in progress.
-        pool.shutdown(wait=False, cancel_futures=True)
-    if failure is not None:
-        raise failure
+    with closing(Conversation(server)) as conversation:
+        pool = ThreadPoolExecutor(server.concurrency)
+        futures = [pool.submit(work, conversation, item) for item in items]
+        failure: BaseException | None = None
+        try:
+            for future in as_completed(futures):
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                if error is None:
+                    yield future.result()
+                elif failure is None:
+                    failure = error
+                    for other in futures:
+                        other.cancel()
+        finally:
+            # Without waiting: closing the client ends the calls in progress of an interrupted caller.
+            pool.shutdown(wait=False, cancel_futures=True)
+        if failure is not None:
+            raise failure

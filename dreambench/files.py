@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gc
 import gzip
@@ -52,12 +53,8 @@ def read_bytes(path: Path, error: type[DreambenchError] = DataError) -> bytes:
 
 def read_text(path: Path, error: type[DreambenchError] = DataError) -> str:
     """A UTF-8 text file, plain or gzip, without a byte order mark."""
-    return _decode(path, read_bytes(path, error), error)
-
-
-def _decode(path: Path, data: bytes, error: type[DreambenchError]) -> str:
     try:
-        return data.decode("utf-8-sig")
+        return read_bytes(path, error).decode("utf-8-sig")
     except UnicodeDecodeError as reason:
         raise error(f"{path}: not UTF-8 text (byte {reason.start})") from reason
 
@@ -84,21 +81,23 @@ def read_json(path: Path, error: type[DreambenchError] = DataError) -> JSON:
 
 
 def read_json_lines(
-    path: Path, error: type[DreambenchError] = DataError, *, torn: bool = False
+    path: Path, error: type[DreambenchError] = DataError, *, torn: bool = False, damaged: str = ""
 ) -> Iterator[tuple[int, JSON]]:
     """(line number, value) of each line of a JSON Lines file, plain or gzip; empty lines are skipped.
 
-    With `torn`, so is a last line without a line break, which a killed process leaves.
+    With `torn`, so is a last line without a line break, which a killed process leaves. `damaged` is what the error says after the
+    number of a damaged line, instead of the reason.
     """
-    data = read_bytes(path, error)
+    data = read_bytes(path, error).removeprefix(codecs.BOM_UTF8)
     if torn:
         data = data[: data.rfind(b"\n") + 1]
-    for number, line in enumerate(_decode(path, data, error).split("\n"), 1):
+    for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                value = json.loads(line.decode())
             except (ValueError, RecursionError) as reason:
-                raise error(f"{path}, line {number}: not JSON ({reason})") from reason
+                raise error(f"{path}, line {number}{damaged or f': not JSON ({reason})'}") from reason
+            yield number, value
 
 
 def read_arrays(path: Path, error: type[DreambenchError] = DataError) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dreambench.files import (
     gc_paused,
     inside,
     read_json,
+    read_json_lines,
     truncate_torn_line,
     write_atomically,
     write_once,
@@ -126,7 +127,7 @@ class RunFolder:
     def splits(self) -> set[str]:
         """Names of the batches that were halved."""
         files = sorted((self.path / "responses").glob("splits-*.jsonl"))
-        return {name for path in files for name in _whole_lines(path)}
+        return {name for path in files for name in _complete_lines(path)}
 
     def note_timing(self, rank: int, timing: Mapping[str, JSON]) -> None:
         """Seconds per batch, apart from everything that is scored."""
@@ -141,7 +142,7 @@ class RunFolder:
         for path in sorted((self.path / "responses").glob("rank-*.jsonl")):
             batch: str | None = None
             pending: dict[str, JSON] = {}
-            for line in _whole_lines(path, ("batch", "of", "id", "document", "finish_reason")):
+            for line in _complete_lines(path, ("batch", "of", "id", "document", "finish_reason")):
                 if line["batch"] != batch or line["id"] in pending:
                     batch, pending = line["batch"], {}
                 pending[line["id"]] = line
@@ -224,21 +225,13 @@ def _json_object(path: Path, wanted: Sequence[str], advice: str) -> dict[str, JS
     return found
 
 
-def _whole_lines(path: Path, wanted: Sequence[str] = ()) -> Iterator[JSON]:
-    """The complete lines of a JSON Lines file, objects with the keys `wanted`. An incomplete last line is ignored."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                found: JSON = json.loads(line)
-                if wanted and not (isinstance(found, dict) and all(name in found for name in wanted)):
-                    raise ValueError("not an answer")
-            except ValueError as error:
-                raise RunError(
-                    f"{path}, line {number} is damaged: remove the line, or start again with --fresh"
-                ) from error
-            yield found
+def _complete_lines(path: Path, wanted: Sequence[str] = ()) -> Iterator[JSON]:
+    """The lines of a JSON Lines file without an incomplete last one; `RunError` for an object without the keys `wanted`."""
+    damaged = " is damaged: remove the line, or start again with --fresh"
+    for number, found in read_json_lines(path, RunError, torn=True, damaged=damaged):
+        if wanted and not (isinstance(found, dict) and all(name in found for name in wanted)):
+            raise RunError(f"{path}, line {number}{damaged}")
+        yield found
 
 
 def _samples_table(samples: Sequence[Sample]) -> bytes:

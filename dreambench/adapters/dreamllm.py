@@ -14,6 +14,7 @@ from dreambench.adapters.torch_tools import (
     group_by_settings,
     known_settings,
     resolve_checkpoint,
+    threads_for,
     weights_digest,
 )
 from dreambench.adapters.transformers_model import Images, VisionLanguageModel, open_images
@@ -21,7 +22,6 @@ from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, MissingWeightsError, ModelError
 from dreambench.images import BrokenImageError, encode_png
 from dreambench.requests import Kind, Request, Response
-from dreambench.threads import threads_for
 from dreamllm.checkpoint import load
 from dreamllm.errors import CheckpointError, DreamLLMError
 from dreamllm.image_decoder import to_pil

@@ -40,7 +40,7 @@ class ServedModel(Model):
         options.only("concurrency", "retries", "timeout", "key_env", "token_field")
         options.without_weights()
         self.server = ChatServer.parse(options.location, options.arguments, "--model", options.offline)
-        self.server.open().close()  # raises if the package openai is missing
+        Conversation(self.server).close()  # raises if the package openai is missing
 
     def identity(self) -> Mapping[str, JSON]:
         return {"name": "openai", "model": self.server.model, "host": self.server.host}
@@ -51,13 +51,10 @@ class ServedModel(Model):
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         for request in requests:
             _settings(request)
-        with self.server.open() as conversation:
-            try:
-                yield from in_parallel(
-                    lambda request: self._answer(conversation, request), requests, self.server.concurrency
-                )
-            except ServerUnavailableError as error:
-                raise ModelError(str(error)) from error
+        try:
+            yield from in_parallel(self.server, self._answer, requests)
+        except ServerUnavailableError as error:
+            raise ModelError(str(error)) from error
 
     def _answer(self, conversation: Conversation, request: Request) -> Response:
         max_tokens, settings = _settings(request)
@@ -68,7 +65,7 @@ class ServedModel(Model):
                 else {"type": "image_url", "image_url": {"url": _data_url(part)}}
                 for part in request.document
             ]
-            reply = conversation.ask([{"role": "user", "content": content}], max_tokens, settings)
+            reply = conversation.ask(content, max_tokens, settings)
         except BrokenImageError as error:
             return Response.failed(request.id, "broken-image", str(error))
         except RefusedError as error:
@@ -86,7 +83,7 @@ class ServedModel(Model):
 
 
 def _settings(request: Request) -> tuple[int, dict[str, JSON]]:
-    """The maximum of new tokens, and the settings in the request's body. Raises `ModelError` for settings that servers do not have."""
+    """The maximum of new tokens and the other settings of the body. Raises `ModelError` for settings that servers do not have."""
     options = {key: value for key, value in request.settings.items() if value is not None}
     unknown = sorted(set(options) - _KNOWN)
     if unknown or options.get("num_beams", 1) != 1:

@@ -1,12 +1,13 @@
-"""What the adapters of torch models share: device, dtype, the weights' hash, a sample's own random numbers, out of memory."""
+"""What torch models share: device, dtype, loading and hashing weights, seeded generators, threads, out-of-memory errors."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,10 +22,12 @@ __all__ = [
     "catch_out_of_memory",
     "group_by_settings",
     "known_settings",
+    "load_pretrained",
     "resolve_checkpoint",
     "resolve_device",
     "resolve_dtype",
     "seeded_generator",
+    "threads_for",
     "weights_digest",
 ]
 
@@ -34,12 +37,14 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+SMALL = 50_000_000
+"""Parameters below which a network on the CPU gets one thread. ``OMP_NUM_THREADS``, where set, is left to the user."""
 
 
 def resolve_device(text: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:i`` as a device; a CUDA device that is not here is a `UsageError`, never the CPU instead.
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:i`` as a device; `UsageError` for a CUDA device that does not exist.
 
-    ``auto`` and ``cuda`` without a number take the device of this process's ``LOCAL_RANK`` (torchrun, accelerate launch).
+    ``auto`` and ``cuda`` without a number select the device of this process's ``LOCAL_RANK`` (torchrun, accelerate launch).
     """
     word, colon, number = text.partition(":")
     if text == "cpu" or (text == "auto" and not torch.cuda.is_available()):
@@ -64,35 +69,28 @@ def resolve_dtype(text: str, device: torch.device) -> torch.dtype:
     return DTYPES[text]
 
 
-def weights_digest(source: Path | torch.nn.Module | Mapping[str, torch.nn.Module]) -> str:
-    """sha256, in hex, of a model's weights: of the safetensors files under a folder, or of a module's state dict as it stands.
+def weights_digest(source: Path | torch.nn.Module) -> str:
+    """sha256, in hex, of the safetensors files under a folder, or of a module's state dict.
 
-    The digest of a module covers names, dtypes, shapes and values, so it has to be taken before a cast or not be compared
-    across dtypes; that of a folder is of what is on disk. Order, device and sharding over *modules* do not matter.
+    The digest of a module covers names, dtypes, shapes and values: take it before a cast. Order and device do not matter.
     """
     if isinstance(source, Path):
         files = sorted(source.rglob("*.safetensors"), key=lambda path: path.relative_to(source).as_posix())
         if not files:
             raise MissingWeightsError(f"{source}: no .safetensors file in it; weights in other formats are not read")
         return digest([[path.relative_to(source).as_posix(), sha256_file(path)] for path in files])
-    modules: Mapping[str, torch.nn.Module] = source if isinstance(source, Mapping) else {"": source}
-    tensors = {
-        f"{name}.{key}" if name else key: tensor
-        for name, module in modules.items()
-        for key, tensor in module.state_dict().items()
-    }
     total = hashlib.sha256()
-    for key in sorted(tensors):
-        tensor = tensors[key].detach().cpu().contiguous()
+    for key, value in sorted(source.state_dict().items()):
+        tensor = value.detach().cpu().contiguous()
         total.update(f"{key}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
 def resolve_checkpoint(location: str, offline: bool, purpose: str) -> Path:
-    """The folder of a transformers checkpoint: a local one as it is, or a hub id's snapshot (downloaded unless `offline`).
+    """The folder of a transformers checkpoint: a local one, or a hub id's snapshot (downloaded unless `offline`).
 
-    Only weights in safetensors and plain data files are fetched. Raises `MissingWeightsError` where there is nothing.
+    Only safetensors and data files are downloaded. Raises `MissingWeightsError` if there is no such checkpoint.
     """
     folder = Path(location).expanduser()
     if folder.is_dir():
@@ -102,9 +100,11 @@ def resolve_checkpoint(location: str, offline: bool, purpose: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    kept = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+    files = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
     try:
-        return Path(snapshot_download(location, allow_patterns=kept, ignore_patterns=["*/*"], local_files_only=offline))
+        return Path(
+            snapshot_download(location, allow_patterns=files, ignore_patterns=["*/*"], local_files_only=offline)
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         how = "is not in the local hub cache (and --offline forbids a download)" if offline else "cannot be downloaded"
         reason = "" if offline else f" ({type(error).__name__})"
@@ -113,13 +113,35 @@ def resolve_checkpoint(location: str, offline: bool, purpose: str) -> Path:
         ) from error
 
 
+def load_pretrained(model: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A local model of a transformers class, from safetensors, in evaluation mode.
+
+    Raises `MissingWeightsError` if a weight is missing or has another shape: transformers would initialise it at random.
+    """
+    loaded, info = model.from_pretrained(
+        str(folder),
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if found := sorted(map(str, info.get(problem) or ())):
+            raise MissingWeightsError(
+                f"{folder}: {len(found)} weights of {type(loaded).__name__} cannot be loaded from its files"
+                f" ({problem.replace('_', ' ')}), the first {found[0]}: the checkpoint is incomplete or of another architecture"
+            )
+    return loaded.eval()
+
+
 def seeded_generator(seed: int) -> torch.Generator:
-    """A CPU generator that depends on `seed` alone: the same numbers for a sample on any device, in any batch."""
+    """A CPU generator, so that a sample gets the same numbers on any device and in any batch."""
     return torch.Generator("cpu").manual_seed(seed)
 
 
 def group_by_settings(requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """Requests of one kind and with the same settings, which may be answered together; in order of first appearance."""
+    """Requests of the same kind and settings, which can share a batch; in order of first appearance."""
     groups: dict[str, list[Request]] = {}
     for request in requests:
         groups.setdefault(canonical_json([request.kind, dict(request.settings)]), []).append(request)
@@ -127,10 +149,7 @@ def group_by_settings(requests: Sequence[Request]) -> Iterator[list[Request]]:
 
 
 def known_settings(request: Request, known: Collection[str], model: str) -> dict[str, JSON]:
-    """A request's settings; one that this model does not have is a `ModelError`.
-
-    A setting of None is left to the model. ``preset``, the name under which a task offers its settings, says nothing to a model.
-    """
+    """A request's settings without ``preset`` and those that are None; `ModelError` for a setting that the model does not have."""
     settings = {key: value for key, value in request.settings.items() if key != "preset" and value is not None}
     unknown = sorted(set(settings) - set(known))
     if unknown:
@@ -143,7 +162,7 @@ def known_settings(request: Request, known: Collection[str], model: str) -> dict
 
 @contextlib.contextmanager
 def catch_out_of_memory(device: torch.device) -> Generator[None]:
-    """Turn torch's out-of-memory error into ours, after giving back what the failed attempt held."""
+    """Turn torch's out-of-memory error into `OutOfMemoryError`, after the failed attempt's memory is released."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -153,3 +172,15 @@ def catch_out_of_memory(device: torch.device) -> Generator[None]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     raise OutOfMemoryError(message)
+
+
+@contextlib.contextmanager
+def threads_for(network: torch.nn.Module) -> Generator[None]:
+    """One thread for a small network: more would wait for each other, ten times as long on busy cores."""
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ and sum(weight.numel() for weight in network.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

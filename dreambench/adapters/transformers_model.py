@@ -8,18 +8,29 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from dreambench.adapters.sampling import Decoding, SeededSampling
 from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
     group_by_settings,
+    known_settings,
+    load_pretrained,
     resolve_checkpoint,
     resolve_device,
     resolve_dtype,
+    seeded_generator,
     weights_digest,
 )
 from dreambench.documents import JSON, Text, digest
@@ -33,10 +44,67 @@ if TYPE_CHECKING:
     import PIL.Image
     from transformers import PreTrainedModel, ProcessorMixin
 
-__all__ = ["Images", "VisionLanguageModel", "open_images"]
+__all__ = ["Decoding", "Images", "SeededSampling", "VisionLanguageModel", "open_images"]
 
 Images: TypeAlias = "Mapping[str, Sequence[PIL.Image.Image]]"
 """The decoded images of requests by request id, in the order of their documents."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The settings of text generation, by transformers' names, with their defaults."""
+
+    max_new_tokens: int = 512
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    @classmethod
+    def of(cls, request: Request, model: str) -> Decoding:
+        """A request's settings; ``assistant_prefix`` is a part of the prompt and not among them.
+
+        Raises `ModelError` for an unknown setting, and for one that has no effect beside the others.
+        """
+        known = ["assistant_prefix", *(field.name for field in fields(cls))]
+        settings = known_settings(request, known, f"the model {model}")
+        settings.pop("assistant_prefix", None)
+        decoding = cls(**settings)
+        neutral = {"temperature": (0, 1), "top_p": (1,), "top_k": (0,)}
+        idle = [name for name, values in neutral.items() if getattr(decoding, name) not in values]
+        if not decoding.do_sample and idle:
+            raise ModelError(
+                f"the task sets {', '.join(idle)} without do_sample, where it has no effect: set do_sample=true"
+            )
+        if decoding.do_sample and (decoding.num_beams > 1 or decoding.temperature <= 0):
+            raise ModelError("do_sample needs num_beams=1 and a temperature above 0: choose other settings")
+        if decoding.max_new_tokens < 1 or decoding.num_beams < 1:
+            raise ModelError("max_new_tokens and num_beams are at least 1: choose other settings")
+        return decoding
+
+
+class SeededSampling(LogitsProcessor):
+    """Replaces each row's scores so that its highest one is a draw from its distribution, with a generator for each row.
+
+    The highest of log p - log e, with e exponentially distributed, is distributed as p (the Gumbel-max trick), so greedy decoding
+    over these scores is sampling, and a draw depends on the row's seed and distribution only, not on its batch or the device.
+    """
+
+    def __init__(self, decoding: Decoding, seeds: Sequence[int]) -> None:
+        self.generators = [seeded_generator(seed) for seed in seeds]
+        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(float(decoding.temperature))])
+        if decoding.top_k > 0:
+            self.warpers.append(TopKLogitsWarper(decoding.top_k))
+        if decoding.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(decoding.top_p))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        warped = self.warpers(input_ids, scores.float())  # pyright: ignore[reportArgumentType]
+        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=own) for own in self.generators])
+        return warped - noise.clamp_min(torch.finfo(torch.float32).tiny).log().to(scores.device)
 
 
 class VisionLanguageModel(Model):
@@ -152,11 +220,8 @@ class VisionLanguageModel(Model):
         return f"{self.chat_template.removesuffix(chr(10))}{{{{ {json.dumps(gap + prefix)} }}}}"
 
     def _generate(self, batch: Sequence[Request], images: Images, decoding: Decoding) -> list[Response]:
-        from transformers import GenerationConfig
-        from transformers.generation.logits_process import LogitsProcessorList
-
         inputs = self.inputs(batch, images, "left")
-        sampling = SeededSampling(decoding, [request.seed for request in batch]) if decoding.do_sample else None
+        sampling = [SeededSampling(decoding, [request.seed for request in batch])] if decoding.do_sample else []
         config = GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
             num_beams=decoding.num_beams,
@@ -166,9 +231,8 @@ class VisionLanguageModel(Model):
             eos_token_id=self.eos,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        processors = LogitsProcessorList([] if sampling is None else [sampling])
         generate: Any = self.model.generate
-        output = generate(**inputs, generation_config=config, logits_processor=processors)
+        output = generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList(sampling))
         prompt = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         lengths = inputs["attention_mask"].sum(1).tolist()
         return [
@@ -290,32 +354,17 @@ def _lengthened(key: str, inputs: Mapping[str, torch.Tensor], tails: Sequence[li
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Model and processor of a folder, every weight from its safetensors files."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
-        )
-        processor = AutoProcessor.from_pretrained(folder, **local)
+        model = load_pretrained(AutoModelForImageTextToText, folder, dtype)
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise MissingWeightsError(
-            f"{folder}: transformers cannot load an image-text-to-text model from it ({_first_line(error)})"
+            f"{folder}: transformers cannot load an image-text-to-text model from it ({line})"
         ) from error
-    model, loading = loaded
-    if loading["missing_keys"]:
-        names = sorted(loading["missing_keys"])
-        raise MissingWeightsError(
-            f"{folder}: {len(names)} weights of {type(model).__name__} are not in its files, the first {names[0]}:"
-            " the checkpoint is incomplete or of another architecture"
-        )
     if not hasattr(processor, "tokenizer"):
         raise MissingWeightsError(f"{folder}: it has no processor of text and images (processor_config.json)")
-    return model.eval(), processor
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return model, processor
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -328,8 +377,6 @@ def _data_files(folder: Path) -> list[Path]:
 
 def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """The checkpoint's end tokens. Its other generation defaults are removed: the request's settings decide."""
-    from transformers import GenerationConfig
-
     ends: Any = getattr(model.generation_config, "eos_token_id", None)
     ends = tokenizer.eos_token_id if ends is None else ends
     ends = [ends] if isinstance(ends, int) else [end for end in ends if end is not None]

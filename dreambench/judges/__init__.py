@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from dreambench.chat import ChatServer
 from dreambench.errors import JudgeError, UsageError
 from dreambench.interfaces import ModelOptions
-from dreambench.judges.base import GradeRequest, GradesFile, Judge, Judgement, judgement_key
+from dreambench.judges.base import GradeRequest, GradesFile, Judge, Judgement, RuleJudge, judgement_key
 from dreambench.judges.log import JudgementLog, ReplayJudge, grade_missing, judged, missing
-from dreambench.judges.models import ModelJudge, Prices, ServedJudge
+from dreambench.judges.models import ModelJudge, ServedJudge
 from dreambench.judges.prompt import (
     Calibration,
     GradingPrompt,
@@ -22,7 +22,6 @@ from dreambench.judges.prompt import (
     own_prompt,
     read_prompt,
 )
-from dreambench.judges.rule import RuleJudge
 from dreambench.registry import parse_model
 from dreambench.spec import parse_arguments
 
@@ -112,7 +111,9 @@ def parse_judge(
     what, *words = rest.split(",")
     if kind == "openai":
         return _served(what, _options(_ServedOptions, words), prompt, offline)
-    return _local(what, _options(_LocalOptions, words), prompt, offline, device)
+    options = _options(_LocalOptions, words)
+    model = ModelOptions(*parse_model(what), {}, device, options.dtype, offline)
+    return ModelJudge(**_prompted(options, prompt, 1), options=model)
 
 
 def _options(kind: type[T], words: list[str]) -> T:
@@ -125,25 +126,25 @@ def _options(kind: type[T], words: list[str]) -> T:
     return parse_arguments(kind, arguments, "--judge")
 
 
-def _prompt(options: _Options, prompt: GradingPrompt | None) -> GradingPrompt:
+def _prompted(options: _Options, prompt: GradingPrompt | None, runs: int) -> dict[str, Any]:
+    """The fields of every judge with a prompt; `runs` is the default of ``runs=``."""
     if prompt is not None and options.prompt is not None:
         raise UsageError("--judge: this task has a prompt of its own; leave prompt= out")
-    return prompt or (own_prompt() if options.prompt is None else read_prompt(options.prompt))
+    prompt = prompt or (own_prompt() if options.prompt is None else read_prompt(options.prompt))
+    return {
+        "prompt": prompt,
+        "runs": options.runs or runs,
+        "max_tokens": options.max_tokens or 8,
+        "seed": options.seed,
+    }
 
 
 def _served(what: str, options: _ServedOptions, prompt: GradingPrompt | None, offline: bool) -> ServedJudge:
     server = ChatServer.parse(what, options.server, "--judge", offline)
-    prompt = _prompt(options, prompt)
+    fields = _prompted(options, prompt, 5)
+    if options.max_tokens is None and fields["prompt"].official:
+        fields["max_tokens"] = 3
     if (options.price_in is None) != (options.price_out is None):
         raise UsageError("--judge: give both price_in and price_out, per million tokens")
-    prices = None
-    if options.price_in is not None and options.price_out is not None:
-        prices = Prices(options.price_in, options.price_out)
-    max_tokens = options.max_tokens or (3 if prompt.official else 8)
-    return ServedJudge(server, prompt, options.runs or 5, max_tokens, options.seed, prices)
-
-
-def _local(what: str, options: _LocalOptions, prompt: GradingPrompt | None, offline: bool, device: str) -> ModelJudge:
-    name, location = parse_model(what)
-    model = ModelOptions(name, location, {}, device, options.dtype, offline)
-    return ModelJudge(model, _prompt(options, prompt), options.runs or 1, options.max_tokens or 8, options.seed)
+    prices = None if options.price_in is None or options.price_out is None else (options.price_in, options.price_out)
+    return ServedJudge(**fields, server=server, prices=prices)

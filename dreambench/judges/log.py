@@ -1,10 +1,11 @@
-"""A run's judgements: an append-only file that every grade is written to at once, and from which grades are replayed."""
+"""A run's judgements: an append-only file to which every grade is written at once, and from which grades are replayed."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -22,8 +23,7 @@ _SYNC_SECONDS = 0.5
 class JudgementLog:
     """``judgements.jsonl`` of a run: a line ``{"judge": DIGEST, "identity": {...}}`` for each judge, and one for each judgement.
 
-    A line is passed to the operating system before `add` returns, so that a killed process loses nothing; it is synced to disk within
-    half a second. An incomplete last line is cut off before the next write. Use as a context manager for writing.
+    A context manager for writing. A line is passed to the operating system before `add` returns, and synced within half a second.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,11 +57,11 @@ class JudgementLog:
 
     @property
     def runs(self) -> int:
-        """The number of grading runs in the log."""
+        """Number of grading runs in the log."""
         return max((line["run"] + 1 for line in self._judgements.values()), default=1)
 
     def get(self, identity: Mapping[str, JSON], item: GradeRequest) -> Judgement | None:
-        """The judge's judgement of an item with this content in this grading run, under the item's own id."""
+        """The judgement of an item with the same content and grading run, with the item's id."""
         line = self._judgements.get(judgement_key(identity, item))
         if line is None:
             return None
@@ -77,11 +77,7 @@ class JudgementLog:
         line = {
             "key": key,
             "judge": judge,
-            "id": item.id,
-            "run": item.run,
-            "question": item.question,
-            "reference": item.reference,
-            "prediction": item.prediction,
+            **asdict(item),
             "score": judgement.score,
             "reason": judgement.reason,
             "raw": judgement.raw,

@@ -22,34 +22,28 @@ from dreambench.judges.prompt import ATTEMPTS, GradingPrompt
 from dreambench.registry import load_model
 from dreambench.requests import Request, Response, sample_seed
 
-__all__ = ["ModelJudge", "Prices", "ServedJudge"]
+__all__ = ["ModelJudge", "ServedJudge"]
 
 
-@dataclass(frozen=True)
-class Prices:
-    """Prices per million tokens, in any currency."""
+@dataclass(eq=False, kw_only=True)
+class _PromptedJudge(Judge):
+    """A reply that is not a grade is retried at higher temperatures, up to `ATTEMPTS` times."""
 
-    per_million_in: float
-    per_million_out: float
+    prompt: GradingPrompt
+    runs: int
+    max_tokens: int
+    seed: int
 
 
-class ServedJudge(Judge):
-    """``openai:MODEL@BASE_URL``: temperature 0 at first; a reply that is not a grade is retried at higher temperatures (`ATTEMPTS`).
+@dataclass(eq=False, kw_only=True)
+class ServedJudge(_PromptedJudge):
+    """``openai:MODEL@BASE_URL``, at temperature 0 at first. `prices` are per million tokens in and out, in any currency.
 
     Requests of grading run r have the seed `seed` + r, which servers without seeds ignore.
     """
 
-    def __init__(
-        self,
-        server: ChatServer,
-        prompt: GradingPrompt,
-        runs: int = 5,
-        max_tokens: int = 3,
-        seed: int = 0,
-        prices: Prices | None = None,
-    ) -> None:
-        self.server, self.prompt, self.runs = server, prompt, runs
-        self.max_tokens, self.seed, self.prices = max_tokens, seed, prices
+    server: ChatServer
+    prices: tuple[float, float] | None = None
 
     def identity(self) -> Mapping[str, JSON]:
         return {
@@ -65,20 +59,18 @@ class ServedJudge(Judge):
         }
 
     def grade(self, items: Sequence[GradeRequest]) -> Iterator[Judgement]:
-        with self.server.open() as conversation:
-            try:
-                yield from in_parallel(lambda item: self._grade(conversation, item), items, self.server.concurrency)
-            except ServerUnavailableError as error:
-                raise JudgeError(f"judge openai:{self.server.model}: {error}") from error
+        try:
+            yield from in_parallel(self.server, self._grade, items)
+        except ServerUnavailableError as error:
+            raise JudgeError(f"judge openai:{self.server.model}: {error}") from error
 
     def _grade(self, conversation: Conversation, item: GradeRequest) -> Judgement:
         raw, reason, answered_by = "", "", None
         replies = 0
         for _ in range(ATTEMPTS):
-            messages = [{"role": "user", "content": self.prompt.message(item, replies)}]
             settings = {"temperature": self.prompt.temperature(replies), "seed": self.seed + item.run}
             try:
-                reply = conversation.ask(messages, self.max_tokens, settings)
+                reply = conversation.ask(self.prompt.message(item, replies), self.max_tokens, settings)
             except MalformedReplyError as error:
                 reason = str(error)
                 continue
@@ -100,18 +92,15 @@ class ServedJudge(Judge):
         )
         if self.prices is None:
             return [calls, "cost: unknown; give the judge price_in= and price_out= per million tokens"]
-        cost = (tokens_in * self.prices.per_million_in + tokens_out * self.prices.per_million_out) / 1e6
+        cost = (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
         return [calls, f"cost: about {cost:,.2f} in the currency of price_in and price_out"]
 
 
-class ModelJudge(Judge):
-    """``model:NAME[:LOCATION]``: greedy at first; a reply that is not a grade is sampled again at higher temperatures (`ATTEMPTS`)."""
+@dataclass(eq=False, kw_only=True)
+class ModelJudge(_PromptedJudge):
+    """``model:NAME[:LOCATION]``, greedy at first."""
 
-    def __init__(
-        self, options: ModelOptions, prompt: GradingPrompt, runs: int = 1, max_tokens: int = 8, seed: int = 0
-    ) -> None:
-        self.options, self.prompt, self.runs = options, prompt, runs
-        self.max_tokens, self.seed = max_tokens, seed
+    options: ModelOptions
 
     @cached_property
     def model(self) -> Model:

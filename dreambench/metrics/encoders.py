@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection, Dinov2Model, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from dreambench.adapters.torch_tools import load_pretrained, threads_for
 from dreambench.errors import DataError, MissingWeightsError
 from dreambench.files import read_json, sha256_file
 from dreambench.metrics.features import exact_float32
 from dreambench.metrics.resize import RESIZERS, Scaling
-from dreambench.threads import threads_for
 
 __all__ = ["ClipExtractor", "ClipScorer", "Dinov2Extractor"]
 
@@ -30,7 +30,10 @@ class _Encoder:
         self.folder = folder
         self.device = device
         self.input_size, mean, std = _preprocessing(folder)
-        self._model = _load(model, folder, device)
+        for name in ("config.json", "model.safetensors"):
+            _file(folder, name)
+        transformers_logging.disable_progress_bar()
+        self._model: Any = load_pretrained(model, folder, torch.float32).to(device).requires_grad_(False)
         self._mean = 255 * torch.tensor(mean, device=device)[:, None, None]
         self._std = 255 * torch.tensor(std, device=device)[:, None, None]
         digest = sha256_file(folder / "model.safetensors")
@@ -143,24 +146,6 @@ def _file(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
         raise MissingWeightsError(f"{folder}: not a model folder of transformers, {name} is missing")
     return folder / name
-
-
-def _load(model: type[PreTrainedModel], folder: Path, device: torch.device) -> Any:
-    """The model in float32; a missing or misshapen tensor is an error, where transformers would draw a random one."""
-    for name in ("config.json", "model.safetensors"):
-        _file(folder, name)
-    transformers_logging.disable_progress_bar()
-    loaded: Any = model.from_pretrained(
-        str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-    )
-    network, info = loaded
-    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if info.get(problem):
-            first = sorted(map(str, info[problem]))[0]
-            raise DataError(
-                f"{folder}: not the weights of a {model.__name__}: {problem.replace('_', ' ')}, first {first}"
-            )
-    return network.to(device).eval().requires_grad_(False)
 
 
 def _preprocessing(folder: Path) -> tuple[int, list[float], list[float]]:

@@ -62,7 +62,6 @@ def test_the_digest_of_a_module_sees_values_names_shapes_and_dtypes() -> None:
     buffered.register_buffer("step", torch.tensor(1))
     others = [changed, renamed, reshaped, buffered, linear().bfloat16()]
     assert len({base, *map(weights_digest, others)}) == 6
-    assert weights_digest({"a": linear(), "b": buffered}) == weights_digest({"b": buffered, "a": linear()})
 
 
 def test_the_digest_of_a_folder_is_of_its_weights(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ import torch
 from adapters.images_for_tests import image
 from adapters.tiny import save_llava, save_qwen
 
-from dreambench.adapters.sampling import Decoding, SeededSampling
-from dreambench.adapters.transformers_model import VisionLanguageModel
+from dreambench.adapters.transformers_model import Decoding, SeededSampling, VisionLanguageModel
 from dreambench.documents import Document, Image, Text, document_text
 from dreambench.errors import DataError, MissingWeightsError, ModelError, UsageError
 from dreambench.interfaces import ModelOptions, OutOfMemoryError
@@ -228,7 +227,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(folder: Path, tmp_path: Path)
     weights = load_file(copy / "model.safetensors")
     del weights[next(name for name in weights if "mlp" in name)]
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(MissingWeightsError, match=r"weights of .* are not in its files"):
+    with pytest.raises(MissingWeightsError, match=r"weights of .* cannot be loaded from its files"):
         load(copy)
     (copy / "config.json").write_text('{"model_type": "never-heard-of"}', encoding="utf-8")
     with pytest.raises(MissingWeightsError, match="cannot load"):

@@ -17,8 +17,8 @@ from dreambench.judges import (
     judged,
     parse_judge,
 )
+from dreambench.judges.base import RuleJudge, contained_fraction
 from dreambench.judges.models import ModelJudge
-from dreambench.judges.rule import RuleJudge, contained_fraction
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_a_folder_that_lacks_a_tensor_is_refused(clip_folder: Path, tmp_path: Pa
     state = load_file(clip_folder / "model.safetensors")
     del state["visual_projection.weight"]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DataError, match=r"missing keys.*visual_projection"):
+    with pytest.raises(MissingWeightsError, match=r"missing keys.*visual_projection"):
         load_extractor(f"clip:{tmp_path}")
 
 

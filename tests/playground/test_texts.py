@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from dreambench.judges.rule import contained_fraction
+from dreambench.judges.base import contained_fraction
 from dreambench_tasks.playground.language import PLACES, captions, narrative, place, relation
 from dreambench_tasks.playground.questions import (
     AND,

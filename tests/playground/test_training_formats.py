@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dreambench.documents import document_text
-from dreambench.judges.rule import contained_fraction
+from dreambench.judges.base import contained_fraction
 from dreambench.spec import RunSpec
 from dreambench_tasks.mmbench.task import MMBenchTask
 from dreambench_tasks.playground import FORMATS, write
