@@ -1,9 +1,10 @@
 """The command `dreamllm`. Each verb is a few lines around the Python API; heavy imports wait until its options are checked."""
 
-from __future__ import annotations
-
+import functools
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,6 @@ from dreamllm.files import check_image_file, check_new_folder, find_checkpoint
 from dreamllm.options import DEVICES, Dtype, Layout, Preset, Resume, SchedulerName, check_device, check_tokenizer
 
 if TYPE_CHECKING:
-    from dreamllm.modeling import DreamLLMForConditionalGeneration
     from dreamllm.processing import DreamLLMProcessor
 
 app = typer.Typer(
@@ -32,23 +32,77 @@ Images = Annotated[
     typer.Option("--image", metavar="FILE", exists=True, dir_okay=False, help="Image to read; may be repeated."),
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's conversation template.")]
-Model = Annotated[
-    str | None,
-    typer.Option("--model", metavar="DIR|ID", help="Checkpoint: a folder or hub id.  [default: the embedded one]"),
-]
+Seed = Annotated[int, typer.Option(help="Seed of sampling and noise.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Limit on generated tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy or beam search.")]
 SUBMODEL = "for a released checkpoint that does not hold it."
 Clip = Annotated[Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help=f"CLIP model, {SUBMODEL}")]
 Diffusion = Annotated[
     Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help=f"Stable Diffusion model, {SUBMODEL}")
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", callback=check_device, help=f"{DEVICES}.")]
-Dtypes = Annotated[Dtype | None, typer.Option(help="Type of the weights.  [default: as stored]")]
-Seed = Annotated[int, typer.Option(help="Seed of sampling and noise.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Limit on generated tokens.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy or beam search.")]
-Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
-Guidance = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")]
-Scheduler = Annotated[SchedulerName, typer.Option(help="Diffusion scheduler.")]
+
+
+def _load(
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|ID", help="Checkpoint: a folder or hub id.  [default: the embedded one]"),
+    ] = None,
+    clip: Clip = None,
+    diffusion: Diffusion = None,
+    device: Annotated[str, typer.Option(metavar="NAME", callback=check_device, help=f"{DEVICES}.")] = "auto",
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.  [default: as stored]")] = None,
+) -> tuple[Any, "DreamLLMProcessor"]:
+    """The model and its processor. The parameters are options of every verb that uses a model."""
+    folder = find_checkpoint(model)
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: torch finds no CUDA device on this machine; try --device cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    from dreamllm.checkpoint import load
+
+    _hide_progress_bars()
+    loaded, processor = load(folder, clip=clip, diffusion=diffusion, device=device, dtype=dtype)
+    if loaded.config.untrained:
+        typer.echo(f"{folder}: the weights are random, the model is untrained", err=True)
+    return loaded, processor
+
+
+def _image_options(
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")] = 7.5,
+    scheduler: Annotated[SchedulerName, typer.Option(help="Diffusion scheduler.")] = SchedulerName.ddim,
+) -> dict[str, Any]:
+    """Arguments of `generate_images`. The parameters are options of every verb that generates images."""
+    options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
+    return options | {"progress": sys.stderr.isatty()}
+
+
+def _with_options(**helpers: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of these functions to a verb's own; the verb receives each function with its arguments bound."""
+    groups = {name: inspect.signature(helper).parameters for name, helper in helpers.items()}
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            for name, group in groups.items():
+                values[name] = functools.partial(helpers[name], **{option: values.pop(option) for option in group})
+            verb(**values)
+
+        own = {name: option for name, option in inspect.signature(verb).parameters.items() if name not in helpers}
+        options = functools.reduce(lambda one, other: one | dict(other), groups.values(), own)
+        command.__name__, command.__doc__, command.__annotations__ = verb.__name__, verb.__doc__, {}
+        command.__dict__["__signature__"] = inspect.Signature(list(options.values()))
+        return command
+
+    return decorate
+
+
+def _hide_progress_bars() -> None:
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def _print_version(value: bool) -> None:
@@ -66,88 +120,70 @@ def options(
 
 
 @app.command()
+@_with_options(load=_load)
 def generate(
     prompt: Prompt,
+    load: Any,
     image: Images = None,
     chat: Chat = False,
     max_new_tokens: MaxNewTokens = 256,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of beam search.")] = 1,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
-    model: Model = None,
-    clip: Clip = None,
-    diffusion: Diffusion = None,
-    device: Device = "auto",
-    dtype: Dtypes = None,
 ) -> None:
     """Generate text from a prompt with or without images.
 
     Example: dreamllm generate --chat "<image> What is in the image?" --image circle.png
     """
-    loaded, processor = _load(model, clip, diffusion, device, dtype)
+    model, processor = load()
+    sampling: dict[str, Any] = {"num_beams": num_beams, "seed": seed} | (
+        {"temperature": temperature} if temperature else {}
+    )
     text = _text(processor, prompt, chat)
-    typer.echo(_answer(loaded, processor, text, image or [], max_new_tokens, num_beams, temperature, seed))
+    typer.echo(_answer(model, processor, text, image or [], max_new_tokens, **sampling))
 
 
 @app.command()
+@_with_options(image_options=_image_options, load=_load)
 def generate_image(
     prompt: Prompt,
     file: Annotated[Path, typer.Argument(help="Image file to write.")],
+    image_options: Any,
+    load: Any,
     image: Images = None,
-    steps: Steps = 50,
-    guidance_scale: Guidance = 7.5,
-    scheduler: Scheduler = SchedulerName.ddim,
     seed: Seed = 0,
-    model: Model = None,
-    clip: Clip = None,
-    diffusion: Diffusion = None,
-    device: Device = "auto",
-    dtype: Dtypes = None,
 ) -> None:
     """Generate an image from a prompt.
 
     Example: dreamllm generate-image "a red circle on a white background" circle.png
     """
     check_image_file(file)
-    loaded, processor = _load(model, clip, diffusion, device, dtype)
-    images = loaded.generate_images(
-        processor(prompt, image or None),
-        seeds=[seed],
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        scheduler=scheduler,
-        progress=sys.stderr.isatty(),
-    )
-    images[0].save(file)
+    model, processor = load()
+    model.generate_images(processor(prompt, image or None), seeds=[seed], **image_options())[0].save(file)
     typer.echo(str(file))
 
 
 @app.command()
+@_with_options(image_options=_image_options, load=_load)
 def generate_interleaved(
     prompt: Prompt,
     folder: Annotated[Path, typer.Argument(help="New folder for document.md and its images.")],
+    image_options: Any,
+    load: Any,
     image: Images = None,
     chat: Chat = False,
     max_new_tokens: MaxNewTokens = 512,
     max_images: Annotated[int, typer.Option(min=0, help="Limit on images; beginning another ends the document.")] = 4,
     temperature: Temperature = 0.0,
-    steps: Steps = 50,
-    guidance_scale: Guidance = 7.5,
-    scheduler: Scheduler = SchedulerName.ddim,
     seed: Seed = 0,
-    model: Model = None,
-    clip: Clip = None,
-    diffusion: Diffusion = None,
-    device: Device = "auto",
-    dtype: Dtypes = None,
 ) -> None:
     """Generate a document of text and images from a prompt.
 
     Example: dreamllm generate-interleaved --chat "Tell a story about a red circle, with images." story
     """
     check_new_folder(folder)
-    loaded, processor = _load(model, clip, diffusion, device, dtype)
-    (document,) = loaded.generate_interleaved(
+    model, processor = load()
+    (document,) = model.generate_interleaved(
         processor(_text(processor, prompt, chat), image or None),
         processor,
         max_new_tokens=max_new_tokens,
@@ -155,10 +191,7 @@ def generate_interleaved(
         do_sample=temperature > 0,
         temperature=temperature or 1.0,
         seeds=[seed],
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        scheduler=scheduler,
-        progress=sys.stderr.isatty(),
+        **image_options(),
     )
     folder.mkdir(parents=True, exist_ok=True)
     for number, generated in enumerate(document.images):
@@ -172,20 +205,13 @@ def generate_interleaved(
 
 
 @app.command()
-def chat(
-    image: Images = None,
-    max_new_tokens: MaxNewTokens = 256,
-    model: Model = None,
-    clip: Clip = None,
-    diffusion: Diffusion = None,
-    device: Device = "auto",
-    dtype: Dtypes = None,
-) -> None:
+@_with_options(load=_load)
+def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) -> None:
     """Talk with the model. `/image FILE` shows it an image with the next message; `/quit` or end of input ends the conversation.
 
     Example: dreamllm chat --image circle.png
     """
-    loaded, processor = _load(model, clip, diffusion, device, dtype)
+    model, processor = load()
     new, shown, messages = list(image or []), [], []
     while True:
         try:
@@ -200,15 +226,34 @@ def chat(
                 new.append(path)
             else:
                 typer.echo(f"there is no file {path}", err=True)
-            continue
-        if not line:
-            continue
-        parts = [{"type": "image"} for _ in new] + [{"type": "text", "text": line}]
-        messages.append({"role": "user", "content": parts})
-        shown, new = shown + new, []
-        answer = _answer(loaded, processor, processor.apply_chat_template(messages), shown, max_new_tokens)
-        messages.append({"role": "assistant", "content": answer})
-        typer.echo(f"model: {answer}")
+        elif line:
+            parts = [{"type": "image"} for _ in new] + [{"type": "text", "text": line}]
+            messages.append({"role": "user", "content": parts})
+            shown, new = shown + new, []
+            answer = _answer(model, processor, processor.apply_chat_template(messages), shown, max_new_tokens)
+            messages.append({"role": "assistant", "content": answer})
+            typer.echo(f"model: {answer}")
+
+
+def _text(processor: "DreamLLMProcessor", prompt: str, chat: bool) -> str:
+    return processor.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
+
+
+def _answer(
+    model: Any,
+    processor: "DreamLLMProcessor",
+    text: str,
+    images: list[Path],
+    limit: int,
+    seed: int = 0,
+    **sampling: Any,
+) -> str:
+    import torch
+
+    torch.manual_seed(seed)
+    inputs = processor(text, images or None).to(model.device)
+    ids = model.generate(**inputs, max_new_tokens=limit, do_sample="temperature" in sampling, **sampling)
+    return processor.decode(ids[0, inputs["input_ids"].shape[1] :]).strip()
 
 
 @app.command()
@@ -258,18 +303,22 @@ def convert(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe: a YAML file.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print sizes, costs and time, write the first batch as a page, and stop.")
+        bool, typer.Option("--dry-run", help="Print sizes, memory and time, write the first batch to a page, and stop.")
     ] = False,
     resume: Annotated[
-        Resume, typer.Option(help="auto continues from the last checkpoint in the output folder; never needs it empty.")
+        Resume,
+        typer.Option(
+            help="auto: from the last checkpoint in the output folder, if any; never: the folder must be empty."
+        ),
     ] = Resume.auto,
     change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe; may be repeated."),
     ] = None,
 ) -> None:
-    """Train by a recipe. Killed and started again, it continues from its last checkpoint.
+    """Train a model as described by a recipe. After an interruption, the same command continues from the last checkpoint.
 
     Example: dreamllm train igpt-7b.yaml --set trainer.max_steps=100 --dry-run
     """
@@ -277,9 +326,9 @@ def train(
 
     loaded = load_recipe(recipe, change or [])
     if dry_run:
-        from dreamllm.training import dry_run as look
+        from dreamllm.training.dry_run import dry_run as describe
 
-        typer.echo("\n".join(look.dry_run(loaded)))
+        typer.echo("\n".join(describe(loaded)))
         return
     from dreamllm.training import run
 
@@ -293,11 +342,13 @@ def train(
 
 @app.command()
 def merge(
-    comprehension: Annotated[Path, typer.Argument(help="Checkpoint that gives the visual projector.")],
-    generation: Annotated[Path, typer.Argument(help="Checkpoint that gives condition projector and dream queries.")],
+    comprehension: Annotated[Path, typer.Argument(help="Checkpoint to take the visual projector from.")],
+    generation: Annotated[
+        Path, typer.Argument(help="Checkpoint to take the condition projector and dream queries from.")
+    ],
     target: Annotated[Path, typer.Argument(help="New folder.")],
 ) -> None:
-    """Merge the two halves of stage I, which are trained apart, into one checkpoint.
+    """Merge the two halves of stage I, which are trained separately, into one checkpoint.
 
     Example: dreamllm merge runs/alignment-comprehension runs/alignment-generation models/aligned
     """
@@ -306,55 +357,6 @@ def merge(
 
     assemble.merge(comprehension, generation, target)
     typer.echo(f"{target}: merged")
-
-
-def _hide_progress_bars() -> None:
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-
-
-def _load(
-    model: str | None, clip: Path | None, diffusion: Path | None, device: str, dtype: Dtype | None
-) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    folder = find_checkpoint(model)
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: torch finds no CUDA device on this machine; try --device cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    from dreamllm.checkpoint import load
-
-    _hide_progress_bars()
-    loaded, processor = load(folder, clip=clip, diffusion=diffusion, device=device, dtype=dtype)
-    if loaded.config.untrained:
-        typer.echo(f"{folder}: the weights are random, the model is untrained", err=True)
-    return loaded, processor
-
-
-def _text(processor: DreamLLMProcessor, prompt: str, chat: bool) -> str:
-    return processor.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
-
-
-def _answer(
-    model: DreamLLMForConditionalGeneration,
-    processor: DreamLLMProcessor,
-    prompt: str,
-    images: list[Path],
-    max_new_tokens: int,
-    num_beams: int = 1,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> str:
-    import torch
-
-    inputs = processor(prompt, images or None).to(model.device)
-    torch.manual_seed(seed)
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, num_beams=num_beams, **sampling)
-    return processor.decode(ids[0, inputs["input_ids"].shape[1] :]).strip()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -371,11 +373,11 @@ def main(arguments: list[str] | None = None) -> None:
         name, message = type(error).__name__, getattr(error, "format_message", None)
         if name == "Abort":
             sys.exit(130)
-        if name == "NoArgsIsHelpError" and message is not None:
-            typer.echo(message(), err=True)
-            sys.exit(2)
         if message is None:
             raise
+        if name == "NoArgsIsHelpError":
+            typer.echo(message(), err=True)
+            sys.exit(2)
         _fail(f"{message()} (--help shows an example)", 2)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -1,4 +1,4 @@
-"""What a DreamLLM is made of. The parts keep their own libraries' configurations; only what joins them is ours."""
+"""Configuration: each part has that of its own library; the fields here are those that join them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ UNTRAINED = "none: random weights"
 
 
 class ImageDecoderConfig(PreTrainedConfig):
-    """A latent diffusion model: the configurations that diffusers writes for its parts, unchanged dicts.
+    """A latent diffusion model: diffusers' configurations of its parts as unchanged dicts.
 
-    `kind` names the conditioning interface. "stable-diffusion" (1.x, 2.x: one sequence of condition vectors) is the one there is;
-    an SDXL head (two widths, pooled vector, time ids) would be another kind with its own projector.
+    `kind` names the conditioning interface; "stable-diffusion" (1.x, 2.x: one sequence of condition vectors) is the only one.
     """
 
     model_type = "dreamllm_image_decoder"
@@ -37,7 +36,7 @@ class ImageDecoderConfig(PreTrainedConfig):
     vae: Any = None  # AutoencoderKL
     unet: Any = None  # UNet2DConditionModel
     scheduler: dict[str, Any] | None = (
-        None  # any of diffusers' schedulers; its noise schedule and prediction type are used
+        None  # of any diffusers scheduler; its noise schedule and prediction type are used
     )
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -47,9 +46,9 @@ class ImageDecoderConfig(PreTrainedConfig):
             raise UsageError(f"unknown image decoder kind {self.kind!r}; only stable-diffusion is supported")
 
     def to_dict(self) -> dict[str, Any]:
-        # The rest of what PreTrainedConfig holds speaks of classifiers.
-        kept = ("model_type", "transformers_version", "kind", "resolution", "vae", "unet", "scheduler")
-        return {key: value for key, value in super().to_dict().items() if key in kept}
+        # Without the fields that PreTrainedConfig has for classifiers.
+        fields = ("model_type", "transformers_version", "kind", "resolution", "vae", "unet", "scheduler")
+        return {key: value for key, value in super().to_dict().items() if key in fields}
 
     @property
     def condition_size(self) -> int:
@@ -64,10 +63,10 @@ class ImageDecoderConfig(PreTrainedConfig):
 
 
 class DreamLLMConfig(PreTrainedConfig):
-    """A causal decoder, a CLIP visual encoder and a latent diffusion model, and how they are joined.
+    """A causal decoder, a CLIP visual encoder, a latent diffusion model, and how they are joined.
 
-    `image_decoder_config` is no sub-config to transformers: the library would look for attention implementations in it.
-    `text_config` may be that of any Llama-like causal language model that transformers knows.
+    `text_config` may be that of any Llama-like causal language model in transformers. `image_decoder_config` is not one of `sub_configs`,
+    because transformers would look for attention implementations in it.
     """
 
     model_type = "dreamllm"
@@ -76,14 +75,14 @@ class DreamLLMConfig(PreTrainedConfig):
         "vision_config": CLIPVisionConfig,
     }
 
-    # Configurations, or dicts of their fields, or None for their defaults; always configurations once this one is made.
+    # Configurations, dicts of their fields, or None for the defaults; `__post_init__` makes configurations of them.
     text_config: Any = None  # PreTrainedConfig
     vision_config: Any = None  # CLIPVisionConfig
     image_decoder_config: Any = None  # ImageDecoderConfig
 
     num_dream_queries: int = 64
-    vision_select_layer: int = -2  # hidden state of CLIP that is read; the class token is dropped
-    visual_projector_depth: int = 1  # 1: linear; more: linear layers with exact GELU between
+    vision_select_layer: int = -2  # index of CLIP's hidden state; the class token is dropped
+    visual_projector_depth: int = 1  # number of linear layers, with exact GELU between them
     visual_projector_layernorm: bool = False  # LayerNorm after the visual projector
     condition_projector_depth: int = 1
     initializer_range: float = 0.02  # of the dream queries
@@ -102,8 +101,8 @@ class DreamLLMConfig(PreTrainedConfig):
     dream_start_token_id: int | None = None
     dream_end_token_id: int | None = None
 
-    training: str | None = None  # how the weights came about; UNTRAINED for random ones, None where it is not known
-    released_names: dict[str, str] | None = None  # what a released checkpoint calls its CLIP and diffusion models
+    training: str | None = None  # how the weights were trained; UNTRAINED for random weights, None if unknown
+    released_names: dict[str, str] | None = None  # names of the CLIP and diffusion models in a released checkpoint
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -111,12 +110,13 @@ class DreamLLMConfig(PreTrainedConfig):
             raise CheckpointError(
                 "this config.json is of the released layout: read the checkpoint with dreamllm.load(folder, clip=DIR, diffusion=DIR)"
             )
-        text = self.text_config or {}
+        text, vision, decoder = (
+            part or {} for part in (self.text_config, self.vision_config, self.image_decoder_config)
+        )
         if isinstance(text, dict):
-            text = dict(text)
-            text = CONFIG_MAPPING[text.pop("model_type", "llama")](**text)
-        vision = self.vision_config or {}
-        decoder = self.image_decoder_config or {}
+            text = CONFIG_MAPPING[text.get("model_type", "llama")](
+                **{k: v for k, v in text.items() if k != "model_type"}
+            )
         self.text_config = text
         self.vision_config = CLIPVisionConfig(**vision) if isinstance(vision, dict) else vision
         self.image_decoder_config = ImageDecoderConfig(**decoder) if isinstance(decoder, dict) else decoder
@@ -125,34 +125,33 @@ class DreamLLMConfig(PreTrainedConfig):
         self._check_special_tokens()
 
     def _check_special_tokens(self) -> None:
-        ids = {token: getattr(self, field) for token, field in SPECIAL_TOKEN_FIELDS.items()}
-        given = {token: i for token, i in ids.items() if i is not None}
-        if not given:  # a bare DreamLLMConfig(), as transformers makes one to find defaults
+        ids: dict[str, int | None] = {**self.special_token_ids}
+        known = [i for i in ids.values() if i is not None]
+        if not known:  # a bare DreamLLMConfig(), from which transformers reads the defaults
             return
-        missing = [token for token, i in ids.items() if i is None]
-        if missing:
-            raise UsageError(f"the configuration gives no id for {', '.join(missing)}")
-        outside = [f"{token}={i}" for token, i in given.items() if not 0 <= i < self.text_config.vocab_size]
-        if outside or len(set(given.values())) < len(given):
+        if len(known) < len(ids):
             raise UsageError(
-                f"special token ids must differ and lie below vocab_size {self.text_config.vocab_size}: {given}"
+                f"the configuration gives no id for {', '.join(token for token in ids if ids[token] is None)}"
             )
+        size = self.text_config.vocab_size
+        if len(set(known)) < len(known) or not all(0 <= i < size for i in known):
+            raise UsageError(f"special token ids must differ and lie below vocab_size {size}: {ids}")
 
     @property
     def num_image_tokens(self) -> int:
-        """N, the number of patch tokens that one image takes in a sequence."""
+        """N, the number of patch tokens of an image in a sequence."""
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
     @property
     def image_span(self) -> tuple[int, int, int]:
-        """Start token, patch token and number of patches of an image's span."""
-        ids: dict[str, Any] = self.special_token_ids
+        """Ids of the start and patch tokens of an image span, and its number of patches."""
+        ids = self.special_token_ids
         return ids["<im_start>"], ids["<im_patch>"], self.num_image_tokens
 
     @property
     def dream_span(self) -> tuple[int, int, int]:
-        """Start token, patch token and number of queries of a span that is generated."""
-        ids: dict[str, Any] = self.special_token_ids
+        """Ids of the start and patch tokens of a dream span, and its number of queries."""
+        ids = self.special_token_ids
         return ids["<dream_start>"], ids["<im_patch>"], self.num_dream_queries
 
     @property

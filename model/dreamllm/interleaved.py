@@ -1,7 +1,8 @@
 """Interleaved generation: a prompt -> a document of text and images (paper, section 3.2).
 
-Text is generated until `<dream_start>` is sampled. The dream queries follow it and condition an image, which the model then reads
-as an `<image>` span before the text goes on. Keys and values are cached throughout.
+Text is generated until `<dream_start>` is sampled. The dream queries follow and condition an image, which the model then reads as an
+`<image>` span before the text continues. Keys and values are cached throughout. `model` is a `DreamLLMForConditionalGeneration`, whose
+module imports this one.
 
 Shapes: B prompts, T tokens, n tokens fed at once, Q dream queries, H decoder width, V vocabulary.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from PIL import Image
@@ -22,14 +23,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from dreamllm.configuration import DreamLLMConfig
 from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import Scheduler
-from dreamllm.layers import CACHE, position_ids_from_mask
-from dreamllm.seeds import check_seeds, derived_seed, generator_for
-
-if TYPE_CHECKING:
-    from dreamllm.modeling import DreamLLMForConditionalGeneration
-    from dreamllm.processing import DreamLLMProcessor
+from dreamllm.layers import CACHE, check_seeds, derived_seed, generator_for, position_ids_from_mask
+from dreamllm.processing import DreamLLMProcessor
 
 
 class ImageOptions(TypedDict, total=False):
@@ -71,14 +69,6 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.max_images < 0 or (self.do_sample and self.temperature <= 0):
             raise UsageError("max_new_tokens must be at least 1, max_images at least 0, temperature above 0")
-
-    def warpers(self) -> LogitsProcessorList:
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
-        if self.top_k is not None:
-            warpers.append(TopKLogitsWarper(self.top_k))
-        if self.top_p is not None:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        return warpers
 
 
 def image_seed(seed: int, number: int) -> int:
@@ -123,7 +113,7 @@ class InterleavedGeneration:
 
     def __init__(
         self,
-        model: DreamLLMForConditionalGeneration,
+        model: Any,
         processor: DreamLLMProcessor,
         sampling: Sampling,
         logits_processor: LogitsProcessorList | None,
@@ -131,11 +121,17 @@ class InterleavedGeneration:
     ) -> None:
         self.model, self.processor, self.sampling = model, processor, sampling
         self.logits_processor: Any = logits_processor
-        self.warpers: Any = sampling.warpers() if sampling.do_sample else None
         self.image_options = image_options
-        config = model.config
-        self.positions = int(config.text_config.max_position_embeddings)
-        self.suppressed = [i for i in config.special_token_ids.values() if i != config.dream_start_token_id]
+        self.config: DreamLLMConfig = model.config
+        self.positions = int(self.config.text_config.max_position_embeddings)
+        self.suppressed = [i for i in self.config.special_token_ids.values() if i != self.config.dream_start_token_id]
+        self.warpers: Any = LogitsProcessorList()
+        if sampling.do_sample:
+            self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_k is not None:
+                self.warpers.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p is not None:
+                self.warpers.append(TopPLogitsWarper(sampling.top_p))
 
     def run(self, prompts: Mapping[str, torch.Tensor], seeds: Sequence[int] | None) -> list[InterleavedDocument]:
         ids = prompts["input_ids"].to(self.model.dream_queries.device)
@@ -154,7 +150,7 @@ class InterleavedGeneration:
     def _rows(self, ids: torch.Tensor, mask: torch.Tensor, seeds: Sequence[int] | None) -> list[_Row]:
         if not mask[:, -1].all():
             raise InputError("prompts of interleaved generation must be padded on the left, as the processor does")
-        if len(ids) > 1 and "sliding_attention" in (getattr(self.model.config.text_config, "layer_types", None) or ()):
+        if len(ids) > 1 and "sliding_attention" in (getattr(self.config.text_config, "layer_types", None) or ()):
             raise InputError(
                 "a decoder with sliding attention generates interleaved documents one prompt at a time: its window counts padding"
             )
@@ -171,7 +167,7 @@ class InterleavedGeneration:
 
     def _sample_tokens(self, rows: list[_Row], context: _Context, logits: torch.Tensor) -> torch.Tensor:
         """One more token for each row that writes text. Logits (B, V) in and out; those of other rows stay."""
-        tokens = torch.full((len(rows), 1), self.model.config.eos_token_id, device=logits.device)
+        tokens = torch.full((len(rows), 1), self.config.eos_token_id, device=logits.device)
         for index, row in enumerate(rows):
             if row.writes_text:
                 tokens[index] = token = self._sample(row, logits[index])
@@ -188,14 +184,14 @@ class InterleavedGeneration:
         ids = torch.tensor([row.prompt + row.ids], device=scores.device)
         if self.logits_processor:
             scores = self.logits_processor(ids, scores[None])[0]
-        if self.warpers is None:
+        if not self.sampling.do_sample:
             return int(scores.argmax())
         scores = self.warpers(ids, scores[None])[0]
         return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=row.generator))
 
     def _append(self, row: _Row, token: int) -> None:
         """Add a sampled token to the row's document, or end it."""
-        config = self.model.config
+        config = self.config
         row.sampled += 1
         room = self.positions - row.length - 1
         if token == config.dream_start_token_id:
@@ -242,11 +238,11 @@ class InterleavedGeneration:
 class _Context:
     """Keys and values of a batch whose rows are in different states.
 
-    All rows are fed the same number of tokens; the tokens of inactive rows are masked for good. Positions count attended tokens, so
-    these gaps change nothing.
+    Every row is fed the same number of tokens, and those of inactive rows stay masked. Positions count attended tokens, so the gaps
+    change nothing.
     """
 
-    def __init__(self, model: DreamLLMForConditionalGeneration, size: int) -> None:
+    def __init__(self, model: Any, size: int) -> None:
         self.model = model
         self.cache = DynamicCache(config=model.config.text_config)
         self.mask = torch.zeros((size, 0), dtype=torch.long, device=model.dream_queries.device)

@@ -1,4 +1,4 @@
-"""Small parts of the model: positions of spans in a sequence, projectors, the language loss, the name of the cache.
+"""What model, generation and training share: spans in a sequence, projectors, the language loss, seeds, the cache's name.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -6,8 +6,10 @@ Shapes: B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -76,3 +78,23 @@ class Projector(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x if index == 0 else F.gelu(x))
         return x if self.norm is None else self.norm(x)
+
+
+def generator_for(*numbers: int) -> torch.Generator:
+    """A CPU generator that depends on these numbers alone, so that neither batch mates nor devices change what it draws."""
+    return torch.Generator().manual_seed(derived_seed(*numbers))
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed in [0, 2**64) that depends on these numbers alone."""
+    sequence = np.random.SeedSequence([number % 2**64 for number in numbers])
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def check_seeds(seeds: Sequence[int] | None, count: int, what: str) -> list[int]:
+    """One seed for each of `count` items, by default drawn from torch's global generator. InputError for another number of seeds."""
+    if seeds is None:
+        return torch.randint(2**62, (count,)).tolist()
+    if len(seeds) != count:
+        raise InputError(f"expected one seed per {what} ({count}), got {len(seeds)}")
+    return [int(seed) for seed in seeds]

@@ -9,7 +9,8 @@ M images to generate (B times images per prompt), E condition width, C x h x w l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from enum import StrEnum
+from typing import Any, Self, Unpack
 
 import torch
 from PIL import Image
@@ -26,16 +27,26 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from dreamllm.configuration import DreamLLMConfig
-from dreamllm.errors import InputError, UsageError
+from dreamllm.errors import InputError
 from dreamllm.image_decoder import ImageDecoder, Scheduler, StepCallback, denoise, make_scheduler, to_pil
 from dreamllm.interleaved import ImageOptions, InterleavedDocument, InterleavedGeneration, Sampling
-from dreamllm.layers import CACHE, Projector, count_spans, find_spans, language_loss, position_ids_from_mask
-from dreamllm.seeds import check_seeds, normal
+from dreamllm.layers import (
+    CACHE,
+    Projector,
+    check_seeds,
+    count_spans,
+    find_spans,
+    language_loss,
+    position_ids_from_mask,
+)
+from dreamllm.options import choose
+from dreamllm.processing import DreamLLMProcessor
 
-if TYPE_CHECKING:
-    from dreamllm.processing import DreamLLMProcessor
 
-OUTPUT_TYPES = ("pil", "tensor", "latent")
+class OutputType(StrEnum):
+    pil = "pil"
+    tensor = "tensor"
+    latent = "latent"
 
 
 class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -340,15 +351,12 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
             scheduler: "ddpm" (the original's, ancestral), "ddim", "dpm-solver++", or a diffusers scheduler.
             guidance_scale: classifier-free guidance; 1 turns it off.
             guidance_rescale: phi of arXiv 2305.08891, section 3.4; acts only with guidance.
-            seeds: one per image; all of an image's noise, at the start and at every step, comes from its own seed alone. By default
-                they are drawn from torch's global generator.
-            latents: (M, C, h, w) initial noise, instead of that of the seeds.
-            variance_noise: (steps, M, C, h, w) noise of each step, instead of that of the seeds.
+            seeds: one per image, for all its noise; by default drawn from torch's global generator.
+            latents, variance_noise: noise at the start (M, C, h, w) and of each step (steps, M, C, h, w), instead of the seeds'.
             output_type: "pil", M images; "tensor", (M, 3, S, S) float32 in [0, 1]; "latent", (M, C, h, w) float32, scaled.
             callback: called after each step with its number, its timestep and the latents.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise UsageError(f"unknown output_type {output_type!r}; choose from {', '.join(OUTPUT_TYPES)}")
+        choose(OutputType, output_type, "output_type")
         prompt_embeds = self._prompt_embeds(prompts, prompt_embeds)
         if prompt_embeds is None:
             raise InputError("generate_images needs prompts or prompt_embeds")
@@ -361,14 +369,12 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         if isinstance(scheduler, str):
             scheduler = make_scheduler(scheduler, self.config.image_decoder_config.scheduler)
         generators = [torch.Generator().manual_seed(seed) for seed in check_seeds(seeds, count, "image")]
-        if latents is None:
-            latents = normal(generators, self.config.image_decoder_config.latent_shape)
-        elif len(latents) != count:
+        if latents is not None and len(latents) != count:
             raise InputError(f"number of latents ({len(latents)}) and of images ({count}) differ")
         latents = denoise(
             self.image_decoder,
             condition,
-            latents.to(condition.device, torch.float32),
+            (self._initial_noise(generators) if latents is None else latents).to(condition.device, torch.float32),
             scheduler,
             num_inference_steps,
             noise=generators if variance_noise is None else variance_noise,
@@ -378,6 +384,11 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
             progress=progress,
         )
         return self.decode_latents(latents, output_type)
+
+    def _initial_noise(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Standard normal (M, C, h, w); that of an image comes from its own generator."""
+        shape = self.config.image_decoder_config.latent_shape
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
     def decode_latents(self, latents: torch.Tensor, output_type: str = "pil") -> torch.Tensor | list[Image.Image]:
         """Latents (M, C, h, w) in the form that `generate_images` returns for `output_type`."""

@@ -29,86 +29,65 @@ SCHEDULER = {
 }
 
 
-def _vae(channels: list[int], layers: int, groups: int, resolution: int) -> dict[str, Any]:
-    return {
-        "_class_name": "AutoencoderKL",
-        "block_out_channels": channels,
-        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
-        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
-        "layers_per_block": layers,
-        "norm_num_groups": groups,
-        "latent_channels": 4,
-        "scaling_factor": 0.18215,
-        "sample_size": resolution,
-    }
+# Widths of the decoder and the encoder: hidden, MLP, layers, heads, image size, patch size.
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 
 
-def _unet(channels: list[int], layers: int, groups: int, heads: list[int], condition: int, size: int) -> dict[str, Any]:
-    attended = len(channels) - 1  # the innermost level has no attention, as in Stable Diffusion
-    return {
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": size,
-        "block_out_channels": channels,
-        "down_block_types": ["CrossAttnDownBlock2D"] * attended + ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * attended,
-        "layers_per_block": layers,
-        "norm_num_groups": groups,
-        "attention_head_dim": heads,  # diffusers' name; it means the number of heads
-        "cross_attention_dim": condition,
-        "use_linear_projection": True,
-    }
-
-
-def _config(
-    *,
-    vocab_size: int,
-    text: tuple[int, int, int, int],
-    vision: tuple[int, int, int, int, int, int],
-    resolution: int,
-    vae: dict[str, Any],
-    unet: dict[str, Any],
-    **fields: Any,
-) -> dict[str, Any]:
-    """Fields of a `DreamLLMConfig`. `text`: width, MLP width, layers, heads; `vision`: the same, image size, patch size."""
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-    llama = dict(zip(sizes, text, strict=False))
-    return {
-        "text_config": LlamaConfig(vocab_size=vocab_size, max_position_embeddings=2048, rms_norm_eps=1e-6, **llama),
-        "vision_config": CLIPVisionConfig(**dict(zip(sizes, vision, strict=True))),
-        "image_decoder_config": ImageDecoderConfig(resolution=resolution, vae=vae, unet=unet, scheduler=SCHEDULER),
-        **fields,
-    }
+def _decoder(
+    resolution: int, vae: list[int], unet: list[int], heads: list[int], condition: int, layers: int, groups: int
+) -> ImageDecoderConfig:
+    """A decoder with these channels for each level of the autoencoder and the UNet, whose innermost level has no cross-attention."""
+    shared = {"layers_per_block": layers, "norm_num_groups": groups}
+    attended = len(unet) - 1
+    return ImageDecoderConfig(
+        resolution=resolution,
+        vae={
+            "_class_name": "AutoencoderKL",
+            "block_out_channels": vae,
+            "down_block_types": ["DownEncoderBlock2D"] * len(vae),
+            "up_block_types": ["UpDecoderBlock2D"] * len(vae),
+            "latent_channels": 4,
+            "scaling_factor": 0.18215,
+            "sample_size": resolution,
+            **shared,
+        },
+        unet={
+            "_class_name": "UNet2DConditionModel",
+            "sample_size": resolution // 2 ** (len(vae) - 1),
+            "block_out_channels": unet,
+            "down_block_types": ["CrossAttnDownBlock2D"] * attended + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * attended,
+            "attention_head_dim": heads,  # diffusers' name for the number of heads
+            "cross_attention_dim": condition,
+            "use_linear_projection": True,
+            **shared,
+        },
+        scheduler=SCHEDULER,
+    )
 
 
 def config_fields(preset: Preset, vocab_size: int) -> dict[str, Any]:
     """The fields of a preset's `DreamLLMConfig`, without the ids of special tokens."""
     if preset == Preset.tiny:
-        return _config(
-            vocab_size=vocab_size,
-            text=(64, 176, 3, 4),
-            vision=(48, 96, 3, 4, 64, 16),
-            resolution=64,
-            vae=_vae([16, 16, 32, 32], layers=1, groups=8, resolution=64),
-            unet=_unet([32, 48], layers=1, groups=8, heads=[4, 4], condition=48, size=8),
-            num_dream_queries=8,
-        )
-    return _config(
-        vocab_size=vocab_size,
-        text=(4096, 11008, 32, 32),
-        vision=(1024, 4096, 24, 16, 224, 14),
-        resolution=512,
-        vae=_vae([128, 256, 512, 512], layers=2, groups=32, resolution=512),
-        unet=_unet([320, 640, 1280, 1280], layers=2, groups=32, heads=[5, 10, 20, 20], condition=1024, size=64),
-        num_dream_queries=64,
-        released_names={
-            "clip": "openai/clip-vit-large-patch14",
-            "diffusion": "stabilityai/stable-diffusion-2-1-base",
-        },
-    )
+        text, vision, fields = (64, 176, 3, 4), (48, 96, 3, 4, 64, 16), {"num_dream_queries": 8}
+        decoder = _decoder(64, [16, 16, 32, 32], [32, 48], heads=[4, 4], condition=48, layers=1, groups=8)
+    else:
+        text, vision = (4096, 11008, 32, 32), (1024, 4096, 24, 16, 224, 14)
+        names = {"clip": "openai/clip-vit-large-patch14", "diffusion": "stabilityai/stable-diffusion-2-1-base"}
+        fields: dict[str, Any] = {"num_dream_queries": 64, "released_names": names}
+        vae, unet, heads = [128, 256, 512, 512], [320, 640, 1280, 1280], [5, 10, 20, 20]
+        decoder = _decoder(512, vae, unet, heads, condition=1024, layers=2, groups=32)
+    sizes: dict[str, Any] = dict(zip(SIZES, text, strict=False))
+    return {
+        "text_config": LlamaConfig(vocab_size=vocab_size, max_position_embeddings=2048, rms_norm_eps=1e-6, **sizes),
+        "vision_config": CLIPVisionConfig(**dict(zip(SIZES, vision, strict=True))),
+        "image_decoder_config": decoder,
+        **fields,
+    }
 
 
 def parts(name: str, tokenizer_file: str | Path | None = None) -> tuple[DreamLLMConfig, DreamLLMProcessor]:
-    """Configuration and processor of a preset. `7b` needs Llama's tokenizer file; `tiny` trains a tokenizer unless it is given one."""
+    """Configuration and processor of a preset. `7b` needs a Llama tokenizer file; `tiny` trains a small tokenizer if there is none."""
     preset = choose(Preset, name, "preset")
     check_tokenizer(preset, tokenizer_file)
     tokenizer = tiny_tokenizer() if tokenizer_file is None else tokenizer_from_file(tokenizer_file)
@@ -124,7 +103,7 @@ def parts(name: str, tokenizer_file: str | Path | None = None) -> tuple[DreamLLM
 def build(
     name: str = "tiny", seed: int = 0, *, tokenizer_file: str | Path | None = None, dtype: torch.dtype | None = None
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    """A model with random weights (the same for the same seed), in eval mode, and its processor. `dtype` is float32 by default."""
+    """A model with random weights, which depend on the seed alone, in eval mode, and its processor; float32 by default."""
     config, processor = parts(name, tokenizer_file)
     before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):

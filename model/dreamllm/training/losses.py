@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import Scheduler
-from dreamllm.layers import find_spans, position_ids_from_mask
+from dreamllm.layers import find_spans, generator_for, position_ids_from_mask
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.recipe import LossSettings
-from dreamllm.seeds import generator_for
 
 Model = DreamLLMForConditionalGeneration
 # Configuration fields of transformers' decoders that change logits after the output embeddings.

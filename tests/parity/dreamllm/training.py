@@ -12,7 +12,7 @@ from torch import Tensor
 from dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.image_decoder import make_scheduler
 from dreamllm.recipe import LossSettings
-from dreamllm.released import CLIP, DIFFUSION, QUERIES, _released_name
+from dreamllm.released import CLIP, DIFFUSION, QUERIES, released_name
 from dreamllm.training.losses import (
     Draws,
     compute_losses,
@@ -192,7 +192,7 @@ def _gradients(golden: Golden, name: str) -> list[Check]:
 def _official_gradients(model: DreamLLMForConditionalGeneration) -> dict[str, Tensor | None]:
     gradients = {}
     for key, parameter in model.named_parameters():
-        part, name = _released_name(key, model.config)
+        part, name = released_name(key, model.config)
         gradients[PREFIXES[part] + name] = parameter.grad
     return gradients
 
