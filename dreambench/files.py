@@ -29,6 +29,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_json_lines",
+    "read_json_or_lines",
     "read_text",
     "replacing",
     "sha256_file",
@@ -110,6 +111,14 @@ def read_arrays(path: Path, error: type[DreambenchError] = DataError) -> dict[st
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as reason:
         what = type(reason).__name__  # numpy's own words would advise to unpickle it
         raise error(f"{path}: cannot be read as .npz arrays ({what})") from reason
+
+
+def read_json_or_lines(path: Path) -> JSON:
+    """The value in a JSON file, or the list of the values in a JSON Lines file. `DataError` where it is neither."""
+    try:
+        return read_json(path)
+    except DataError:
+        return [value for _, value in read_json_lines(path)]
 
 
 def sha256_file(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -19,7 +19,7 @@ from dreambench.spec import RunSpec
 if TYPE_CHECKING:
     from dreambench.store import RunFolder
 
-__all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "sample_choice"]
+__all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "sample_choice", "unique_answers"]
 
 
 class OutOfMemoryError(ModelError):
@@ -167,6 +167,18 @@ class Task(ABC):
 def sample_choice(samples: Sequence[Sample]) -> JSON:
     """The protocol field that identifies the samples and their order."""
     return {"n": len(samples), "ids_sha256": digest([sample.id for sample in samples])}
+
+
+def unique_answers(path: Path, pairs: Iterable[tuple[str, JSON]]) -> dict[str, str]:
+    """Answers by sample id. `DataError` where an answer is not text, or a sample has two."""
+    answers: dict[str, str] = {}
+    for id_, answer in pairs:
+        if not isinstance(answer, str):
+            raise DataError(f"{path}: the answer to {id_} is not text but {answer!r}")
+        if id_ in answers:
+            raise DataError(f"{path}: {id_} is answered twice")
+        answers[id_] = answer
+    return answers
 
 
 def resolve_generation(

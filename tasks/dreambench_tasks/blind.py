@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from dreambench.documents import JSON, Text, digest, document_text
 from dreambench.errors import DataError
+from dreambench.files import read_json_or_lines
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
-from dreambench_tasks.comprehension import read_json_or_lines
 
 __all__ = ["Blind", "majority_answers", "question_type"]
 

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dreambench.documents import JSON, Image, Text, document_text
-from dreambench.errors import DataError
-from dreambench.files import cache_folder, read_json, read_json_lines
+from dreambench.files import cache_folder
 from dreambench.interfaces import Task
 from dreambench.requests import Kind, Request, Response, Sample, sample_seed
 from dreambench.scores import Score
@@ -31,8 +30,6 @@ __all__ = [
     "answer_text",
     "mean_score",
     "question_text",
-    "read_json_or_lines",
-    "unique_answers",
 ]
 
 # `assistant_prefix` holds the first words of the answer, from which the model continues.
@@ -94,26 +91,6 @@ def question_text(sample: Sample) -> str:
 def answer_text(response: Response) -> str | None:
     """The model's answer; None where the request failed."""
     return None if response.error is not None else document_text(response.document)
-
-
-def read_json_or_lines(path: Path) -> Any:
-    """The value in a JSON file, or the list of the values in a JSON Lines file. `DataError` where it is neither."""
-    try:
-        return read_json(path)
-    except DataError:
-        return [value for _, value in read_json_lines(path)]
-
-
-def unique_answers(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    """Answers by sample id. `DataError` where an answer is not text, or a sample has two."""
-    answers: dict[str, str] = {}
-    for id_, answer in pairs:
-        if not isinstance(answer, str):
-            raise DataError(f"{path}: the answer to {id_} is not text but {answer!r}")
-        if id_ in answers:
-            raise DataError(f"{path}: {id_} is answered twice")
-        answers[id_] = answer
-    return answers
 
 
 def mean_score(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreambench.errors import DataError, MissingExtraError
 from dreambench.files import read_bytes, read_json_lines
-from dreambench_tasks.comprehension import unique_answers
+from dreambench.interfaces import unique_answers
 
 if TYPE_CHECKING:
     import pandas

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from dreambench.errors import DataError
-from dreambench.files import read_json, read_json_lines, write_atomically
-from dreambench_tasks.comprehension import read_json_or_lines, unique_answers
+from dreambench.files import read_json, read_json_lines, read_json_or_lines, write_atomically
+from dreambench.interfaces import unique_answers
 
 __all__ = ["Grade", "Question", "data_file", "load", "read_answers", "read_capabilities", "read_grades", "write_grades"]
 

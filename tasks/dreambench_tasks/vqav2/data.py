@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambench.errors import DataError, UsageError, counted
-from dreambench.files import read_json, sha256_file
-from dreambench_tasks.comprehension import read_json_or_lines, unique_answers
+from dreambench.files import read_json, read_json_or_lines, sha256_file
+from dreambench.interfaces import unique_answers
 
 __all__ = ["Annotation", "Question", "VQAv2", "load", "read_annotations", "read_questions", "read_results"]
 
