@@ -1,4 +1,4 @@
-"""dreambench: exact, resumable evaluation of models that read and generate images.
+"""dreambench: exact, resumable evaluation of models that understand and generate images.
 
 >>> import dreambench
 >>> result = dreambench.run("coco_fid", model="dreamllm", limit=128)   # doctest: +SKIP

@@ -47,7 +47,7 @@ def _pairs(value: Any) -> Any:
 
 
 def _ids(value: Any) -> Any:
-    """Sample ids: a sequence, or the path of a file with one id a line."""
+    """Sample ids: a sequence, or the path of a file with one id per line."""
     if value is None:
         return None
     if isinstance(value, (str, Path)):
@@ -55,11 +55,11 @@ def _ids(value: Any) -> Any:
             lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"{value}: cannot be read as text ({type(error).__name__}); write one sample id a line"
+                f"{value}: cannot be read as text ({type(error).__name__}); write one sample id per line"
             ) from error
         value = [line.strip() for line in lines if line.strip()]
     if isinstance(value, Sequence) and not value:
-        raise ValueError("the file holds no ids; write one sample id a line")
+        raise ValueError("the file holds no ids; write one sample id per line")
     [(most, times)] = Counter(value).most_common(1)
     if times > 1:
         raise ValueError(f"{most} is listed {times} times; list each sample once")
@@ -111,32 +111,34 @@ class RunSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: str = _option(..., "TASK", "A benchmark; `dreambench list tasks` shows them.")
-    model: str = _option("dreamllm", "NAME[:LOCATION]", "The model; `dreambench list models` shows them.")
+    task: str = _option(..., "TASK", "Benchmark; see `dreambench list tasks`.")
+    model: str = _option(
+        "dreamllm", "NAME[:LOCATION]", "Model; see `dreambench list models`; default: the embedded DreamLLM."
+    )
     model_arg: Annotated[dict[str, str], BeforeValidator(_pairs)] = _option(
         {}, "KEY=VALUE", "An argument of the model; may be repeated."
     )
     data: Annotated[str | None, BeforeValidator(_data)] = _option(
-        None, "PATH", "Official files, or datasets:MAPPING[=LOCATION], a Hub copy; default: the embedded data."
+        None, "PATH", "Official files, or a Hub copy, datasets:MAPPING[=LOCATION]; default: the embedded data."
     )
     images: Directory = _option(None, "DIR", "The folder of the benchmark's images.")
     real: Directory = _option(None, "DIR|FILE.npz", "Reference images (a folder) or their statistics (.npz).")
-    protocol: Words = _option((), "NAME[,NAME...]", "How to measure; the first protocol gives the headline.")
+    protocol: Words = _option((), "NAME[,NAME...]", "Protocols; the first one gives the headline score.")
     split: str | None = _option(None, "NAME", "The split of the benchmark, for instance val2017.")
     features: str | None = _option(
         None, "EXTRACTOR", "Feature extractor, for instance inception or efficientnet-lite0."
     )
     judge: str | None = _option(
-        None, "JUDGE", "openai:MODEL@URL, grades:FILE, model:NAME[:LOCATION], replay:FILE or rule."
+        None, "JUDGE", "Judge: openai:MODEL@URL, model:NAME[:LOCATION], grades:FILE, replay:FILE or rule."
     )
     generation: Annotated[tuple[str, ...], BeforeValidator(_repeated)] = _option(
         (), "PRESET|KEY=VALUE", "Prompt wording and decoding; may be repeated."
     )
     limit: PositiveInt | None = _option(None, "N", "Only the first N samples.")
     ids: Annotated[tuple[str, ...] | None, BeforeValidator(_ids)] = _option(
-        None, "FILE", "Only the samples whose ids are in FILE, one a line."
+        None, "FILE", "Only the samples whose ids are in FILE, one per line."
     )
-    seed: int = _option(0, "N", "Seed of caption choice, noise and sampling, derived per sample.")
+    seed: int = _option(0, "N", "Seed for caption choice, noise and sampling; each sample derives its own.")
     batch_size: Annotated[PositiveInt | None, BeforeValidator(_batch_size)] = _option(
         None, "N|auto", "Requests per batch; auto leaves it to the model."
     )
@@ -144,7 +146,7 @@ class RunSpec(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = _option(
         "auto", "DTYPE", "auto, float32, bfloat16, float16 or float64."
     )
-    offline: bool = _option(False, None, "Download nothing.")
+    offline: bool = _option(False, None, "Download nothing, and call servers on this machine only.")
 
     def __init__(self, **values: Any) -> None:
         try:

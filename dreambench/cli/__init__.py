@@ -68,7 +68,7 @@ def _build() -> typer.Typer:
 
     app = typer.Typer(
         cls=_Commands,
-        help="Evaluate models that read and generate images: exact, resumable, every number with its protocol and interval.",
+        help="Evaluate models that understand and generate images: exact, resumable, every score with protocol and interval.",
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
@@ -77,7 +77,7 @@ def _build() -> typer.Typer:
 
     @app.callback(invoke_without_command=True)
     def version(  # pyright: ignore[reportUnusedFunction] - typer calls it
-        version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+        version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
     ) -> None:
         if version:
             print(f"dreambench {metadata.version('dreambench')}")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["report", "rerun", "run", "score"]
 
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that holds runs.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew, even if this run exists.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for runs.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start from scratch, even if this run exists.")]
 MaxErrors = Annotated[
     int | None,
     typer.Option("--max-errors", metavar="N", min=0, help="Exit with status 1 if more than N samples end in an error."),
@@ -32,18 +32,18 @@ MaxUnscored = Annotated[
 def run(
     task: Annotated[
         list[str],
-        typer.Option("--task", metavar="TASK[,TASK...]", help="Benchmarks; `dreambench list tasks` shows them."),
+        typer.Option("--task", metavar="TASK[,TASK...]", help="Benchmarks to run; see `dreambench list tasks`."),
     ],
     options: dict[str, Any],
     max_errors: MaxErrors = None,
     max_unscored: MaxUnscored = None,
     out: Out = Path("runs"),
     fresh: Fresh = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without running it.")] = False,
 ) -> None:
     """Run a model on benchmarks and score its answers.
 
-    The same command finds the same run: an interrupted run is resumed, a complete one is printed.
+    The same command finds the same run: an interrupted run is resumed; the scores of a complete run are printed.
 
     Example: dreambench run --task coco_fid --model dreamllm:DIR --data coco --features efficientnet-lite0
     """
@@ -89,10 +89,10 @@ def _execute(
 def score(
     options: dict[str, Any],
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run, to be scored again from its own files.")
+        Path | None, typer.Argument(metavar="[RUN]", help="A run to score again from its own files.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", metavar="TASK", help="The benchmark that the answers belong to.")
+        str | None, typer.Option("--task", metavar="TASK", help="Benchmark that the answers belong to.")
     ] = None,
     responses: Annotated[
         Path | None,
@@ -107,7 +107,7 @@ def score(
     out: Out = Path("runs"),
     fresh: Fresh = False,
 ) -> None:
-    """Score a run again, or answers that were made elsewhere.
+    """Score a run again, or score answers that were made elsewhere.
 
     Example: dreambench score --task vqav2 --data vqa --responses results.json
     """
@@ -129,7 +129,9 @@ def score(
 
 def rerun(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Another folder for runs.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for runs; default: the folder that holds RUN.")
+    ] = None,
     fresh: Fresh = False,
 ) -> None:
     """Execute a run's run.json again: resume an interrupted run, or repeat it with --fresh.
@@ -144,16 +146,17 @@ def rerun(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...|RUNS_DIR", help="Runs, or folders that hold runs.")],
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write everything to one self-contained page.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML page.")
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", metavar="FILE", help="Write the generated images of a run to one PNG.")
+        Path | None,
+        typer.Option("--sheet", metavar="FILE", help="Write up to 48 generated images of a run to one PNG."),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the table as CSV, in full precision.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="Print the table in LaTeX.")] = False,
 ) -> None:
-    """Show the tables of runs on the terminal, as a page, or as CSV, Markdown or LaTeX.
+    """Show runs as tables on the terminal, as an HTML page, or as CSV, Markdown or LaTeX.
 
     Example: dreambench report runs --html report.html
     """

@@ -22,7 +22,7 @@ def _checked(options: dict[str, Any], protocol: str = "clean") -> RunSpec:
 @with_spec_options("protocol", "features", "device", "offline")
 def fid(
     real: Annotated[
-        Path, typer.Argument(metavar="REAL", help="Reference images: a folder, or their statistics, .npz.")
+        Path, typer.Argument(metavar="REAL", help="Reference images: a folder, or their statistics (.npz).")
     ],
     fake: Annotated[Path, typer.Argument(metavar="FAKE", help="Generated images: a folder.")],
     options: dict[str, Any],
@@ -30,7 +30,7 @@ def fid(
         bool, typer.Option("--infinity", help="Also extrapolate the distance to infinitely many images.")
     ] = False,
     real_vs_real: Annotated[
-        bool, typer.Option("--real-vs-real", help="Also compare the two halves of the reference images: a baseline.")
+        bool, typer.Option("--real-vs-real", help="Also report the distance between halves of the reference images.")
     ] = False,
 ) -> None:
     """Compare two folders of images.
@@ -49,11 +49,11 @@ def fid(
 
 @with_spec_options("features", "device", "offline")
 def fid_stats(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The images.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images.")],
     options: dict[str, Any],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.npz", help="The file to write.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.npz", help="File to write.")],
     protocol: Annotated[
-        str, typer.Option("--protocol", metavar="NAME", help="The resize of the statistics: clean, pytorch, tf1, ...")
+        str, typer.Option("--protocol", metavar="NAME", help="How images are resized: clean, pytorch, tf1, ...")
     ] = "clean",
 ) -> None:
     """Save the statistics of a folder of images, for `--real` and `fid`.
@@ -76,7 +76,7 @@ class Listed(StrEnum):
     protocols = "protocols"
 
 
-def list_(what: Annotated[Listed, typer.Argument(help="tasks, models or protocols.")]) -> None:
+def list_(what: Annotated[Listed, typer.Argument(help="What to list.")]) -> None:
     """List the tasks, models or protocols that are installed.
 
     Example: dreambench list tasks

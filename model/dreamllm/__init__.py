@@ -1,4 +1,4 @@
-"""DreamLLM (arXiv 2309.11499): one causal decoder that reads and generates images.
+"""DreamLLM (arXiv 2309.11499): one causal decoder that understands and generates images.
 
 Names are imported when they are first used, so that `import dreamllm` and `dreamllm --help` load neither torch nor transformers.
 """

@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from dreamllm.processing import DreamLLMProcessor
 
 app = typer.Typer(
-    help="DreamLLM (arXiv 2309.11499): one causal language model that reads and generates images.",
+    help="DreamLLM (arXiv 2309.11499): one causal language model that understands and generates images.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-Prompt = Annotated[str, typer.Argument(help="Text; <image> stands for the next --image.")]
+Prompt = Annotated[str, typer.Argument(help="Text; each <image> is the placeholder of the next --image.")]
 Images = Annotated[
     list[Path] | None,
-    typer.Option("--image", metavar="FILE", exists=True, dir_okay=False, help="Image to read; may be repeated."),
+    typer.Option("--image", metavar="FILE", exists=True, dir_okay=False, help="Input image; may be repeated."),
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's conversation template.")]
-Seed = Annotated[int, typer.Option(help="Seed of sampling and noise.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Limit on generated tokens.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy or beam search.")]
-SUBMODEL = "for a released checkpoint that does not hold it."
+Seed = Annotated[int, typer.Option(help="Seed for sampling and noise.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of generated tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0: no sampling.")]
+SUBMODEL = "for a released checkpoint that does not contain it."
 Clip = Annotated[Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help=f"CLIP model, {SUBMODEL}")]
 Diffusion = Annotated[
     Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help=f"Stable Diffusion model, {SUBMODEL}")
@@ -50,7 +50,7 @@ def _load(
     clip: Clip = None,
     diffusion: Diffusion = None,
     device: Annotated[str, typer.Option(metavar="NAME", callback=check_device, help=f"{DEVICES}.")] = "auto",
-    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.  [default: as stored]")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Dtype of the weights.  [default: as stored]")] = None,
 ) -> tuple[Any, "DreamLLMProcessor"]:
     """The model and its processor. The parameters are options of every verb that uses a model."""
     folder = find_checkpoint(model)
@@ -127,7 +127,7 @@ def generate(
     image: Images = None,
     chat: Chat = False,
     max_new_tokens: MaxNewTokens = 256,
-    num_beams: Annotated[int, typer.Option(min=1, help="Beams of beam search.")] = 1,
+    num_beams: Annotated[int, typer.Option(min=1, help="Number of beams.")] = 1,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
 ) -> None:
@@ -173,7 +173,7 @@ def generate_interleaved(
     image: Images = None,
     chat: Chat = False,
     max_new_tokens: MaxNewTokens = 512,
-    max_images: Annotated[int, typer.Option(min=0, help="Limit on images; beginning another ends the document.")] = 4,
+    max_images: Annotated[int, typer.Option(min=0, help="Maximum number of images; one more ends the document.")] = 4,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
 ) -> None:
@@ -207,7 +207,7 @@ def generate_interleaved(
 @app.command()
 @_with_options(load=_load)
 def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) -> None:
-    """Talk with the model. `/image FILE` shows it an image with the next message; `/quit` or end of input ends the conversation.
+    """Chat with the model. `/image FILE` adds an image to the next message; `/quit` or end of input ends the conversation.
 
     Example: dreamllm chat --image circle.png
     """
@@ -259,13 +259,13 @@ def _answer(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
-    preset: Annotated[Preset, typer.Option(help="Sizes of the model.")] = Preset.tiny,
-    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    preset: Annotated[Preset, typer.Option(help="Size of the model.")] = Preset.tiny,
+    seed: Annotated[int, typer.Option(help="Seed for the random weights.")] = 0,
     tokenizer: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Llama's tokenizer.model or tokenizer.json; 7b needs one."),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Type of the weights.")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights.")] = Dtype.float32,
 ) -> None:
     """Write a checkpoint with random weights.
 
@@ -284,12 +284,12 @@ def init(
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
-    target: Annotated[Path, typer.Argument(help="New folder.")],
+    target: Annotated[Path, typer.Argument(help="New folder for the converted checkpoint.")],
     to: Annotated[Layout, typer.Option(help="Layout to write.")],
     clip: Clip = None,
     diffusion: Diffusion = None,
 ) -> None:
-    """Write a checkpoint in the other layout.
+    """Convert a checkpoint to the other layout.
 
     Example: dreamllm convert dreamllm-7b models/native --to native --clip clip-vit-l --diffusion sd-2-1-base
     """
@@ -305,7 +305,7 @@ def convert(
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe: a YAML file.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print sizes, memory and time, write the first batch to a page, and stop.")
+        bool, typer.Option("--dry-run", help="Print sizes, memory and time, write the first batch to files, and stop.")
     ] = False,
     resume: Annotated[
         Resume,
@@ -346,7 +346,7 @@ def merge(
     generation: Annotated[
         Path, typer.Argument(help="Checkpoint to take the condition projector and dream queries from.")
     ],
-    target: Annotated[Path, typer.Argument(help="New folder.")],
+    target: Annotated[Path, typer.Argument(help="New folder for the merged checkpoint.")],
 ) -> None:
     """Merge the two halves of stage I, which are trained separately, into one checkpoint.
 

@@ -10,7 +10,7 @@ import typer
 __all__ = ["playground"]
 
 playground = typer.Typer(
-    help="The small world: scenes of coloured shapes in each benchmark's official format and in training formats.",
+    help="Scenes of colored shapes, written in each benchmark's official format or in training formats.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -18,19 +18,19 @@ playground = typer.Typer(
 
 @playground.command("write")
 def write(
-    directory: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    split: Annotated[str, typer.Option("--split", help="train, val or test; no scene is in two of them.")] = "val",
+    directory: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or with these same data.")],
+    split: Annotated[str, typer.Option("--split", help="train, val or test; no scene is in two splits.")] = "val",
     n: Annotated[
         int, typer.Option("--n", min=1, help="Number of scenes (of documents for stories, instructions).")
     ] = 1000,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed gives other scenes.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed for the scenes.")] = 0,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="FORMAT[,FORMAT...]; default: those of the benchmarks.")
+        list[str] | None, typer.Option("--format", help="FORMAT[,FORMAT...]; default: all benchmark formats.")
     ] = None,
 ) -> None:
     """Write scenes as benchmark or training data.
 
-    Formats of benchmarks: coco, localized_narratives, vqav2, mmbench, mmvet. Formats of training: pairs, conversations, stories,
+    Benchmark formats: coco, localized_narratives, vqav2, mmbench, mmvet. Training formats: pairs, conversations, stories,
     instructions.
 
     Example: dreambench playground write world --split val --n 1000
