@@ -150,7 +150,7 @@ def report(
     ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option("--sheet", metavar="FILE", help="Write up to 48 generated images of a run to one PNG."),
+        typer.Option("--sheet", metavar="FILE", help="Write up to 48 random generated images of a run to a PNG."),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the table as CSV, in full precision.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
