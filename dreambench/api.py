@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambench.adapters.responses import Responses
+from dreambench.adapters.precomputed import Responses
 from dreambench.documents import JSON, Image, canonical_json, digest, to_json
 from dreambench.environment import machine, versions
 from dreambench.errors import DataError, ModelError, RunError, UsageError

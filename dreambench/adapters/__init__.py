@@ -1,1 +1,1 @@
-"""Models under test, each behind the interface of `dreambench.interfaces.Model`. Importing one loads what it needs, and no earlier."""
+"""Models under test, each behind `dreambench.interfaces.Model`. A module imports its model's library, so it is imported on use."""

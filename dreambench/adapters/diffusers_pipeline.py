@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import diffusers
 import torch
+from diffusers import DiffusionPipeline
 from pydantic import BaseModel, PositiveInt
 
 from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
     group_by_settings,
     known_settings,
+    resolve_checkpoint,
     resolve_device,
     resolve_dtype,
     seeded_generator,
@@ -29,7 +33,6 @@ from dreambench.spec import parse_arguments
 
 if TYPE_CHECKING:
     import numpy as np
-    from diffusers import DiffusionPipeline
 
 __all__ = ["SCHEDULERS", "Pipeline"]
 
@@ -50,7 +53,7 @@ _PASSED_ON = (
     "eta",
 )
 _WITHOUT_EFFECT = {"guidance_rescale": 0, "resolution": 0, "negative_prompt": "", "eta": 0}
-"""Values without effect: the pipeline need not have a setting with such a value."""
+"""Values without effect, accepted also by pipelines that do not have the setting."""
 
 
 class _Arguments(BaseModel):
@@ -62,8 +65,8 @@ class Pipeline(Model):
     """``diffusers:DIR_OR_HUB_ID``; ``--model-arg safety_checker=off`` skips the safety checker, ``images_per_batch=N`` (16).
 
     Settings: num_inference_steps, guidance_scale, guidance_rescale, height and width or resolution (both; 0 is the pipeline's
-    default), negative_prompt, eta, scheduler (`SCHEDULERS` or ``default``), candidates. All noise of a request's candidate j comes
-    from a CPU generator with the request's seed + j. ``details["flagged"]`` holds the safety checker's verdicts.
+    default), negative_prompt, eta, scheduler (`SCHEDULERS` or ``default``), candidates. The noise of candidate j comes from a CPU
+    generator with the request's seed + j. ``details["flagged"]`` holds the safety checker's verdicts.
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_image"})
@@ -77,7 +80,12 @@ class Pipeline(Model):
         self.images_per_batch = arguments.images_per_batch
         self.device = resolve_device(options.device)
         self.dtype = resolve_dtype(options.dtype, self.device)
-        folder = _resolve_checkpoint(options.location, options.offline)
+        folder = resolve_checkpoint(
+            options.location,
+            options.offline,
+            "--model diffusers",
+            partial(DiffusionPipeline.download, use_safetensors=True),
+        )
         self.weights, self.configuration = _fingerprints(folder)
         self.pipeline: Any = _load(folder, arguments.safety_checker == "on")
         with catch_out_of_memory(self.device):
@@ -143,8 +151,6 @@ class Pipeline(Model):
         return arguments
 
     def _scheduler(self, name: str) -> Any:
-        import diffusers
-
         if name == "default":
             return self._own_scheduler
         if name not in SCHEDULERS:
@@ -208,29 +214,12 @@ def _prompt(request: Request) -> str:
     return document_text(request.document)
 
 
-def _resolve_checkpoint(location: str, offline: bool) -> Path:
-    """The folder of a pipeline: a local one, or the cached snapshot of a hub id (safetensors only)."""
-    folder = Path(location).expanduser()
-    advice = "give a folder with a model_index.json, or a hub id"
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise MissingWeightsError(f"--model diffusers:{location}: no model_index.json in it; {advice}")
-        return folder
-    if folder.is_absolute() or location.count("/") != 1 or location.startswith("."):
-        raise MissingWeightsError(f"--model diffusers:{location}: no such folder; {advice}")
-    from diffusers import DiffusionPipeline
-
-    try:
-        return Path(DiffusionPipeline.download(location, use_safetensors=True, local_files_only=offline))
-    except (OSError, ValueError) as error:
-        how = "is not in the local hub cache (and --offline forbids a download)" if offline else "cannot be downloaded"
-        raise MissingWeightsError(
-            f"--model diffusers:{location}: no folder here, and {how} ({type(error).__name__}); {advice}"
-        ) from error
-
-
 def _fingerprints(folder: Path) -> tuple[str, str]:
     """sha256 of the pipeline's weights and of its other files, without variants such as ``.fp16``."""
+    if not (folder / "model_index.json").is_file():
+        raise MissingWeightsError(
+            f"{folder}: no model_index.json in it; give the folder of a diffusers pipeline, or a hub id"
+        )
     index = read_json(folder / "model_index.json")
     weights: list[JSON] = []
     others: list[JSON] = [["model_index.json", sha256_file(folder / "model_index.json")]]
@@ -248,8 +237,6 @@ def _fingerprints(folder: Path) -> tuple[str, str]:
 
 def _load(folder: Path, safety_checker: bool) -> DiffusionPipeline:
     """The pipeline, from safetensors; code in the folder is not run."""
-    from diffusers import DiffusionPipeline
-
     options: dict[str, Any] = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
     try:
         pipeline: Any = DiffusionPipeline.from_pretrained(

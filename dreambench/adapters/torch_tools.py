@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,29 +88,28 @@ def weights_digest(source: Path | torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def resolve_checkpoint(location: str, offline: bool, purpose: str) -> Path:
-    """The folder of a transformers checkpoint: a local one, or a hub id's snapshot (downloaded unless `offline`).
+def resolve_checkpoint(location: str, offline: bool, purpose: str, download: Callable[..., Any] | None = None) -> Path:
+    """The folder of a checkpoint: a local one, or a hub id's snapshot (downloaded unless `offline`).
 
-    Only safetensors and data files are downloaded. Raises `MissingWeightsError` if there is no such checkpoint.
+    `download` takes a hub id and `local_files_only`; by default it gets the safetensors and data files of a transformers checkpoint.
+    Raises `MissingWeightsError` if there is no such checkpoint.
     """
     folder = Path(location).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or location.count("/") > 1 or location.startswith("."):
         raise MissingWeightsError(f"{purpose}: {location} is not a folder; give the folder of a checkpoint or a hub id")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    if download is None:
+        from huggingface_hub import snapshot_download
 
-    files = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+        files = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+        download = partial(snapshot_download, allow_patterns=files, ignore_patterns=["*/*"])
     try:
-        return Path(
-            snapshot_download(location, allow_patterns=files, ignore_patterns=["*/*"], local_files_only=offline)
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        return Path(download(location, local_files_only=offline))
+    except (OSError, ValueError) as error:  # the hub's errors are among them
         how = "is not in the local hub cache (and --offline forbids a download)" if offline else "cannot be downloaded"
-        reason = "" if offline else f" ({type(error).__name__})"
         raise MissingWeightsError(
-            f"{purpose}: {location} is no folder here and {how}{reason}; give the folder of a checkpoint"
+            f"{purpose}: {location} is not a folder and {how} ({type(error).__name__}); give the folder of a checkpoint"
         ) from error
 
 

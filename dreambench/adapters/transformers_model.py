@@ -142,7 +142,7 @@ class VisionLanguageModel(Model):
         location = self.options.location
         if not location:
             raise UsageError("--model transformers: write transformers:FOLDER or transformers:HUB_ID")
-        folder = resolve_checkpoint(location, self.options.offline, f"--model transformers:{location}")
+        folder = resolve_checkpoint(location, self.options.offline, "--model transformers")
         self.weights = weights_digest(folder)
         self.files = digest([[path.name, sha256_file(path)] for path in _data_files(folder)])
         return _load(folder, self.dtype)

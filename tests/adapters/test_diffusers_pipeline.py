@@ -193,7 +193,7 @@ def test_identity_follows_weights_and_configuration(folder: Path, model: Pipelin
 
 def test_a_missing_or_incomplete_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
     for location, says in [
-        (str(tmp_path / "nowhere"), "no such folder"),
+        (str(tmp_path / "nowhere"), "is not a folder"),
         (str(tmp_path), "no model_index.json"),
         ("nobody/nothing", "--offline"),
     ]:

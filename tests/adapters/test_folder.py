@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from adapters.images_for_tests import image_bytes
 
-from dreambench.adapters.folder import Folder
+from dreambench.adapters.precomputed import Folder
 from dreambench.documents import Image, Text
 from dreambench.errors import DataError, UsageError
 from dreambench.interfaces import ModelOptions

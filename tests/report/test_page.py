@@ -253,7 +253,7 @@ def test_missing_data_and_thumbnails_are_reported_and_scores_stay(
     copy = Path(shutil.copytree(generated, tmp_path / generated.name))
     shutil.rmtree(copy / "thumbnails")
     score_run(copy)
-    assert "will show no images" in capsys.readouterr().err
+    assert "will show no reference images" in capsys.readouterr().err
     assert (copy / "metrics.json").read_bytes() == (generated / "metrics.json").read_bytes()
     assert "not kept in the run" in Parsed(page([load(copy)])).text
 

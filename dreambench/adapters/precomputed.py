@@ -1,4 +1,4 @@
-"""``folder``: images generated elsewhere, matched to the samples by file name."""
+"""Answers made elsewhere: ``responses`` reads them from a file, ``folder`` matches image files to the samples by name."""
 
 from __future__ import annotations
 
@@ -7,26 +7,66 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from dreambench.documents import JSON, Image, digest
+from dreambench.documents import JSON, Image, Text, digest
 from dreambench.errors import DataError, UsageError
 from dreambench.files import sha256_file
 from dreambench.images import BrokenImageError, decode_rgb
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "Responses"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 _COCO = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{12})(_[0-9]+)?")
 _MATCHES = ("any", "id", "image")
 
 
+class Responses(Model):
+    """``responses:FILE``, for ``score --responses``: the task reads the file (`Task.read_responses`) and passes the texts to `bind`."""
+
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_text"})
+    generates: ClassVar[bool] = False
+    sees: ClassVar[bool] = False
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__(options)
+        options.only()
+        options.without_weights()
+        if not options.location:
+            raise UsageError("--model responses: write responses:FILE")
+        self.path = Path(options.location)
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file of answers")
+        self._sha256 = sha256_file(self.path)
+        self._texts: Mapping[str, str] | None = None
+
+    def bind(self, texts: Mapping[str, str]) -> None:
+        """Set the answers, by sample id."""
+        self._texts = texts
+
+    def identity(self) -> Mapping[str, JSON]:
+        return {"name": "responses", "sha256": self._sha256}
+
+    def batch_size(self, kind: Kind) -> int:
+        return 4096
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
+        if self._texts is None:
+            raise UsageError(f"{self.path}: the task does not read answers from a file")
+        for request in requests:
+            text = self._texts.get(request.id)
+            if text is None:
+                yield Response.failed(request.id, "no-answer", f"{self.path.name} has no answer to {request.id}")
+            else:
+                yield Response(request.id, (Text(text),))
+
+
 class Folder(Model):
     """``folder:DIR``: answers with the unchanged bytes of image files.
 
-    A file belongs to a sample if its name without suffix is the sample's id, or the id in COCO's form (``000000000139`` or
-    ``COCO_val2014_000000000139`` for 139); otherwise, if it is the image's id (the request's `group`) in one of these forms.
-    ``--model-arg match=id`` or ``match=image`` allows only one of the two. Of several candidates, j (from 0) is ``NAME_j``.
+    A file belongs to a sample if its name without suffix is the sample's id, or else its image's id (the request's `group`), as it
+    is or in COCO's form (``000000000139`` or ``COCO_val2014_000000000139`` for 139). ``--model-arg match=id`` or ``match=image``
+    allows only one of the two. Candidate j (from 0) of several is ``NAME_j``.
     """
 
     capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_image"})
