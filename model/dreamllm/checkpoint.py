@@ -1,4 +1,4 @@
-"""Checkpoints in and out: the native layout (`save_pretrained` of model and processor, safetensors) and the released one."""
+"""Load, save and convert checkpoints in the native layout (that of `save_pretrained`, safetensors) and in the released one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.options import Dtype, Layout, choose
 from dreamllm.processing import DreamLLMProcessor
 
-SENTENCEPIECE = "tokenizer.model"  # only the original needs it; kept so that a checkpoint can be converted back
+Loaded = tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]
+SENTENCEPIECE = "tokenizer.model"  # copied for the original, which needs it
 
 
 def load(
@@ -29,21 +30,26 @@ def load(
     plugins: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+) -> Loaded:
     """A model in eval mode and its processor, from a folder or a hub id, in the native or the released layout.
 
     Args:
-        folder_or_id: by default the embedded checkpoint, a small trained model that is installed with the package.
-        clip, diffusion: folders of the CLIP and Stable Diffusion models that a released checkpoint names but does not hold. They give
-            configurations, scheduler and preprocessor; weights come from the checkpoint.
-        plugins: folder of a released checkpoint's three .bin files, if they are elsewhere.
-        dtype: float32, bfloat16 or float16; as stored by default.
+        folder_or_id: default: the embedded checkpoint, a small trained model that is installed with the package.
+        clip, diffusion: folders of the CLIP and Stable Diffusion models that a released checkpoint names but does not hold; they provide
+            configurations, scheduler and preprocessor, while all weights come from the checkpoint.
+        plugins: folder of a released checkpoint's three .bin files, if they are not in its own.
+        dtype: float32, bfloat16 or float16; default: as stored.
 
-    Raises CheckpointError for a missing, unexpected or mismatched tensor. `model.config.untrained` says whether the weights are random.
+    Raises CheckpointError for a missing, unexpected or mismatched tensor. `model.config.untrained` is true for random weights.
     """
     folder = find_checkpoint(folder_or_id)
     if released.is_released(folder):
-        model, processor = _load_released(folder, clip, diffusion, plugins, dtype)
+        clip, diffusion = released.find_submodels(folder, clip, diffusion)
+        plugins = folder if plugins is None else Path(plugins)
+        config = released.read_config(folder, clip, diffusion)
+        model = from_state(config, released.read_state(folder, plugins, config), dtype, where=folder)
+        tokenizer_folder = folder if (folder / "tokenizer_config.json").is_file() else plugins
+        processor = DreamLLMProcessor.from_released(tokenizer_folder, clip, config)
     elif clip or diffusion or plugins:
         raise UsageError(
             f"{folder} has the native layout and holds all its parts: leave out clip, diffusion and plugins"
@@ -56,9 +62,7 @@ def load(
     return model, processor
 
 
-def _load_native(
-    folder: Path, dtype: str | torch.dtype | None
-) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+def _load_native(folder: Path, dtype: str | torch.dtype | None) -> Loaded:
     dtype = torch_dtype(dtype) or "auto"
     try:
         loaded: Any = DreamLLMForConditionalGeneration.from_pretrained(
@@ -66,28 +70,13 @@ def _load_native(
         )
         processor: Any = DreamLLMProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        # What the library raises for files that are cut short, empty, absent or of another kind.
+        # The library's errors for files that are missing, empty, truncated or of another kind.
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder} cannot be read as a checkpoint: {reason}") from error
     model, info = loaded
     mismatched = [f"{name} is {tuple(found)}, expected {tuple(size)}" for name, found, size in info["mismatched_keys"]]
     check_tensors(folder, info["missing_keys"], info["unexpected_keys"], mismatched)
     return model.eval(), processor
-
-
-def _load_released(
-    folder: Path,
-    clip: str | Path | None,
-    diffusion: str | Path | None,
-    plugins: str | Path | None,
-    dtype: str | torch.dtype | None,
-) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    clip, diffusion = released.find_submodels(folder, clip, diffusion)
-    config = released.read_config(folder, clip, diffusion)
-    plugins = folder if plugins is None else Path(plugins)
-    model = from_state(config, released.read_state(folder, plugins, config), dtype, where=folder)
-    tokenizer_folder = folder if (folder / "tokenizer_config.json").is_file() else plugins
-    return model, DreamLLMProcessor.from_released(tokenizer_folder, clip, config)
 
 
 def from_state(
@@ -132,7 +121,7 @@ def convert(
     clip: str | Path | None = None,
     diffusion: str | Path | None = None,
 ) -> None:
-    """Write the checkpoint `source`, of either layout, to the new folder `target` in the layout `to`: "native" or "released"."""
+    """Write the checkpoint `source` to the new folder `target` in the layout `to`, "native" or "released"."""
     layout, target = choose(Layout, to, "layout"), check_new_folder(target)
     folder = find_checkpoint(source)
     model, processor = load(folder, clip=clip, diffusion=diffusion)

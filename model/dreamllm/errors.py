@@ -10,8 +10,6 @@ The command line prints them without a traceback and exits with status 2. Any ot
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "DreamLLMError", "InputError", "UsageError"]
-
 
 class DreamLLMError(Exception):
     """The user must do something. ``str(error)`` is one line that says what, where, and what to do."""

@@ -1,4 +1,4 @@
-"""Files: JSON, JSON lines, images, new folders, checkpoint folders. Neither torch nor transformers is imported here."""
+"""Files: JSON, JSON lines, images, new folders, checkpoint folders. This module imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
-    """Write atomically: readers see the old file or the new one, never a part of it."""
+    """Write atomically: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")
@@ -38,7 +38,7 @@ def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:
-    """The records of a file that may be missing, or end in a torn line because a process was killed while writing it."""
+    """The records of a file, which may be missing or end in an incomplete line after an interruption."""
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
@@ -48,7 +48,7 @@ def read_json_lines(path: Path) -> Iterator[Any]:
 
 
 def append_json_line(path: Path, record: Any) -> None:
-    """Append one line in one write, so that several processes can share the file."""
+    """Append one line in a single write, so that several processes can share the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
@@ -65,7 +65,7 @@ def read_image(source: str | Path | bytes) -> Image.Image:
 
 
 def check_new_folder(folder: str | Path) -> Path:
-    """The folder, if it is absent or empty and can be created; UsageError otherwise."""
+    """The folder; UsageError unless it is empty or can be created."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder: choose another")
@@ -76,7 +76,7 @@ def check_new_folder(folder: str | Path) -> Path:
 
 
 def check_image_file(file: Path) -> Path:
-    """The file, if Pillow can save an image there; UsageError otherwise. Creates its folder."""
+    """The file, whose folder is created; UsageError if Pillow cannot save an image there."""
     if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
         raise UsageError(f"cannot save an image as {file}: use .png, .jpg or another format of Pillow")
     try:
@@ -89,12 +89,12 @@ def check_image_file(file: Path) -> Path:
 
 
 def find_checkpoint(folder_or_id: str | Path | None = None) -> Path:
-    """The folder of a checkpoint: the embedded one for None, a local folder, or a hub repository, downloaded if necessary."""
+    """The folder of a checkpoint: a local one, that of a hub repository (downloaded if necessary), or by default the embedded one."""
     if folder_or_id is None:
         return embedded_checkpoint()
     if Path(folder_or_id).is_dir():
         return Path(folder_or_id)
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(folder_or_id)):  # before the hub's library is imported
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(folder_or_id)):  # checked before huggingface_hub is imported
         raise CheckpointError(f"{folder_or_id} is not a folder")
     from huggingface_hub import snapshot_download
 

@@ -31,7 +31,7 @@ StepCallback = Callable[[int, int, torch.Tensor], None]
 
 
 def make_scheduler(name: str, config: dict[str, Any]) -> Scheduler:
-    """The scheduler `name` with the noise schedule and prediction type of `config`, which any diffusers scheduler may have written."""
+    """The scheduler `name` with the noise schedule and prediction type of `config`, that of any diffusers scheduler."""
     return SCHEDULERS[choose(SchedulerName, name, "scheduler")].from_config(config)
 
 
@@ -51,9 +51,9 @@ class ImageDecoder(nn.Module):
         return float(config.scaling_factor)
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """The UNet's output (M, C, h, w), float32: noise or velocity, depending on the scheduler's prediction type.
+        """The UNet's output (M, C, h, w), float32, for latents (M, C, h, w), timesteps () or (M,) and condition (M, Q, E).
 
-        latents (M, C, h, w), timesteps () or (M,), condition (M, Q, E). The UNet runs in its own dtype.
+        It is noise or velocity, depending on the scheduler's prediction type.
         """
         dtype = self.unet.conv_in.weight.dtype
         output: Any = self.unet(latents.to(dtype), timesteps, encoder_hidden_states=condition.to(dtype))
@@ -116,7 +116,7 @@ def denoise(
 
 
 def rescale_guidance(guided: torch.Tensor, conditional: torch.Tensor, phi: float) -> torch.Tensor:
-    """Move the standard deviation of guided predictions towards the conditional ones' by phi (arXiv 2305.08891, section 3.4)."""
+    """Rescale guided predictions towards the standard deviation of the conditional ones by phi (arXiv 2305.08891, section 3.4)."""
     dims = tuple(range(1, guided.dim()))
     rescaled = guided * (conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))
     return phi * rescaled + (1 - phi) * guided
@@ -129,7 +129,7 @@ def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
 
 
 class _FixedNoise(TorchFunctionMode):
-    """Replaces what a scheduler draws with `torch.randn` by given noise: diffusers' DDPM step has no argument for it."""
+    """Makes `torch.randn` return given noise, because the step of diffusers' DDPM scheduler has no argument for it."""
 
     def __init__(self, noise: torch.Tensor, step: int) -> None:
         super().__init__()

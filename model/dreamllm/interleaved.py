@@ -31,7 +31,7 @@ from dreamllm.processing import DreamLLMProcessor
 
 
 class ImageOptions(TypedDict, total=False):
-    """The arguments that `generate_interleaved` passes on to `generate_images`; negative prompts are one for all."""
+    """The arguments that `generate_interleaved` passes to `generate_images`; one negative prompt serves all images."""
 
     scheduler: str | Scheduler
     num_inference_steps: int
@@ -47,7 +47,7 @@ class InterleavedDocument:
     """A generated document."""
 
     parts: tuple[str | Image.Image, ...]  # in reading order, no two texts in a row, none of them empty
-    finish_reason: str  # "stop": eos; "length": no more tokens; "images": it began one image more than allowed
+    finish_reason: str  # "stop": eos; "length": limit on tokens; "images": limit on images
     token_ids: tuple[int, ...]  # everything after the prompt, with the spans of generated images
 
     @property
@@ -57,7 +57,7 @@ class InterleavedDocument:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the text of a document is sampled, and its limits. Raises UsageError for values out of range."""
+    """Limits of a document and settings of its sampling. Raises UsageError for values out of range."""
 
     max_new_tokens: int
     max_images: int
@@ -109,7 +109,7 @@ class _Row:
 
 
 class InterleavedGeneration:
-    """`DreamLLMForConditionalGeneration.generate_interleaved` over one batch, whose rows may be in different states."""
+    """`DreamLLMForConditionalGeneration.generate_interleaved` for one batch, whose rows may be in different states."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class InterleavedGeneration:
         return rows
 
     def _sample_tokens(self, rows: list[_Row], context: _Context, logits: torch.Tensor) -> torch.Tensor:
-        """One more token for each row that writes text. Logits (B, V) in and out; those of other rows stay."""
+        """Sample a token for each row that writes text. Takes and returns logits (B, V); those of other rows do not change."""
         tokens = torch.full((len(rows), 1), self.config.eos_token_id, device=logits.device)
         for index, row in enumerate(rows):
             if row.writes_text:
@@ -211,7 +211,7 @@ class InterleavedGeneration:
                 row.finish = "length"
 
     def _insert_images(self, rows: list[_Row], context: _Context) -> torch.Tensor:
-        """Generate an image for each row that needs one and feed it back. Logits (B, V) for these rows; the others have ended."""
+        """Generate an image for each row that needs one and feed it back. Returns logits (B, V); all other rows have ended."""
         model, processor = self.model, self.processor
         waiting = [index for index, row in enumerate(rows) if row.needs_image]
         active = context.select(waiting)

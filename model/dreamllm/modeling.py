@@ -1,6 +1,6 @@
 """DreamLLM (arXiv 2309.11499): a causal decoder that reads images through CLIP and generates images through dream queries.
 
-An image stands in a sequence as a span: a start token, then exactly N (to read) or Q (to generate) patch tokens.
+An image is a span of a sequence: a start token, exactly N (to read) or Q (to generate) patch tokens, and an end token.
 
 Shapes: B prompts, T tokens, H decoder width, V vocabulary, n images to read, N patch tokens of an image, Q dream queries,
 M images to generate (B times images per prompt), E condition width, C x h x w latents, S pixels.
@@ -9,7 +9,6 @@ M images to generate (B times images per prompt), E condition width, C x h x w l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from typing import Any, Self, Unpack
 
 import torch
@@ -39,14 +38,8 @@ from dreamllm.layers import (
     language_loss,
     position_ids_from_mask,
 )
-from dreamllm.options import choose
+from dreamllm.options import OutputType, choose
 from dreamllm.processing import DreamLLMProcessor
-
-
-class OutputType(StrEnum):
-    pil = "pil"
-    tensor = "tensor"
-    latent = "latent"
 
 
 class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -93,8 +86,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Decoder and encoder are models of transformers and initialise themselves. As in the original, dream queries are
-        # N(0, initializer_range) and the rest keeps torch's own initialisation.
+        # Decoder and encoder are models of transformers and initialise themselves. As in the original, dream queries are drawn from
+        # N(0, initializer_range) and all other weights as torch does by default.
         if module is self:
             init.normal_(self.dream_queries, mean=0.0, std=self.config.initializer_range)
         elif callable(reset := getattr(module, "reset_parameters", None)):
@@ -116,7 +109,7 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         return self.language_model.get_decoder()
 
     def train(self, mode: bool = True) -> Self:
-        # Sharded trainers write through `.data`, which no version counter sees; they all call this before and after.
+        # Sharded trainers write through `.data`, which does not change `_version`; all of them call this before and after.
         self._unconditional = None
         return super().train(mode)
 
@@ -131,7 +124,7 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
     def get_image_features(
         self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None = None
     ) -> torch.Tensor | None:
-        """The embeddings (n, N, H) of a batch's images: encoded here if pixels are given, else as they are; None without images."""
+        """The embeddings (n, N, H) of a batch's images: those of `pixel_values` if given, else `image_features`; None without images."""
         return image_features if pixel_values is None else self.encode_images(pixel_values)
 
     def embed(
@@ -143,9 +136,9 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
     ) -> torch.Tensor:
         """Token ids (B, T) -> embeddings (B, T, H) with images and dream queries in their spans.
 
-        Images (`image_features` or `pixel_values`) fill the image spans of the flattened batch in order; InputError if their numbers
-        differ. `substitute_queries=False` keeps the patch token's embedding at query positions, as the original does when it has no
-        target images.
+        Images (`image_features` or `pixel_values`) fill the image spans of the batch in reading order; InputError if their numbers
+        differ. `substitute_queries=False` keeps the patch token's embedding at query positions, as the original does without target
+        images.
         """
         embeds = self.get_input_embeddings()(input_ids)
         if input_ids.shape[1] == 1:  # a decoding step has no span; finding that out would synchronise the device
@@ -189,8 +182,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         """Logits (B, T, V) and, with `labels`, the language loss.
 
         Takes `input_ids` (B, T), with `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) for their image spans, or else
-        `inputs_embeds` (B, T, H). Positions count attended tokens unless `position_ids` is given. Keys and values may be given by
-        either name; the output has them under `CACHE`. Other arguments go to the language model.
+        `inputs_embeds` (B, T, H). Positions count attended tokens unless `position_ids` is given. Keys and values are accepted under
+        both names and returned under `CACHE`. Other arguments go to the language model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
@@ -226,9 +219,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
     ) -> Any:
         """`GenerationMixin.generate` for prompts with images; each image is encoded once, whatever the number of beams.
 
-        `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) belong to the batch's image spans in reading order. The eight added
-        tokens ([PAD], placeholders, and those of spans) are never generated unless `allow_special_tokens`: an image span in generated
-        text has no image.
+        `pixel_values` (n, 3, S, S) or `image_features` (n, N, H) fill the image spans of the batch in reading order. Without
+        `allow_special_tokens`, the eight added tokens are never generated, since an image span in generated text has no image.
         """
         image_features = self.get_image_features(pixel_values, image_features)
         if image_features is not None:
@@ -267,7 +259,7 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         input_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
-        # The library repeats each row of every tensor, which would give a prompt with several images those of others.
+        # The library repeats each row of every tensor, which would mix up the images of prompts with several of them.
         features = model_kwargs.pop("image_features", None)
         if features is not None and input_ids is not None:
             counts = count_spans(input_ids, *self.config.image_span)
@@ -293,8 +285,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
     ) -> torch.Tensor:
         """The final hidden states at the dream queries after each prompt (B, T), the condition of its image: (B, Q, H).
 
-        Prompts begin with bos, have no eos, may hold images and may be padded on either side: positions count attended tokens, so
-        that a prompt's result does not depend on its batch mates. Call it with `**processor(text)`.
+        Prompts begin with bos, have no eos, may hold images and may be padded on either side, because positions count attended tokens.
+        Call it with `**processor(text)`.
         """
         input_ids = input_ids.to(self.dream_queries.device)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
@@ -310,11 +302,11 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         return output.last_hidden_state[:, -self.config.num_dream_queries :]
 
     def encode_unconditional(self) -> torch.Tensor:
-        """`encode_prompts` of the empty prompt, (1, Q, H), computed once until a weight changes."""
+        """`encode_prompts` of the empty prompt, (1, Q, H), cached until a weight changes."""
         empty = torch.tensor([[self.config.bos_token_id]])
         if self.training:
             return self.encode_prompts(empty)
-        try:  # in-place changes count up `_version`, replaced storage changes `data_ptr`
+        try:  # in-place changes increase `_version`, replaced storage changes `data_ptr`
             weights = [self.dream_queries, *self.language_model.parameters()]
             key = [(p.data_ptr(), p._version, p.dtype, p.device) for p in weights]
         except RuntimeError:  # tensors made under inference_mode have no version
@@ -433,17 +425,17 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         logits_processor: LogitsProcessorList | None = None,
         **image_options: Unpack[ImageOptions],
     ) -> list[InterleavedDocument]:
-        """Continue each prompt with text and images; B documents.
+        """Continue each prompt with text and images; returns B documents.
 
-        A document depends on its prompt and its seed, and on its batch mates only in floating-point rounding.
+        A document depends on its prompt and its seed; the other prompts of the batch affect it only through rounding.
 
         Args:
             prompts: the processor's output for texts and their images, padded on the left.
-            processor: decodes the text and preprocesses generated images, which the model reads before it goes on.
-            max_new_tokens: limit on sampled tokens, `<dream_start>` and eos among them; tokens of spans do not count.
+            processor: decodes text and preprocesses generated images, which the model then reads.
+            max_new_tokens: limit on sampled tokens, including `<dream_start>` and eos but not the other tokens of spans.
             max_images: limit on images; a document that begins another ends there.
             do_sample, temperature, top_k, top_p: as in transformers' `generate`; greedy decoding by default.
-            seeds: one per prompt, for its text and its images; by default they are drawn from torch's global generator.
+            seeds: one per prompt, for its text and its images; by default drawn from torch's global generator.
             logits_processor: called for one row at a time, with its ids (1, T) without padding and its scores (1, V).
             image_options: arguments of `generate_images`.
 

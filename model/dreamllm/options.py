@@ -1,4 +1,4 @@
-"""The values that options accept, named once for the library and the command line. Nothing heavy is imported here."""
+"""Accepted values of options, for the library and the command line. This module imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from enum import StrEnum
 from typing import TypeVar
 
 from dreamllm.errors import UsageError
-
-__all__ = ["Dtype", "Layout", "Preset", "Resume", "SchedulerName", "check_device", "check_tokenizer", "choose"]
 
 DEVICES = "auto, cpu, cuda or cuda:N"
 Option = TypeVar("Option", bound=StrEnum)
@@ -21,36 +19,34 @@ class Dtype(StrEnum):
 
 
 class SchedulerName(StrEnum):
-    """`ddpm` is the original's (ancestral)."""
-
-    ddpm = "ddpm"
+    ddpm = "ddpm"  # the original's (ancestral)
     ddim = "ddim"
     dpm_solver = "dpm-solver++"
 
 
-class Preset(StrEnum):
-    """`tiny` runs anywhere in milliseconds, `7b` has the sizes of the released model."""
+class OutputType(StrEnum):
+    pil = "pil"
+    tensor = "tensor"
+    latent = "latent"
 
-    tiny = "tiny"
-    large = "7b"
+
+class Preset(StrEnum):
+    tiny = "tiny"  # runs anywhere in milliseconds
+    large = "7b"  # has the sizes of the released model
 
 
 class Layout(StrEnum):
-    """`native` is safetensors written by `save_pretrained`; `released` is that of the original's checkpoints."""
-
-    native = "native"
-    released = "released"
+    native = "native"  # safetensors, as `save_pretrained` writes them
+    released = "released"  # that of the original's checkpoints
 
 
 class Resume(StrEnum):
-    """Whether `dreamllm train` continues a run that it finds in the output folder."""
-
-    auto = "auto"
-    never = "never"
+    auto = "auto"  # train from the last checkpoint in the output folder, if there is one
+    never = "never"  # the output folder must be empty
 
 
 def choose(kind: type[Option], name: str, option: str) -> Option:
-    """The member of an enumeration; UsageError with the accepted values for any other name."""
+    """The member of an enumeration; UsageError with the accepted values if there is none of this name."""
     try:
         return kind(name)
     except ValueError:
@@ -58,14 +54,14 @@ def choose(kind: type[Option], name: str, option: str) -> Option:
 
 
 def check_device(device: str) -> str:
-    """The device as it is written; UsageError for a name that torch would not accept. Whether it exists is not checked."""
+    """The device, unchanged; UsageError for a name that torch does not accept. Does not check that the device exists."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise UsageError(f"unknown --device {device!r}; choose from {DEVICES}")
     return device
 
 
 def check_tokenizer(preset: Preset, file: object) -> None:
-    """UsageError if the preset needs a tokenizer file and there is none."""
+    """Raise UsageError if the preset needs a tokenizer file and there is none."""
     if file is None and preset != Preset.tiny:
         raise UsageError(
             f"preset {preset} needs a Llama tokenizer: give its tokenizer.model or tokenizer.json with --tokenizer FILE"

@@ -1,7 +1,7 @@
-"""Text and images in, tensors out.
+"""The processor: text and images in, tensors out.
 
-`<image>` in a text stands for an image to read, `<dream>` for an image that was generated there and is then read; images are given in
-the order of their placeholders. A prompt for image generation is a caption, with or without `<image>`.
+In a text, `<image>` stands for an image to read and `<dream>` for an image that was generated at this place and is then read. Images are
+given in the order of these placeholders. A prompt for image generation is a caption, with or without `<image>`.
 
 Shapes: B prompts, T tokens, n images over the batch, S pixels.
 """
@@ -35,25 +35,23 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+_TURNS = (
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ 'USER: ' + message.content + ' ' }}"
+    "{% elif message.role == 'assistant' %}{{ 'ASSISTANT: ' + message.content + eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 CHAT_TEMPLATES = {
     "vicuna_v1.1": (
         "{% if messages and messages[0].role == 'system' %}{% set system = messages[0].content %}"
         "{% else %}{% set system = " + json.dumps(SYSTEM) + " %}{% endif %}"
-        "{{ system + ' ' }}"
-        "{% for message in messages %}"
-        "{% if message.role == 'user' %}{{ 'USER: ' + message.content + ' ' }}"
-        "{% elif message.role == 'assistant' %}{{ 'ASSISTANT: ' + message.content + eos_token }}{% endif %}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+        "{{ system + ' ' }}" + _TURNS
     ),
-    # Vicuna's without a system prompt, for small models that would spend half their positions on it.
-    "plain": (
-        "{% for message in messages %}"
-        "{% if message.role == 'system' %}{{ message.content + ' ' }}"
-        "{% elif message.role == 'user' %}{{ 'USER: ' + message.content + ' ' }}"
-        "{% elif message.role == 'assistant' %}{{ 'ASSISTANT: ' + message.content + eos_token }}{% endif %}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    # Vicuna's without the default system prompt, which would take half of a small model's positions.
+    "plain": _TURNS.replace(
+        "{% if message.role == 'user' %}",
+        "{% if message.role == 'system' %}{{ message.content + ' ' }}{% elif message.role == 'user' %}",
     ),
     "llama2": (
         "{% for message in messages %}"
@@ -66,7 +64,7 @@ CHAT_TEMPLATES = {
 
 
 class DreamLLMProcessor(ProcessorMixin):
-    """Tokenizer, CLIP image processor (PIL's resize, like the original), chat template and placeholder expansion.
+    """Tokenizer, CLIP image processor (with the original's resize, that of Pillow), chat template and expansion of placeholders.
 
     The chat template is the tokenizer's, or Vicuna v1.1's if it has none.
     """
@@ -106,8 +104,7 @@ class DreamLLMProcessor(ProcessorMixin):
 
         Args:
             text: one prompt or several; the tokenizer puts bos before each and no eos after.
-            images: a flat list in the order of the placeholders of all prompts, or a list for each prompt. Each is an RGB image, a
-                uint8 array or a file.
+            images: a flat list in the order of all placeholders, or a list for each prompt; RGB images, uint8 arrays or files.
 
         Returns `input_ids` and `attention_mask` (B, T), and with images `pixel_values` (n, 3, S, S) float32. Raises InputError if
         there are more or fewer images than placeholders.
@@ -149,11 +146,11 @@ class DreamLLMProcessor(ProcessorMixin):
         return_dict: bool = True,
         processor_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The prompt of a conversation, or the prompts of several; with `tokenize` the inputs made of them.
+        """The prompt of a conversation, or the prompts of several; with `tokenize`, the model's inputs for them.
 
         A conversation is a list of messages with `role` (system, user, assistant) and `content`: a text, or a list of parts
-        `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "dream"}`. With `tokenize`, the parts of images have
-        `"image"`: an image or a file.
+        `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "dream"}`. With `tokenize`, the parts of the last two types
+        also hold an image or a file: `{"type": "image", "image": ...}`.
         """
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
         conversations: Sequence[Any] = conversation if batched else [conversation]
@@ -200,7 +197,7 @@ class DreamLLMProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
     ) -> list[Any]:
-        # These classes, and not those that the library would choose: the torchvision processor resizes slightly differently.
+        # Not the classes that the library would choose: its torchvision processor resizes slightly differently.
         classes = (TokenizersBackend, CLIPImageProcessorPil)
         return [each.from_pretrained(pretrained_model_name_or_path, **kwargs) for each in classes]
 
@@ -209,10 +206,7 @@ class DreamLLMProcessor(ProcessorMixin):
         """From a released checkpoint's tokenizer files and its CLIP model's preprocessor."""
         tokenizer = read_tokenizer(tokenizer_folder)
         check_ids(tokenizer, config.special_token_ids, tokenizer_folder)
-        if not (clip / "preprocessor_config.json").is_file():
-            raise CheckpointError(f"{clip / 'preprocessor_config.json'} is missing")
-        image_processor = CLIPImageProcessorPil.from_pretrained(clip, local_files_only=True)
-        return cls(tokenizer, image_processor, config.num_image_tokens, config.num_dream_queries)
+        return cls(tokenizer, read_image_processor(clip), config.num_image_tokens, config.num_dream_queries)
 
     def save_released(self, folder: Path) -> None:
         """The tokenizer beside the weights, the preprocessor with the CLIP configuration."""
@@ -221,6 +215,13 @@ class DreamLLMProcessor(ProcessorMixin):
 
 
 AutoProcessor.register(DreamLLMConfig, DreamLLMProcessor)
+
+
+def read_image_processor(clip: Path) -> CLIPImageProcessorPil:
+    """The image processor of a CLIP model's folder."""
+    if not (clip / "preprocessor_config.json").is_file():
+        raise CheckpointError(f"{clip / 'preprocessor_config.json'} is missing")
+    return CLIPImageProcessorPil.from_pretrained(clip, local_files_only=True)
 
 
 def _flat_content(content: str | Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""A training recipe: one YAML file that says what is trained, from which weights, on which data, and for how long.
+"""A training recipe: one YAML file with the parts to train, the initial weights, the data, the losses and the length of training.
 
 Unknown keys are errors. This module imports neither torch nor transformers, so that mistakes are reported at once.
 """
@@ -33,7 +33,7 @@ class Settings(BaseModel):
 
 
 class Start(Settings):
-    """The initial weights: a checkpoint, or the three published parts."""
+    """The initial weights: a checkpoint, or its three published parts."""
 
     checkpoint: str | None = None  # folder or hub id, in our layout or the released one
     language_model: Path | None = None  # folder of a Llama-like model and its tokenizer
@@ -73,12 +73,8 @@ class LossSettings(Settings):
     input_perturbation: float = Field(default=0.0, ge=0)
     snr_gamma: float | None = Field(default=None, gt=0)  # min-SNR weighting (arXiv 2303.09556)
     drop_probability: float = Field(default=0.0, ge=0, le=1)  # of the condition, for classifier-free guidance
-    unconditional: Literal["queries", "patches"] = (
-        "queries"  # what a dropped condition is replaced by; patches: as the original
-    )
-    length_groups: int = Field(
-        default=1, ge=1
-    )  # above 1, the decoder takes rows of similar length together, with less padding
+    unconditional: Literal["queries", "patches"] = "queries"  # replaces a dropped condition; patches: as the original
+    length_groups: int = Field(default=1, ge=1)  # groups of rows of similar length, to pad less in the decoder
 
     @model_validator(mode="after")
     def _not_both_zero(self) -> Self:
@@ -154,7 +150,7 @@ class DataSettings(Settings):
 
 
 class Lora(Settings):
-    """Low-rank adapters that are trained in place of the language model's weights and merged into them at the end."""
+    """Low-rank adapters of the language model, trained instead of its weights and merged into them at the end."""
 
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
@@ -167,7 +163,7 @@ _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class TrainerFields(TypedDict, total=False):
-    """Fields of transformers.TrainingArguments. Those listed here are checked, because it accepts any value and fails later."""
+    """Fields of transformers.TrainingArguments. Those listed are checked here, because TrainingArguments accepts any value."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -183,7 +179,7 @@ class TrainerFields(TypedDict, total=False):
 
 
 class Recipe(Settings):
-    stage: str = Field(min_length=1)  # a name, recorded in the result's config.training
+    stage: str = Field(min_length=1)  # name, recorded in config.training of the result
     start: Start
     output: Path  # folder of the result, its checkpoints and its logs
     train: list[Part] = Field(min_length=1)  # the parts to train; all others are frozen
@@ -235,12 +231,12 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
 
 
 def make_recipe(raw: dict[str, Any], where: str = "recipe: ") -> Recipe:
-    """The recipe of a dict as YAML gives it; UsageError starting with `where` if it is wrong."""
+    """The recipe in a dict, as YAML gives it; UsageError, starting with `where`, if it is not valid."""
     return _validated(Recipe, raw, where)
 
 
 def make_data_settings(raw: dict[str, Any]) -> DataSettings:
-    """The same for the `data` part alone."""
+    """The settings in the `data` part of a recipe; UsageError if they are not valid."""
     return _validated(DataSettings, raw, "", "data")
 
 

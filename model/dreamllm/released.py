@@ -33,7 +33,7 @@ LANGUAGE, CLIP, QUERIES, DIFFUSION = (
     "stable_diffusion_head",
 )
 CLASSES = {CLIP: "CLIPVisionEmbedding", QUERIES: "DreamEmbedding", DIFFUSION: "StableDiffusionHead"}
-# Recomputed from the configuration; old checkpoints hold them although they are no weights.
+# Buffers that old checkpoints hold; they are computed from the configuration.
 SURPLUS = re.compile(r"\.rotary_emb\.inv_freq$|(^|\.)embeddings\.position_ids$")
 # File, prefix of its names, our prefix. Where several match, the longest is read and the first is written.
 PREFIXES = (
@@ -85,7 +85,7 @@ def find_submodels(folder: Path, clip: str | Path | None, diffusion: str | Path 
 
 
 def read_config(folder: Path, clip: Path, diffusion: Path) -> DreamLLMConfig:
-    """Our configuration for a released checkpoint, with those of its CLIP and diffusion folders."""
+    """The configuration of a released checkpoint and of its CLIP and diffusion folders as one of ours."""
     raw = read_json(folder / "config.json")
     plugins = {key: raw["plugins_init_kwargs"].get(key) for key in CLASSES}
     if None in plugins.values():
@@ -93,7 +93,7 @@ def read_config(folder: Path, clip: Path, diffusion: Path) -> DreamLLMConfig:
             f"{folder / 'config.json'}: plugins_init_kwargs lacks {[k for k, v in plugins.items() if v is None]}"
         )
     vision = read_json(clip / "config.json")
-    vision = vision.get("vision_config", vision)  # a whole CLIP model's folder will do
+    vision = vision.get("vision_config", vision)  # of a CLIP model, or of its vision tower alone
     ids = raw["special_tokens2ids_dict"]
     ids = {**ids, **ids.get("additional_special_tokens", {})}
     fields: dict[str, Any] = {field: ids.get(token) for token, field in SPECIAL_TOKEN_FIELDS.items()}
@@ -185,7 +185,7 @@ def read_tensors(path: Path) -> State:
 
 
 def read_pickle(path: Path) -> State:
-    """A pickled dict of tensors, by torch's restricted reader."""
+    """A pickled dict of tensors, read with `weights_only=True`."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
@@ -198,9 +198,9 @@ def read_pickle(path: Path) -> State:
 
 
 def write(folder: Path, config: DreamLLMConfig, state: Mapping[str, torch.Tensor]) -> None:
-    """Write the released layout, beside it `clip/` and `diffusion/` with the configurations that the layout keeps elsewhere.
+    """Write the released layout, and in `clip/` and `diffusion/` the configurations of the sub-models, which it does not hold.
 
-    The only place that writes pickles: torch's own of plain tensors, because the layout has them.
+    Nothing else writes pickles; these hold plain tensors, as the layout requires.
     """
     if config.text_config.model_type != "llama":
         raise UsageError(f"the released layout holds Llama decoders only, not {config.text_config.model_type!r}")

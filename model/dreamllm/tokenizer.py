@@ -1,7 +1,7 @@
-"""Tokenizers: the eight added tokens, sentencepiece files the way the original reads them, and a small one made here.
+"""Tokenizers: the eight added tokens, SentencePiece files read as the original reads them, and a small one trained here.
 
-The original's slow Llama tokenizer (`legacy=True`) puts "▁" before every stretch of text between special tokens. transformers 5
-does not, so ids would differ after every special token; the normalizer below does the same in the fast tokenizer.
+The original's slow Llama tokenizer (`legacy=True`) puts "▁" before every piece of text between special tokens; transformers 5 does not,
+and the ids after a special token would differ. The normalizer below makes the fast tokenizer do the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dreamllm.configuration import SPECIAL_TOKEN_FIELDS
 from dreamllm.errors import CheckpointError, UsageError
 
 ADDED_TOKENS = tuple(SPECIAL_TOKEN_FIELDS)
-# What the tiny tokenizer learns its merges from.
+# The text that the tiny tokenizer is trained on.
 TINY_TEXT = """
 A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and
 polite answers to the user's questions. USER: What is in the image? ASSISTANT: There is a red circle on the left of a
@@ -33,41 +33,37 @@ right, top, bottom, centre
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Llama checkpoint's folder: `tokenizer.json` as it stands, or `tokenizer.model` read as the original reads it."""
+    """The tokenizer of a Llama checkpoint: its `tokenizer.json` unchanged, else its `tokenizer.model` as the original reads it."""
     if (folder / "tokenizer.json").is_file():
         return TokenizersBackend.from_pretrained(folder, local_files_only=True)
     if not (folder / "tokenizer.model").is_file():
         raise CheckpointError(f"{folder} holds neither tokenizer.json nor tokenizer.model")
     tokenizer = LlamaTokenizer.from_pretrained(folder, local_files_only=True)
-    _legacy_spaces(tokenizer.backend_tokenizer)
-    return _wrap(tokenizer.backend_tokenizer, model_max_length=tokenizer.model_max_length)
+    return _wrap(_with_legacy_spaces(tokenizer.backend_tokenizer), model_max_length=tokenizer.model_max_length)
 
 
 def tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerBase:
-    """A base Llama tokenizer (`tokenizer.model` of sentencepiece, or `tokenizer.json`) with the eight tokens added after its vocabulary."""
+    """A Llama tokenizer from `tokenizer.model` (SentencePiece) or `tokenizer.json`, with the eight tokens added after its vocabulary."""
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"tokenizer file {path} is missing")
     if path.suffix == ".json":
         return _with_added_tokens(Tokenizer.from_file(str(path)))
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # the library looks for the file by its usual name, with whatever lies beside it
+    # Alone in a folder, because the library reads other files beside it as well.
+    with tempfile.TemporaryDirectory() as folder:
         shutil.copy(path, Path(folder) / "tokenizer.model")
         backend = LlamaTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-    _legacy_spaces(backend)
-    return _with_added_tokens(backend)
+    return _with_added_tokens(_with_legacy_spaces(backend))
 
 
 def tiny_tokenizer(vocab_size: int = 1000) -> PreTrainedTokenizerBase:
-    """A tokenizer of `vocab_size` + 8 tokens or fewer, the same every time, for trying things without files."""
+    """The tokenizer of the preset `tiny`: at most `vocab_size` + 8 tokens, always the same, from no files."""
     return train_tokenizer(TINY_TEXT.split(), vocab_size)
 
 
 def train_tokenizer(words: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-fallback BPE tokenizer of `vocab_size` + 8 tokens or fewer, learnt word by word so that merges stay within a word."""
-    backend = Tokenizer(models.BPE(fuse_unk=True, byte_fallback=True, unk_token="<unk>"))  # noqa: S106
-    _legacy_spaces(backend)
+    """A byte-fallback BPE tokenizer of at most `vocab_size` + 8 tokens; no merge crosses the border of a word."""
+    backend = _with_legacy_spaces(Tokenizer(models.BPE(fuse_unk=True, byte_fallback=True, unk_token="<unk>")))  # noqa: S106
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
     )
@@ -78,15 +74,16 @@ def train_tokenizer(words: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     backend.train_from_iterator(words, trainer)
-    # The trainer marks the byte tokens as special; they are ordinary vocabulary, or the text "<0x41>" would turn into a byte.
+    # The trainer makes the byte tokens special, and the text "<0x41>" would become a byte: make them ordinary again.
     spec = json.loads(backend.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in ("<unk>", "<s>", "</s>")]
     return _with_added_tokens(Tokenizer.from_str(json.dumps(spec)))
 
 
-def _legacy_spaces(backend: Tokenizer) -> None:
+def _with_legacy_spaces(backend: Tokenizer) -> Tokenizer:
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None  # type: ignore[assignment]
+    return backend
 
 
 def _with_added_tokens(backend: Tokenizer) -> PreTrainedTokenizerBase:
@@ -97,7 +94,7 @@ def _with_added_tokens(backend: Tokenizer) -> PreTrainedTokenizerBase:
 def _wrap(backend: Tokenizer, model_max_length: int | None = None) -> PreTrainedTokenizerBase:
     bos = backend.token_to_id("<s>")
     if bos is None or backend.token_to_id("</s>") is None:
-        raise CheckpointError("the tokenizer has no <s> and </s>; DreamLLM needs those of Llama")
+        raise CheckpointError("the tokenizer lacks Llama's <s> or </s>")
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", bos)]
     )
@@ -115,7 +112,7 @@ def _wrap(backend: Tokenizer, model_max_length: int | None = None) -> PreTrained
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The ids of the eight added tokens, by configuration field."""
+    """Configuration field -> id of the eight added tokens."""
     ids = tokenizer.get_vocab()
     missing = [token for token in ADDED_TOKENS if token not in ids]
     if missing:
@@ -124,7 +121,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def check_ids(tokenizer: PreTrainedTokenizerBase, expected: Mapping[str, int], where: object) -> None:
-    """Raise CheckpointError if the tokenizer gives a token another id than the configuration does."""
+    """Raise CheckpointError if a token has another id in the tokenizer than in the configuration."""
     ids = tokenizer.get_vocab()
     wrong = [f"{token} is {ids.get(token)}, must be {i}" for token, i in expected.items() if ids.get(token) != i]
     if wrong:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, CLIPImageProcessorPil, CLIPVisionModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedModel
 
 from dreamllm import checkpoint
 from dreamllm.configuration import DreamLLMConfig, ImageDecoderConfig
@@ -16,7 +16,7 @@ from dreamllm.errors import CheckpointError, UsageError
 from dreamllm.files import check_new_folder, read_json
 from dreamllm.layers import Projector
 from dreamllm.modeling import DreamLLMForConditionalGeneration
-from dreamllm.processing import CHAT_TEMPLATES, DreamLLMProcessor
+from dreamllm.processing import CHAT_TEMPLATES, DreamLLMProcessor, read_image_processor
 from dreamllm.tokenizer import token_ids, tokenizer_from_file
 
 READ_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
@@ -86,7 +86,7 @@ def assemble(
     model = checkpoint.from_state(config, state, dtype, where="the assembled model")
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
-    processor = DreamLLMProcessor(tokenizer, _image_processor(clip), config.num_image_tokens, num_dream_queries)
+    processor = DreamLLMProcessor(tokenizer, read_image_processor(clip), config.num_image_tokens, num_dream_queries)
     return model, processor
 
 
@@ -152,12 +152,6 @@ def _new_weights(config: DreamLLMConfig, seed: int) -> dict[str, torch.Tensor]:
         f"{name}.{key}": tensor for name, part in projectors.items() for key, tensor in part.state_dict().items()
     }
     return weights | {"dream_queries": queries}
-
-
-def _image_processor(clip: Path) -> CLIPImageProcessorPil:
-    if not (clip / "preprocessor_config.json").is_file():
-        raise CheckpointError(f"{clip / 'preprocessor_config.json'} is missing")
-    return CLIPImageProcessorPil.from_pretrained(clip, local_files_only=True)
 
 
 def merge(comprehension: str | Path, generation: str | Path, target: str | Path) -> None:
