@@ -42,7 +42,7 @@ Array = NDArray[np.float64]
 Clusters = Iterable[Hashable]
 
 ROUNDING = 1e-13
-"""Scores that cancel leave a standard error of about 1e-17 times their size; below this share it is 0."""
+"""A standard error below this share of the largest score is rounding error and becomes 0."""
 BLOCK = 1 << 22
 """Bootstrap counts drawn at once (32 MiB of int64). A constant, so that a seed always gives the same replicates."""
 
@@ -183,8 +183,7 @@ def bootstrap_mean(
 ) -> Estimate:
     """Percentile bootstrap of a mean; with clusters, whole clusters are drawn and the mean is the ratio of sums.
 
-    Resampling n units of which k are distinct (by score, or by a cluster's sum and size) is exactly a multinomial draw of k counts, so
-    a benchmark whose scores take eleven values costs eleven numbers per replicate, whatever its size.
+    Resampling n units of which k are distinct (by score, or by a cluster's sum and size) is exactly a multinomial draw of k counts.
     """
     values = _as_scores(scores)
     if resamples < 2:

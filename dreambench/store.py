@@ -253,7 +253,7 @@ def _samples_table(samples: Sequence[Sample]) -> bytes:
 
 
 def _lenient(parts: JSON) -> Document:
-    """A stored prompt. An image that was never a file is known by its digest only."""
+    """A stored prompt. Of an image that was never a file only the digest is known."""
     return from_json(
         [part if "text" in part or "image" in part else {"text": f"[image {part['sha256'][:8]}]"} for part in parts]
     )

@@ -88,7 +88,7 @@ class DreamLLM(VisionLanguageModel):
         return self._encode_images(super().inputs(batch, images, side))
 
     def text(self, text: str) -> str:
-        """Special tokens in the text of data are broken up: an ``<image>`` there would claim an image."""
+        """The text with special tokens broken up: an ``<image>`` in data must not stand for an image."""
         for token in self.tokenizer.all_special_tokens:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text

@@ -22,8 +22,8 @@ from dreambench.metrics.resize import Scaling
 __all__ = ["EfficientNetExtractor", "InceptionExtractor", "build_network", "load_inception"]
 
 HASH = "6726825d"
-"""How the SHA-256 of the TensorFlow graph's weights of 2015-12-05 begins. torch-fidelity, torchmetrics and pytorch-fid ship that file
-under two names; only it gives a metric called `fid`, other weights of the shape are named `inception-unverified:HASH`."""
+"""The first digits of the SHA-256 of the TensorFlow graph's weights of 2015-12-05, which torch-fidelity, torchmetrics and pytorch-fid
+ship under two names. Only these weights give a metric called `fid`; others are named `inception-unverified:HASH`."""
 FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

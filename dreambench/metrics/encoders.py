@@ -21,9 +21,9 @@ __all__ = ["ClipExtractor", "ClipScorer", "Dinov2Extractor"]
 
 
 class _Encoder:
-    """A model folder of transformers: its network in float32, input size and normalisation from its preprocessor_config.json.
+    """A network of transformers in float32, with input size and normalisation from preprocessor_config.json.
 
-    transformers' image processors would resize, which a protocol fixes, and replace missing values by defaults.
+    transformers' image processors are not used: they resize, which the protocol fixes, and have defaults for missing values.
     """
 
     def __init__(self, folder: Path, model: type[PreTrainedModel], kind: str, device: torch.device) -> None:
@@ -52,10 +52,10 @@ class _Encoder:
 
 
 class ClipExtractor(_Encoder):
-    """CLIP's projected image embedding, not normalised to length 1. `name` is `clip:HASH` unless one is given.
+    """CLIP's projected image embedding, not normalised to length 1. The default `name` is `clip:HASH`.
 
-    `has_text` says whether the folder holds the text tower and its tokenizer too. Texts are cut at the model's length, 77
-    tokens for the published ones; `truncated` counts how many were, because a cut caption is another caption.
+    `has_text` says whether the folder also has the text tower and its tokenizer. Texts are truncated to the model's context (77
+    tokens in the published ones); `truncated` counts them.
     """
 
     def __init__(self, folder: Path, *, device: torch.device, name: str | None = None) -> None:

@@ -6,9 +6,8 @@
     dinov2:DIR             a DINOv2 folder of transformers: its class token
     playground-clip        the small CLIP of the embedded data, from an entry point
 
-Another one is added by `register_extractor`, or by an entry point of the group `dreambench.extractors`: the name of a CLIP and a
-function that returns its folder. Features are computed in float32 on every device: bfloat16 moves Inception features by 5e-3,
-and no reported number uses it.
+Others are added by `register_extractor`, or by an entry point of the group `dreambench.extractors` that names a function which
+returns a CLIP's folder. Features are computed in float32 on every device: bfloat16 changes Inception features by 5e-3.
 """
 
 from __future__ import annotations
@@ -244,7 +243,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def _unreadable(error: OSError) -> None:
-    """os.walk would leave out the images of a folder that it cannot list."""
+    """Without it, os.walk would skip a folder that it cannot list."""
     raise DataError(f"{error.filename}: {error.strerror}; make it readable, or give another folder") from error
 
 
@@ -277,8 +276,8 @@ def image_features(
 ) -> list[Features]:
     """Features (N, d) of image files under each resizer, each image decoded once, each chunk of images computed once.
 
-    Chunks are kept in `folders`, one per resizer, which must belong to this list of images and this extractor. By default
-    they lie in the user's cache, under a digest of the images' bytes, the weights and the resize.
+    Chunks are saved in `folders`, one per resizer, which must belong to this list of images and this extractor; by default in the
+    user's cache, under a digest of the images' bytes, the weights and the resize.
     """
     if folders is None:
         listed = fingerprint(paths)

@@ -181,7 +181,7 @@ def _sum_of_roots(matrix: Array, rank: int) -> float:
 
 
 def _eigenvalues(matrix: Array) -> Array:
-    """In ascending order, from the lower half: a product of three factors is symmetric up to rounding only."""
+    """In ascending order, from the lower triangle: a product of three factors is symmetric only up to rounding."""
     if len(matrix) < LARGE:
         return scipy.linalg.eigvalsh(matrix, lower=True, check_finite=False, driver="evd")
     # The same LAPACK routine in MKL, which torch brings, takes half the time of OpenBLAS's, and a second to load.
@@ -318,7 +318,7 @@ def frechet_infinity(
 
 @dataclass(frozen=True)
 class SavedStatistics:
-    """Statistics with the identity they were saved with, None for another tool's file; `warning` says what is unknown."""
+    """Statistics and the identity saved with them (None in another tool's file); `warning` says what is unknown."""
 
     statistics: GaussianStatistics
     identity: dict[str, Any] | None

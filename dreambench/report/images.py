@@ -49,7 +49,7 @@ def thumbnail(path: Path, side: int = SIDE) -> bytes:
 
 
 def save_reference_images(run: RunFolder, reference_images: Mapping[int, Path | None]) -> None:
-    """Write thumbnails of images, by image id, into the run; the list last, so that it names no missing file."""
+    """Write thumbnails of images, by image id, into the run, and their index last, so that it names no missing file."""
     names: dict[str, str | None] = {}
     for image_id, path in reference_images.items():
         names[str(image_id)] = None if path is None else f"{image_id:012d}.jpg"

@@ -78,30 +78,18 @@ def page(runs: Sequence[CompleteRun]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Section:
+def _section(run: CompleteRun, count: int) -> dict[str, Any]:
     """What the template shows of one run."""
-
-    run: CompleteRun
-    strips: list[Strip]
-    examples: list[tuple[str, list[dict[str, JSON]]]]
-    protocols: list[tuple[str, list[JSON]]]
-    errors: list[tuple[str, int, str, str]]
-    system: list[tuple[str, JSON]]
-    environment: list[tuple[str, JSON]]
-
-
-def _section(run: CompleteRun, count: int) -> _Section:
     environment = run.run.run_file()["environment"]
-    return _Section(
-        run=run,
-        strips=_strips(run, count) if run.has_images else [],
-        examples=[] if run.has_images else _answers(run),
-        protocols=_side_by_side(run.metrics["protocols"]),
-        errors=_errors(run),
-        system=_flat(run.metrics["system"]),
-        environment=_flat({**environment["device"], **environment["machine"], **environment["versions"]}),
-    )
+    return {
+        "run": run,
+        "strips": _strips(run, count) if run.has_images else [],
+        "examples": [] if run.has_images else _answers(run),
+        "protocols": _side_by_side(run.metrics["protocols"]),
+        "errors": _errors(run),
+        "system": _flat(run.metrics["system"]),
+        "environment": _flat({**environment["device"], **environment["machine"], **environment["versions"]}),
+    }
 
 
 def _overview(found: Sequence[Line]) -> dict[str, list[Line]]:
@@ -114,7 +102,7 @@ def _overview(found: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def _answers(run: CompleteRun) -> list[tuple[str, list[dict[str, JSON]]]]:
-    """The worst and the best answers of a run of text generation, with their questions; nothing where its rows hold no answers."""
+    """The worst and the best answers of a run of text generation, with their questions; empty if its rows have no answers."""
     rows = [row for row in run.rows if row.get("answer") is not None]
     examples = choose(rows, run.scores[0].metric if run.scores else "", ANSWERS)
     return [
@@ -220,7 +208,7 @@ class Strip:
 
 
 def _strips(run: CompleteRun, count: int) -> list[Strip]:
-    """The worst, the best and random samples. Only the scores of the random samples' candidates are shown, for the page's size."""
+    """The worst, the best and random samples; of the random samples' candidates only the scores, to keep the page small."""
     rows = [row for row in run.rows if row.get("image")]
     examples = choose(rows, count=count)
     column = examples.column
@@ -275,7 +263,7 @@ def _candidates(details: Mapping[str, JSON], paths: Sequence[Path], show: bool) 
 
 
 def _embedded(path: Path, side: int = SIDE) -> EmbeddedImage:
-    """A thumbnail of a file in the run, or a gap that says that the file is gone."""
+    """A thumbnail of a file in the run, or the reason why there is none."""
     try:
         data = thumbnail(path, side)
     except DataError:

@@ -95,12 +95,12 @@ def _print_notes(notes: Iterable[str]) -> None:
 
 
 def _print_line(line: str) -> None:
-    """Print text of models and data as it is read: control characters, which command a terminal, are written out."""
+    """Print a line with control characters, which can command a terminal, written out."""
     print(printable(line))
 
 
 def _print_table(title: str, scores: Sequence[Score]) -> None:
-    """The scores under a heading for each protocol. Only a group's name is folded where the terminal is narrow."""
+    """The scores under a heading for each protocol. On a narrow terminal only group names are folded."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
