@@ -27,3 +27,8 @@ class CheckpointError(DreamLLMError):
 
 class InputError(DreamLLMError, ValueError):
     """Inputs of the model do not match."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a library's error, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

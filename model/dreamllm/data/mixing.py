@@ -1,10 +1,9 @@
 """Sources mixed into one endless sequence of samples, each a function of (seed, index) alone.
 
-Indices count samples over all epochs. The sequence does not depend on which process asks, in which order, or after which
-interruption, so that batches can be distributed over ranks by their indices, and a resumed run skips samples without reading them.
-Epochs follow one another in a single sequence because accelerate does not tell a sampler its epoch when it has both skipped batches
-and several processes. A source draws each of its records once before it draws one again, in a new order each time. From a stream, a
-process reads everything before its next index but decodes only its own samples.
+Indices count samples over all epochs, because accelerate does not tell a sampler its epoch when it has both skipped batches and several
+processes. Ranks share batches by index, and a resumed run skips samples without reading them. A source draws each of its records once
+before it draws one again, in a new order each time. From a stream, a process reads everything before its next index but decodes only
+its own samples.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import DataSettings, make_data_settings
 
 ATTEMPTS = 50  # consecutive broken records after which a source counts as broken altogether
+FIELDS = ("source", "key", "reason")
 
 
 class BrokenRecords:
@@ -37,7 +37,7 @@ class BrokenRecords:
 
     def __init__(self, limit: int, file: Path | None = None) -> None:
         self.limit, self.file = limit, file
-        self._found: dict[tuple[str, str, str], None] = {}
+        self._found: dict[tuple[str, ...], None] = {}  # a set in order
         self._read()
 
     def add(self, source: str, key: str, reason: str) -> None:
@@ -46,7 +46,7 @@ class BrokenRecords:
             return
         self._found[entry] = None
         if self.file is not None:
-            append_json_line(self.file, {"source": source, "key": key, "reason": reason})
+            append_json_line(self.file, dict(zip(FIELDS, entry, strict=True)))
         if len(self._found) > self.limit:
             where = f"; all are listed in {self.file}" if self.file else ""
             raise UsageError(
@@ -57,11 +57,11 @@ class BrokenRecords:
     def entries(self) -> list[dict[str, str]]:
         """All of them, including those that other processes wrote to the file."""
         self._read()
-        return [dict(zip(("source", "key", "reason"), entry, strict=True)) for entry in self._found]
+        return [dict(zip(FIELDS, entry, strict=True)) for entry in self._found]
 
     def _read(self) -> None:
         for entry in read_json_lines(self.file) if self.file is not None else ():
-            self._found[entry["source"], entry["key"], entry["reason"]] = None
+            self._found[tuple(entry[field] for field in FIELDS)] = None
 
 
 class TrainingData(Dataset[Sample]):
@@ -135,7 +135,7 @@ class TrainingData(Dataset[Sample]):
         raise UsageError(f"{ATTEMPTS} consecutive records of {source.name} are broken, most recently: {reason}")
 
     def _make_mixture(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each position of an epoch its source, and how many earlier positions of the epoch have the same source."""
+        """The source of each position of an epoch, and how many earlier positions have the same source."""
         sources = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
         np.random.default_rng([self.seed, 0, epoch]).shuffle(sources)
         occurrences = np.empty(len(sources), dtype=np.int64)
@@ -155,12 +155,11 @@ def training_dataset(
     folder: str | Path = ".",
     broken_file: str | Path | None = None,
 ) -> TrainingData:
-    """The samples that the `data` part of a recipe describes.
+    """The samples that the `data` part of a recipe (see `dreamllm.recipe.DataSettings`) describes.
 
     Args:
-        data: as YAML gives it, or validated; see `dreamllm.recipe.DataSettings`.
-        folder: what relative paths are relative to.
-        broken_file: where broken records are listed by all processes of a training run.
+        folder: the folder that paths are relative to.
+        broken_file: where all processes of a training run list broken records.
 
     Raises UsageError if the settings are invalid or a file is missing.
     """
@@ -172,10 +171,8 @@ def training_dataset(
             Path(cache).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"data.cache: folder {cache} cannot be created: {error.strerror}") from None
-    sources = [
-        Source(source, processor, max_length, settings.flip, Path(folder), cache, settings.seed)
-        for source in settings.sources
-    ]
+    options = (processor, max_length, settings.flip, Path(folder), cache, settings.seed)
+    sources = [Source(source, *options) for source in settings.sources]
     weights = [source.weight for source in settings.sources if source.weight is not None]
     broken = BrokenRecords(settings.max_broken, None if broken_file is None else Path(broken_file))
     return TrainingData(sources, broken, settings.seed, weights or None, settings.samples)

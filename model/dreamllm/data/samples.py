@@ -1,7 +1,7 @@
 """Training samples, one function for each layout of tokens and images, and their batches.
 
-A sample is built from pieces: text, which can be truncated, and spans, each kept or dropped as a whole together with its image.
-A sequence ends before the first span that does not fit into `max_length`.
+A sample is built from pieces: text, which can be truncated, and spans, which cannot. A sequence ends before the first span that does not
+fit into `max_length`.
 
 Labels are the ids to predict and -100 elsewhere; the loss shifts them. Patch tokens, `<im_start>`, `<im_end>` and `<dream_end>`
 never have labels, because `generate` inserts them. `<dream_start>` has one: by it the model says where an image comes.
@@ -41,7 +41,7 @@ class Sample:
 
     @property
     def has_loss(self) -> bool:
-        """Whether it contributes to a loss. The first label does not count: no position before it could predict it."""
+        """Whether it contributes to a loss; the first label does not, because no position predicts it."""
         return bool(self.targets) or any(label != IGNORED for label in self.labels[1:])
 
 
@@ -113,9 +113,8 @@ def document(
     if not (comprehension or generation):
         raise UsageError("comprehension and generation cannot both be off")
     bos, eos = _ends(processor)
-    if instruction is None:
-        head = bos
-    else:
+    head = bos
+    if instruction is not None:
         ids = _encode(processor, processor.apply_chat_template([{"role": "user", "content": instruction}]), bos=True)
         head = _Piece(ids, [IGNORED] * len(ids))
     room = max_length - len(head.ids) - len(eos.ids)
@@ -147,8 +146,7 @@ def conversation(
     Args:
         messages: `role` (system, user, assistant) and `content`, with `<image>` and `<dream>` in the places of images.
         images: one for each placeholder, in order. The image of `<dream>` is generated and read back.
-        learn_dream_start: whether the `<dream_start>` of an assistant's turn has a label. The original has none there, so its model
-            cannot start an image in a conversation.
+        learn_dream_start: whether the `<dream_start>` of an assistant's turn has a label; the original has none there.
     """
     tokenizer = processor.tokenizer
     if messages and messages[0]["role"] == "assistant":
@@ -169,7 +167,7 @@ def conversation(
     remaining = iter(images)
     pieces = [_Piece([], [])]
     for i, (begin, end) in zip(ids, offsets, strict=True):
-        # A template that writes bos between turns has it within the assistant's characters; it has no label all the same.
+        # Some templates write bos between turns, within the assistant's characters.
         labelled = i != tokenizer.bos_token_id and any(first <= begin and end <= last for first, last in turns)
         if i == processor.image_id:
             pieces += [_image(processor, next(remaining)), _Piece([], [])]
@@ -183,7 +181,7 @@ def conversation(
 
 
 def _render(processor: DreamLLMProcessor, messages: Sequence[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation's text and the (begin, end) characters of the assistant's turns, each from the end of its prompt."""
+    """The conversation's text, and the (begin, end) characters of each of the assistant's turns, from the end of its prompt."""
     turns: list[tuple[int, int]] = []
     text = processor.apply_chat_template(messages, add_generation_prompt=False)
     for i, message in enumerate(messages):
@@ -231,9 +229,7 @@ def _room(max_length: int, span: _Piece) -> int:
     """Positions left for a caption beside a span, bos and eos."""
     room = max_length - len(span.ids) - 2
     if room < 0:
-        raise UsageError(
-            f"max_length {max_length} is too short for an image of {len(span.ids)} tokens with bos and eos"
-        )
+        raise UsageError(f"max_length {max_length} is too short for an image of {len(span.ids)} tokens, bos and eos")
     return room
 
 
@@ -265,18 +261,13 @@ def _encode(processor: DreamLLMProcessor, text: str, bos: bool = False) -> list[
 
 
 def _check_no_patches(processor: DreamLLMProcessor, ids: Sequence[int]) -> None:
-    """InputError if a text spells patch tokens: these would form a span without an image and shift all later images by one span."""
+    """InputError if a text spells patch tokens, which would form a span without an image."""
     if processor.image_span[1] in ids:
         raise InputError("the text itself contains <im_patch>, which is reserved for images")
 
 
 class Collator:
-    """Collates samples into right-padded batches.
-
-    Args:
-        processor: pads with its tokenizer's padding token and preprocesses images for CLIP.
-        resolution: R, pixels of the generated images.
-    """
+    """Collates samples into right-padded batches; generated images have `resolution` (R) pixels."""
 
     def __init__(self, processor: DreamLLMProcessor, resolution: int) -> None:
         self.processor, self.resolution = processor, resolution

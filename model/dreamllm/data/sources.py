@@ -1,7 +1,6 @@
 """From records on disk to samples, for each kind of source.
 
-A record that cannot be used raises InputError. A document only loses an image that cannot be read, which is reported under the
-record's key. All random choices of a sample come from the generator that is passed in.
+A record that cannot be used raises InputError. A document only loses an image that cannot be read, which is reported.
 """
 
 from __future__ import annotations
@@ -23,8 +22,11 @@ from dreamllm.recipe import SourceSettings
 
 Report = Callable[[str], None]  # called with the reason for each image that a document loses
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-CAPTION_FIELDS = ("caption", "text", "txt")
-IMAGE_FIELDS = ("image", *(suffix[1:] for suffix in SUFFIXES))
+Field = Literal["image", "caption"]
+USUAL_FIELDS: dict[Field, tuple[str, ...]] = {
+    "caption": ("caption", "text", "txt"),
+    "image": ("image", *(suffix[1:] for suffix in SUFFIXES)),
+}
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -61,7 +63,7 @@ class Source:
 
     def sample(self, index: int, rng: random.Random, report: Report) -> Sample:
         """Raises InputError if the record is broken or contributes to no loss."""
-        # Drawn first and always, so that the draws do not depend on the record.
+        # Drawn before the record is read, so that the draws do not depend on it.
         chance, mirroring = rng.random(), random.Random(rng.random())  # noqa: S311
         record = self.table.record(index)
         if self.settings.kind == "pairs":
@@ -79,28 +81,22 @@ class Source:
         return sample
 
     def _pair(self, record: dict[str, Any], chance: float) -> Sample:
-        caption = self._field(record, "caption", CAPTION_FIELDS)
-        if caption is None and isinstance(record.get("json"), dict):  # WebDataset: key.json with the caption in it
-            caption = self._field(record["json"], "caption", CAPTION_FIELDS)
-        if not isinstance(caption, str) or not caption.strip():
-            raise InputError(self._missing("caption", CAPTION_FIELDS))
-        value = self._field(record, "image", IMAGE_FIELDS)
-        if value is None:
-            raise InputError(self._missing("image", IMAGE_FIELDS))
-        image = open_image(value, self.images)
+        extra = record.get("json")  # WebDataset: key.json with the caption in it
+        caption = self._field("caption", record, extra if isinstance(extra, dict) else {})
+        image = open_image(self._field("image", record), self.images)
         generated = self.mode == "generation" or (self.mode == "either" and chance < 0.5)
         return (generation_pair if generated else comprehension_pair)(self.processor, caption, image, self.max_length)
 
-    def _field(self, record: dict[str, Any], name: Literal["image", "caption"], usual: Sequence[str]) -> Any:
-        """The field that `columns` names, else the first of the usual ones that is set."""
-        names = [self.settings.columns[name]] if name in self.settings.columns else usual
-        return next((record[name] for name in names if record.get(name) is not None), None)
-
-    def _missing(self, name: Literal["image", "caption"], usual: Sequence[str]) -> str:
-        return f"no {name} (tried {self.settings.columns.get(name) or ', '.join(usual)}; set its field in `columns`)"
+    def _field(self, name: Field, *records: dict[str, Any]) -> Any:
+        """The field that `columns` names, else the first of the usual ones that is set; InputError without it, or a blank caption."""
+        names = [self.settings.columns[name]] if name in self.settings.columns else USUAL_FIELDS[name]
+        values = [record[field] for record in records for field in names if record.get(field) is not None]
+        if not values or (name == "caption" and not (isinstance(values[0], str) and values[0].strip())):
+            raise InputError(f"no {name} (tried {', '.join(names)}; set its field in `columns`)")
+        return values[0]
 
     def _matched(self, record: dict[str, Any], report: Report) -> Sample:
-        """A record of MMC4, in which each image is matched to a sentence, or of instructions, which is the same with an `instruction`."""
+        """A record of MMC4, whose images are matched to sentences, or of instructions, which has an `instruction` as well."""
         texts, infos = record.get("text_list"), record.get("image_info")
         if not _all(texts, str) or not _all(infos, dict):
             raise InputError("text_list must be a list of strings, and image_info a list of objects")
@@ -172,7 +168,7 @@ class Source:
 
 
 def locate(settings: SourceSettings, folder: Path) -> tuple[list[str], Path]:
-    """The files of a source and the folder of its images, relative to `folder`; UsageError if one is missing."""
+    """The files of a source and the folder of its images; UsageError if one is missing."""
     files = find_files(settings.path, folder)
     images = folder / Path(settings.images).expanduser() if settings.images else Path(files[0]).parent
     if not images.is_dir():
@@ -208,5 +204,5 @@ def open_image(value: Any, folder: Path) -> Image.Image:
 
 
 def _all(values: Any, kind: Any) -> TypeGuard[list[Any]]:
-    """Whether it is a list of this type only."""
+    """Whether it is a list of this type alone."""
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)

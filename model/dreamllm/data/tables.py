@@ -1,8 +1,7 @@
-"""Data files as records that are read one at a time, by number, without holding them in memory.
+"""Data files as records that are read by number, without holding them in memory.
 
-As a table: `datasets` converts each file once into an Arrow table in its cache, which is memory-mapped, so that opening millions of
-records is fast and reading one takes microseconds. As a stream: nothing is written to disk, and the files are read in order
-through a shuffling buffer, for archives that are too large for a second copy.
+As a table: `datasets` converts each file once into a memory-mapped Arrow table in its cache. As a stream, for archives that are too large
+for a second copy: the files are read in order through a shuffling buffer, and nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 
-from dreamllm.errors import DreamLLMError, InputError, UsageError
+from dreamllm.errors import DreamLLMError, InputError, UsageError, one_line
 
 FORMATS = {  # of `datasets`, by suffix
     "text": (".jsonl", ".jsonl.gz", ".jsonl.zip", ".ndjson"),
@@ -34,14 +33,8 @@ FORMATS = {  # of `datasets`, by suffix
 }
 # What `datasets` and its readers raise on files that are damaged, truncated or of another format.
 _READ_ERRORS = (
-    DatasetGenerationError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(DatasetGenerationError, OSError, EOFError, ValueError, TypeError),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
 )
 
 
@@ -145,13 +138,12 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[str]:
     for path in [paths] if isinstance(paths, str) else paths:
         pattern = str(folder / Path(path).expanduser())
         matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-        matched_files = [name for name in matches if Path(name).is_file()]
-        if matches and not matched_files:
-            raise UsageError(
-                f"{matches[0]} is a folder: name its files in `path`, for instance {Path(path) / '*.jsonl'}"
-            )
         if not matches:
             raise UsageError(f"data file {pattern} is missing: correct `path`")
+        matched_files = [name for name in matches if Path(name).is_file()]
+        if not matched_files:
+            example = Path(path) / "*.jsonl"
+            raise UsageError(f"{matches[0]} is a folder: name its files in `path`, for instance {example}")
         files += matched_files
     empty = [file for file in files if not Path(file).stat().st_size]
     if empty:
@@ -183,9 +175,8 @@ def _load(files: Sequence[str], streaming: bool = False, **options: Any) -> tupl
             # Lists are split here, because Arrow wants one type for each field, unlike LLaVA's ids and images.
             options["gen_kwargs"] = {"stamps": [(file, Path(file).stat().st_mtime_ns) for file in files]}
             options["features"] = datasets.Features({"text": datasets.Value("string")})
-            return (datasets.IterableDataset if streaming else datasets.Dataset).from_generator(
-                _list_items, **options
-            ), as_json
+            kind = datasets.IterableDataset if streaming else datasets.Dataset
+            return kind.from_generator(_list_items, **options), as_json
         if format_ == "text":
             options["encoding_errors"] = "replace"
         rows = datasets.load_dataset(format_, data_files=list(files), split="train", streaming=streaming, **options)
@@ -201,8 +192,7 @@ def _unreadable(files: Sequence[str], error: BaseException) -> UsageError:
     """`datasets` does not say which of several files it was reading."""
     others = f" or another of the {len(files)} files of this source" if len(files) > 1 else ""
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-    reason = " ".join(str(cause).split()) or type(cause).__name__
-    return UsageError(f"{files[0]}{others} cannot be read as {_format(files[0])}: {reason}")
+    return UsageError(f"{files[0]}{others} cannot be read as {_format(files[0])}: {one_line(cause)}")
 
 
 def _format(file: str) -> str:
@@ -214,7 +204,7 @@ def _format(file: str) -> str:
 
 
 def _list_items(stamps: Sequence[tuple[str, int]]) -> Iterator[dict[str, str]]:
-    """The items of JSON lists, each as JSON text. Modification times are in the cache's key, so that changed files are read anew."""
+    """The items of JSON lists, each as JSON text. The cache's key has the modification times, so that changed files are read anew."""
     for file, _ in stamps:
         with (gzip.open if file.endswith(".gz") else open)(file, "rt", encoding="utf-8") as text:
             items = list(_items(json.load(text), file))

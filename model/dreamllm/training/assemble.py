@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedModel
 
 from dreamllm import checkpoint
@@ -36,10 +38,10 @@ def assemble(
     seed: int = 0,
     dtype: str | torch.dtype = torch.float32,
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    """The model before its first training step, in eval mode, and its processor.
+    """A model of three published parts, in eval mode, and its processor.
 
-    The eight special tokens are added after the language model's vocabulary, with the mean of its embeddings as their input and output
-    embeddings. Projectors are initialised like torch's linear layers and dream queries as N(0, 0.02), both from `seed`.
+    The eight special tokens follow the language model's vocabulary; their input and output embeddings are the mean of the others.
+    Projectors (as torch's linear layers) and dream queries (N(0, 0.02)) are initialised from `seed`.
 
     Args:
         language_model: folder of a causal language model of transformers with `tokenizer.model` or `tokenizer.json`.
@@ -52,28 +54,22 @@ def assemble(
     if chat_template not in CHAT_TEMPLATES:
         raise UsageError(f"chat_template {chat_template!r} is unknown; choose from {', '.join(CHAT_TEMPLATES)}")
     dtype = checkpoint.torch_dtype(dtype) or torch.float32
-    llm, clip, diffusion = Path(language_model), Path(clip), Path(diffusion)
-    for folder in (llm, clip, diffusion):
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is not a folder")
+    llm, clip, diffusion = (_folder(part) for part in (language_model, clip, diffusion))
     tokenizer = tokenizer_from_file(_tokenizer_file(llm))
     decoder = _load(AutoModelForCausalLM, llm, dtype)
     _add_embeddings(decoder, len(tokenizer))
     tower = _load(CLIPVisionModel, clip, dtype)
     for part in (decoder, tower):
         part.config._name_or_path = ""
-    fields: dict[str, Any] = {
-        **token_ids(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    token_fields: dict[str, Any] = {**token_ids(tokenizer), **ends}
     config = DreamLLMConfig(
         text_config=decoder.config,
         vision_config=tower.config,
         image_decoder_config=_image_decoder_config(diffusion, resolution),
         num_dream_queries=num_dream_queries,
         vision_select_layer=vision_select_layer,
-        **fields,
+        **token_fields,
     )
     parts = {
         "language_model": decoder,
@@ -81,8 +77,7 @@ def assemble(
         "image_decoder.vae": _load(AutoencoderKL, diffusion / "vae", dtype),
         "image_decoder.unet": _load(UNet2DConditionModel, diffusion / "unet", dtype),
     }
-    state = _new_weights(config, seed)
-    state |= {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()}
+    state = _new_weights(config, seed) | _joint_state(parts)
     model = checkpoint.from_state(config, state, dtype, where="the assembled model")
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
@@ -90,8 +85,18 @@ def assemble(
     return model, processor
 
 
+def _folder(path: str | Path) -> Path:
+    if not Path(path).is_dir():
+        raise CheckpointError(f"{path} is not a folder")
+    return Path(path)
+
+
+def _joint_state(parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()}
+
+
 def _tokenizer_file(folder: Path) -> Path:
-    # The sentencepiece file first, because it tells how the original treats spaces (see dreamllm.tokenizer).
+    # The sentencepiece file first, because it says how the original treats spaces (see dreamllm.tokenizer).
     for name in ("tokenizer.model", "tokenizer.json"):
         if (folder / name).is_file():
             return folder / name
@@ -100,12 +105,11 @@ def _tokenizer_file(folder: Path) -> Path:
 
 def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A part with all its weights; CheckpointError if the folder or one of them is missing."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder")
-    diffusers = kind in (AutoencoderKL, UNet2DConditionModel)
-    key = "torch_dtype" if diffusers else "dtype"
+    key = "torch_dtype" if ModelMixin in kind.__mro__ else "dtype"  # diffusers' name and transformers'
+    options: dict[str, Any] = {"output_loading_info": True, "local_files_only": True, key: dtype}
+    folder = _folder(folder)
     try:
-        part, info = kind.from_pretrained(folder, output_loading_info=True, local_files_only=True, **{key: dtype})
+        part, info = kind.from_pretrained(folder, **options)
     except READ_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder} cannot be read as {kind.__name__}: {reason}") from error
@@ -116,13 +120,12 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
 @torch.no_grad()
 def _add_embeddings(decoder: PreTrainedModel, size: int) -> None:
     """Grow the input and output embeddings to `size` tokens; new rows are the mean of the old ones."""
-    inputs: Any = decoder.get_input_embeddings()
-    old = inputs.weight.shape[0]
+    layers: Any = decoder
+    old = layers.get_input_embeddings().weight.shape[0]
     if size <= old:
         return
-    decoder.resize_token_embeddings(size, mean_resizing=False)
-    layers: Any = (decoder.get_input_embeddings(), decoder.get_output_embeddings())
-    for layer in layers:
+    layers.resize_token_embeddings(size, mean_resizing=False)
+    for layer in (layers.get_input_embeddings(), layers.get_output_embeddings()):
         layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
 
 
@@ -148,17 +151,14 @@ def _new_weights(config: DreamLLMConfig, seed: int) -> dict[str, torch.Tensor]:
             "condition_projector": Projector(width, condition, config.condition_projector_depth, bias=False),
         }
         queries = torch.randn(1, config.num_dream_queries, width) * config.initializer_range
-    weights = {
-        f"{name}.{key}": tensor for name, part in projectors.items() for key, tensor in part.state_dict().items()
-    }
-    return weights | {"dream_queries": queries}
+    return _joint_state(projectors) | {"dream_queries": queries}
 
 
 def merge(comprehension: str | Path, generation: str | Path, target: str | Path) -> None:
-    """Merge the halves of stage I that were trained separately into the new folder `target`.
+    """Merge the halves of stage I into the new folder `target`.
 
-    The visual projector comes from `comprehension`, the condition projector and the dream queries from `generation`, and the rest, which
-    is frozen in stage I, from both. Raises CheckpointError if that rest differs: the halves must have the same start.
+    The visual projector comes from `comprehension`, the condition projector and the dream queries from `generation`.
+    Raises CheckpointError if anything else differs: stage I does not train it, so the halves have different starts.
     """
     folder = check_new_folder(target)
     model, processor = checkpoint.load(comprehension)
@@ -179,6 +179,6 @@ def merge(comprehension: str | Path, generation: str | Path, target: str | Path)
     if model.config.image_decoder_config.to_dict() != other.config.image_decoder_config.to_dict():
         raise CheckpointError(f"{both} have different image decoders in their config.json")
     model.load_state_dict({name: theirs[name] for name in theirs if name.startswith(GENERATION)}, strict=False)
-    histories = [history or "unknown" for history in (model.config.training, other.config.training)]
-    model.config.training = f"comprehension: {histories[0]}; generation: {histories[1]}"
+    first, second = (half.config.training or "unknown" for half in (model, other))
+    model.config.training = f"comprehension: {first}; generation: {second}"
     checkpoint.save(folder, model, processor)

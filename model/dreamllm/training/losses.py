@@ -7,16 +7,17 @@ C x h x w latents, R pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dreamllm.data import IGNORED
 from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import Scheduler
-from dreamllm.layers import find_spans, generator_for, position_ids_from_mask
+from dreamllm.layers import find_spans, generator_for, normal, position_ids_from_mask
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.recipe import LossSettings
 
@@ -45,34 +46,26 @@ class Draws:
     dropped: torch.Tensor | None = None  # (m,) bool: whether the condition is replaced by the unconditional states
 
     def to(self, device: torch.device) -> Draws:
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in values.items()}
+        moved: dict[str, Any] = {
+            name: value if value is None else value.to(device) for name, value in vars(self).items()
+        }
         return Draws(**moved)
 
 
 def draw(
     keys: Sequence[tuple[int, ...]], latent_shape: tuple[int, int, int], timesteps: int, settings: LossSettings
 ) -> Draws:
-    """Draws for m images, each from its own key (seed, sample index, ...) alone, whatever the batch, process or resume.
-
-    They are made on the CPU, so that they are the same for every device.
-    """
+    """Draws for m images, on the CPU; each depends on its own key (seed, sample index, ...) alone."""
     generators = [generator_for(*key) for key in keys]
-    flat = (latent_shape[0], 1, 1)
-
-    def normal(shape: tuple[int, int, int]) -> torch.Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-    def uniform() -> torch.Tensor:
-        return torch.stack([torch.rand((), generator=generator) for generator in generators])
-
-    return Draws(
-        posterior=normal(latent_shape),
-        noise=normal(latent_shape),
+    return Draws(  # in this order, which decides the values
+        posterior=normal(generators, latent_shape),
+        noise=normal(generators, latent_shape),
         timesteps=torch.stack([torch.randint(0, timesteps, (), generator=generator) for generator in generators]),
-        offset=normal(flat) if settings.noise_offset else None,
-        perturbation=normal(latent_shape) if settings.input_perturbation else None,
-        dropped=uniform() < settings.drop_probability if settings.drop_probability else None,
+        offset=normal(generators, (latent_shape[0], 1, 1)) if settings.noise_offset else None,
+        perturbation=normal(generators, latent_shape) if settings.input_perturbation else None,
+        dropped=torch.stack([torch.rand((), generator=g) < settings.drop_probability for g in generators])
+        if settings.drop_probability
+        else None,
     )
 
 
@@ -95,10 +88,7 @@ def signal_to_noise(scheduler: Scheduler) -> torch.Tensor:
 
 
 def min_snr_weights(scheduler: Scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """(m,) weights min(SNR, gamma) / SNR (arXiv 2303.09556); for v-prediction SNR + 1 takes the place of SNR, as in the original.
-
-    At SNR 0 (zero-terminal schedules) the weight is 1, its limit.
-    """
+    """(m,) weights min(SNR, gamma) / SNR (arXiv 2303.09556), 1 at SNR 0; with SNR + 1 for v-prediction, as in the original."""
     ratio = signal_to_noise(scheduler).to(timesteps.device)[timesteps]
     if scheduler.config.prediction_type == "v_prediction":
         ratio = ratio + 1
@@ -121,12 +111,8 @@ def image_terms(
     decoder = model.image_decoder
     with torch.no_grad():
         latents = decoder.encode(target_pixels, draws.posterior)
-    noise = draws.noise
-    if draws.offset is not None:
-        noise = noise + settings.noise_offset * draws.offset
-    perturbed = noise
-    if draws.perturbation is not None:
-        perturbed = noise + settings.input_perturbation * draws.perturbation
+    noise = draws.noise if draws.offset is None else draws.noise + settings.noise_offset * draws.offset
+    perturbed = noise if draws.perturbation is None else noise + settings.input_perturbation * draws.perturbation
     noisy = scheduler.add_noise(latents, perturbed, draws.timesteps)
     condition = model.condition_projector(states)
     prediction = decoder.predict(noisy, draws.timesteps, condition)
@@ -143,8 +129,8 @@ def image_terms(
 def unconditional_states(model: Model, kind: str) -> torch.Tensor:
     """(1, Q, H) final hidden states for a dropped condition: those of `bos <dream_start> Q queries <dream_end> eos`.
 
-    With `kind` "queries" the span holds the dream queries, as in the unconditional branch of image generation; with "patches" it holds
-    the patch token's embedding, as in the original's training.
+    With `kind` "queries" the span holds the dream queries, as in image generation; with "patches" it holds the patch token's
+    embedding, as in the original's training.
     """
     config = model.config
     start, patch, count = config.dream_span
@@ -156,26 +142,23 @@ def unconditional_states(model: Model, kind: str) -> torch.Tensor:
 
 
 def token_losses(hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module) -> torch.Tensor:
-    """Summed cross-entropy of the next token, logits in float32, over labels (B, T) other than -100.
-
-    Logits are computed at labelled positions only: most positions of an interleaved document are image patches.
-    """
+    """Summed cross-entropy of the next token, logits in float32, over labels (B, T) other than -100, the only positions with logits."""
     targets = labels[:, 1:]
-    valid = targets != -100
+    valid = targets != IGNORED
     logits = head(hidden[:, :-1][valid])
     return F.cross_entropy(logits.float(), targets[valid], reduction="sum")
 
 
 def count_targets(batch: dict[str, Any]) -> tuple[int, int]:
     """The numbers of labelled tokens and of generated images in a batch."""
-    return int((batch["labels"][:, 1:] != -100).sum()), len(batch.get("target_pixels", ()))
+    return int((batch["labels"][:, 1:] != IGNORED).sum()), len(batch.get("target_pixels", ()))
 
 
-def loss_scale(settings: LossSettings) -> float:
-    """The divisor of the weighted sum: 1, the sum of the weights (l1), or the root of the sum of their squares (l2)."""
+def weighted_loss(settings: LossSettings, lm: Any, vm: Any) -> Any:
+    """The loss that is minimised. Its divisor is 1, the sum of the weights (l1), or the root of the sum of their squares (l2)."""
     weights = (settings.weight_lm, settings.weight_vm)
     scales = {"none": 1.0, "l1": sum(weights), "l2": sum(w * w for w in weights) ** 0.5}
-    return scales[settings.scale]
+    return (weights[0] * lm + weights[1] * vm) / scales[settings.scale]
 
 
 def final_states(
@@ -191,19 +174,16 @@ def final_states(
     need; positions beyond a group's longest row are 0.
     """
     embeds = model.embed(input_ids, pixel_values=pixel_values)
-    if attention_mask is None:
-        return _decode(model, embeds, None)
-    if length_groups == 1:
+    if attention_mask is None or length_groups == 1:
         return _decode(model, embeds, attention_mask)
     lengths = attention_mask.sum(1)
-    hidden: torch.Tensor | None = None
-    for rows in lengths.argsort().chunk(length_groups):
+    order = lengths.argsort()
+    groups: list[torch.Tensor] = []
+    for rows in order.chunk(length_groups):
         longest = int(lengths[rows].max())
         states = _decode(model, embeds[rows, :longest], attention_mask[rows, :longest])
-        hidden = states.new_zeros(*input_ids.shape, states.shape[-1]) if hidden is None else hidden
-        hidden = hidden.index_put((rows[:, None], torch.arange(longest, device=rows.device)[None]), states)
-    assert hidden is not None  # noqa: S101  (a batch has rows)
-    return hidden
+        groups.append(F.pad(states, (0, 0, 0, embeds.shape[1] - longest)))
+    return torch.cat(groups)[order.argsort()]
 
 
 def _decode(model: Model, embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -241,7 +221,7 @@ def compute_losses(
         batch: `input_ids`, `attention_mask` and `labels` (B, T), right-padded; `pixel_values` (n, 3, S, S) for the image spans and
             `target_pixels` (m, 3, R, R) for the dream spans, if there are any.
         draws: for the m images; None if m is 0.
-        counts: numbers of tokens and images to average over if the batch is one of several; its own by default.
+        counts: numbers of tokens and images to average over; by default the batch's own.
 
     Raises InputError if target images and dream spans differ in number.
     """
@@ -258,15 +238,14 @@ def compute_losses(
         draws = draws.to(hidden.device)
         states = conditioning_states(model, hidden, ids, draws, settings)
         vm = image_terms(model, scheduler, states, targets, draws, settings).losses.sum() / images
-    total = (settings.weight_lm * lm + settings.weight_vm * vm) / loss_scale(settings)
-    return Losses(total + zero_gradients(model), lm.detach(), vm.detach())
+    return Losses(weighted_loss(settings, lm, vm) + _zero_gradients(model), lm.detach(), vm.detach())
 
 
-def zero_gradients(model: Model) -> torch.Tensor | float:
+def _zero_gradients(model: Model) -> torch.Tensor | float:
     """0, with a gradient of zeros for the parts that a batch without images does not use.
 
-    Processes exchange gradients, so a trained part must have one in each of them. The original has zeros there too (from passes over
-    empty images). An Adam step then does not depend on how batches are distributed over processes.
+    Processes exchange gradients, so a trained part needs one in each of them, as in the original; an Adam step then does not depend on
+    how batches are distributed over processes.
     """
     parts = (*model.visual_projector.parameters(), *model.condition_projector.parameters(), model.dream_queries)
     return sum(0.0 * parameter.sum() for parameter in parts if parameter.requires_grad)
@@ -281,10 +260,7 @@ def check_decoder(model: Model) -> None:
 
 
 class DreamLLMForTraining(DreamLLMForConditionalGeneration):
-    """The same weights under the same names, with `compute_losses` as forward pass.
-
-    The losses belong into `forward` because replicated and sharded training gathers weights and gradients around it.
-    """
+    """The same weights, with the losses as `forward`, around which replicated and sharded training gathers weights and gradients."""
 
     loss_settings: LossSettings
     noise_scheduler: Scheduler

@@ -12,32 +12,22 @@ import torch
 from dreamllm import checkpoint
 from dreamllm.data import Collator, training_dataset
 from dreamllm.data.sources import locate
-from dreamllm.errors import CheckpointError, DreamLLMError, UsageError
+from dreamllm.errors import CheckpointError, DreamLLMError, UsageError, one_line
 from dreamllm.files import read_json, write_json
 from dreamllm.image_decoder import make_scheduler
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.processing import DreamLLMProcessor
-from dreamllm.recipe import Lora, Recipe, Start
+from dreamllm.recipe import Lora, Recipe
 from dreamllm.training.assemble import assemble
 from dreamllm.training.losses import DreamLLMForTraining, check_decoder
 from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint, process_state
 
 RECIPE, RESULT, BROKEN = "recipe.json", "training.json", "broken.jsonl"
 DRY_RUN = "dry-run"  # folder of the first batch that `--dry-run` writes
-# Fields of the trainer that may differ when a run is resumed: they do not change the result.
+# Fields of the trainer that do not change the result and may differ when a run is resumed.
 OBSERVING = {
-    "dataloader_num_workers",
-    "dataloader_pin_memory",
-    "dataloader_prefetch_factor",
-    "disable_tqdm",
-    "eval_strategy",
-    "eval_steps",
-    "log_level",
-    "logging_steps",
-    "report_to",
-    "run_name",
-    "save_steps",
-    "save_total_limit",
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "disable_tqdm", "run_name"),
+    *("eval_strategy", "eval_steps", "log_level", "logging_steps", "report_to", "save_steps", "save_total_limit"),
 }
 
 
@@ -45,8 +35,8 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
     """Train as the recipe says and save the result in `recipe.output`, in our layout.
 
     Args:
-        resume: "auto" resumes from the last complete checkpoint of the same recipe in the output folder, if there is one, and returns
-            at once if the run is complete; "never" requires an empty output folder.
+        resume: "auto" continues a run of the same recipe in the output folder from its last complete checkpoint, and returns at once
+            if the run is complete; "never" requires an empty output folder.
 
     Returns the contents of `training.json`. Raises UsageError if the output folder belongs to another recipe.
     """
@@ -88,9 +78,9 @@ def check_data(recipe: Recipe) -> None:
 
 
 def check_output(recipe: Recipe, resume: str, main: bool = True) -> str | None:
-    """The checkpoint to resume from, "complete" if the run is complete, None for a new run.
+    """The checkpoint to resume from, "complete" for a complete run, None for a new one.
 
-    Called by the main process first, which removes incomplete checkpoints and creates the output folder.
+    The main process calls it first, because it removes incomplete checkpoints and creates the output folder.
     """
     if resume not in ("auto", "never"):
         raise UsageError(f"--resume {resume!r} is unknown; choose auto or never")
@@ -123,29 +113,24 @@ def make_folder(folder: Path) -> None:
 
 def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """The model that the recipe starts from, and its processor."""
-    model, processor = _load(recipe.start)
-    if recipe.start.attention is not None:
+    options = recipe.start.model_dump(exclude_none=True, exclude={"attention"})
+    if (origin := options.pop("checkpoint", None)) is not None:
+        del options["seed"]  # of new weights
+        model, processor = checkpoint.load(origin, **options)
+    else:
+        model, processor = assemble(**options)
+    if (attention := recipe.start.attention) is not None:
         try:
-            model.set_attn_implementation(recipe.start.attention)
+            model.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"start.attention {recipe.start.attention}: {reason}") from None
+            raise UsageError(f"start.attention {attention}: {one_line(error)}") from None
     return model, processor
-
-
-def _load(origin: Start) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    if origin.checkpoint is not None:
-        return checkpoint.load(origin.checkpoint, clip=origin.clip, diffusion=origin.diffusion, dtype=origin.dtype)
-    names = ("num_dream_queries", "vision_select_layer", "resolution", "chat_template")
-    options = {name: getattr(origin, name) for name in names if getattr(origin, name) is not None}
-    parts: Any = (origin.language_model, origin.clip, origin.diffusion)
-    return assemble(*parts, seed=origin.seed, dtype=origin.dtype, **options)
 
 
 def make_trainer(
     recipe: Recipe, model: DreamLLMForConditionalGeneration, processor: DreamLLMProcessor
 ) -> DreamLLMTrainer:
-    """Raises UsageError for data that cannot be read, and for trainer options that do not go together or not with this machine."""
+    """Raises UsageError for data that cannot be read, and for trainer options that exclude each other or need another machine."""
     data, positions = recipe.data, model.config.text_config.max_position_embeddings
     if data.max_length is not None and data.max_length > positions:
         raise UsageError(f"data.max_length {data.max_length} exceeds the {positions} positions of the language model")
@@ -157,7 +142,7 @@ def make_trainer(
     except DreamLLMError:
         raise
     except (ValueError, ImportError) as error:
-        raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
+        raise UsageError(f"trainer: {one_line(error)}") from None
 
 
 def make_trainable(model: DreamLLMForConditionalGeneration, recipe: Recipe) -> DreamLLMForTraining:
@@ -170,7 +155,7 @@ def make_trainable(model: DreamLLMForConditionalGeneration, recipe: Recipe) -> D
     if recipe.lora is not None:
         _add_adapters(model, recipe.lora, recipe.start.seed)
     model.__class__ = DreamLLMForTraining
-    trainable = cast(DreamLLMForTraining, model)
+    trainable = cast("DreamLLMForTraining", model)
     trainable.loss_settings = recipe.loss
     trainable.noise_scheduler = make_scheduler("ddpm", model.config.image_decoder_config.scheduler)
     return trainable
@@ -181,20 +166,18 @@ def _add_adapters(model: DreamLLMForConditionalGeneration, lora: Lora, seed: int
         from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError("lora needs the package peft: pip install 'dreambench[lora]'") from None
-    make_config: Any = LoraConfig  # its alpha is typed as an integer
-    config = make_config(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
-    )
+    options: dict[str, Any] = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a resumed run starts from the same adapters
         try:
-            model.language_model = get_peft_model(model.language_model, config)
+            adapters = LoraConfig(**options, target_modules=list(lora.target_modules))
+            model.language_model = get_peft_model(model.language_model, adapters)
         except ValueError as error:
             raise UsageError(f"lora: {str(error).splitlines()[0]}") from None
 
 
 def save(folder: Path, trainer: DreamLLMTrainer, processor: DreamLLMProcessor) -> None:
-    """The trained model in our layout: gathered first if it is sharded, with adapters merged into the weights they adapt."""
+    """Save the trained model in our layout: gathered if it is sharded, adapters merged into the weights that they adapt."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
@@ -240,10 +223,8 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def _last_losses(history: list[dict[str, Any]]) -> dict[str, float]:
-    last: dict[str, float] = {}
-    for line in history:
-        last.update({name: value for name, value in line.items() if name.endswith("loss") and name != "train_loss"})
-    return last
+    values = ((name, value) for line in history for name, value in line.items())
+    return {name: value for name, value in values if name.endswith("loss") and name != "train_loss"}
 
 
 def _read(path: Path) -> Any:

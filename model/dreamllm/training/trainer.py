@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -24,11 +24,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dreamllm.checkpoint import check_tensors
 from dreamllm.data import TrainingData
-from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.errors import CheckpointError, UsageError, one_line
 from dreamllm.files import append_json_line, read_json
 from dreamllm.layers import count_spans
 from dreamllm.recipe import Recipe
-from dreamllm.training.losses import Draws, DreamLLMForTraining, count_targets, draw, loss_scale
+from dreamllm.training.losses import Draws, DreamLLMForTraining, count_targets, draw, weighted_loss
 
 CHECKPOINTS, LOGS, WEIGHTS = "checkpoints", "logs.jsonl", "model.safetensors"
 FIXED = {
@@ -44,15 +44,12 @@ FIXED = {
 
 
 def process_state(recipe: Recipe) -> PartialState:
-    """The processes of this run. On a machine without an accelerator, accelerate finds the others only if told to use the CPU."""
+    """The processes of this run. Without an accelerator, accelerate finds the others only with `cpu=True`."""
     return PartialState(cpu=bool(recipe.trainer.get("use_cpu")) or not torch.accelerator.is_available())
 
 
 def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
-    """`recipe.trainer` as transformers' arguments.
-
-    Args:
-        samples: per epoch.
+    """`recipe.trainer` as transformers' arguments, for an epoch of so many samples.
 
     Raises UsageError for a field that transformers does not have, or that other parts of the recipe determine.
     """
@@ -67,11 +64,9 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
     if len(lengths) != 1 or not options[lengths[0]] > 0:
         raise UsageError("trainer: set max_steps or num_train_epochs, one of them and above 0")
     if "num_train_epochs" in options:
-        batch = (
-            options.get("per_device_train_batch_size", TrainingArguments.per_device_train_batch_size)
-            * options.get("gradient_accumulation_steps", TrainingArguments.gradient_accumulation_steps)
-            * process_state(recipe).num_processes
-        )
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        batch = math.prod(options.get(name, getattr(TrainingArguments, name)) for name in names)
+        batch *= process_state(recipe).num_processes
         options["max_steps"] = math.ceil(options.pop("num_train_epochs") * samples / batch)
     defaults: dict[str, Any] = {
         "report_to": "none",
@@ -92,7 +87,7 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
         for callback in get_reporting_integration_callbacks(arguments.report_to):
             callback()  # RuntimeError if its package is not installed
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
+        raise UsageError(f"trainer: {one_line(error)}") from None
     return arguments
 
 
@@ -114,7 +109,7 @@ class BatchIndices:
 
 
 class LogAtCheckpoints(TrainerCallback):
-    """A log line holds means since the line before. Each checkpoint starts a new line, so that a resumed run logs the same means."""
+    """Logs at every checkpoint: a log line holds means since the line before, and a resumed run must log the same means."""
 
     def on_step_end(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -126,9 +121,8 @@ class LogAtCheckpoints(TrainerCallback):
 class DreamLLMTrainer(Trainer):
     """Trainer for `DreamLLMForTraining`.
 
-    The language loss is a mean over all labels and the image loss over all images of a step: of its accumulated batches in all
-    processes. The random numbers of the image loss depend on the seed and the sample alone. Checkpoints hold the trained
-    parameters only; the frozen ones are in the recipe's start.
+    The language loss is the mean over all labels of a step (of its micro-batches in all processes), and the image loss over all
+    images. The random numbers of the image loss depend on the seed and the sample alone. Checkpoints hold the trained parameters only.
     """
 
     loss_is_scaled_for_ga = True
@@ -168,11 +162,11 @@ class DreamLLMTrainer(Trainer):
     ) -> Any:
         history: list[dict[str, Any]] = []
         if resume_from_checkpoint:
-            # Needed before the library reads its own state: the data loader is made first.
+            # The data loader, which is made before the library reads its own state, needs the step.
             state = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint)) / TRAINER_STATE_NAME))
             self._first_step, history = state.global_step, state.log_history
         if self.is_world_process_zero():
-            # Lines from after the checkpoint, if the run was killed later, will be logged again.
+            # Without the lines that a killed run logged after its last checkpoint: they will be logged again.
             lines = "".join(json.dumps(line) + "\n" for line in history)
             (self.recipe.output / LOGS).write_text(lines, encoding="utf-8")
         return super().train(resume_from_checkpoint, **kwargs)
@@ -191,7 +185,7 @@ class DreamLLMTrainer(Trainer):
         return self._loader(self.eval_data, self.args.per_device_eval_batch_size, 0, count)
 
     def _loader(self, data: TrainingData, batch_size: int, first: int, count: int | None = None) -> DataLoader[Any]:
-        # Not prepared by accelerate: the sampler gives each process its own indices, from the first one after a resume.
+        # Not prepared by accelerate: the sampler gives each process its own indices, and starts where a resumed run continues.
         workers = self.args.dataloader_num_workers
         return DataLoader(
             data,
@@ -200,19 +194,17 @@ class DreamLLMTrainer(Trainer):
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-            generator=torch.Generator(),  # by default the loader draws from the global one, and dropout differs after a resume
+            generator=torch.Generator(),  # not the global one, or dropout would differ after a resume
         )
 
     # Losses
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """The numbers of labels and images in a step's batches of all processes."""
-        own = [count_targets(batch) for batch in batch_samples]
-        sums = torch.tensor([sum(tokens for tokens, _ in own), sum(images for _, images in own)])
-        total = self._sum_over_processes(sums.to(device))
-        counts = (int(total[0]), int(total[1]))
-        self._counted = [old + new for old, new in zip(self._counted, counts, strict=True)]
-        return counts
+        own = torch.tensor([count_targets(batch) for batch in batch_samples], device=device).sum(0)
+        tokens, images = (int(total) for total in self._sum_over_processes(own))
+        self._counted = [self._counted[0] + tokens, self._counted[1] + images]
+        return tokens, images
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -221,9 +213,10 @@ class DreamLLMTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        step, micro_batch = self._micro_batch
-        self._micro_batch = (self.state.global_step, micro_batch + 1 if step == self.state.global_step else 0)
-        number = self._micro_batch[0] * self.args.gradient_accumulation_steps + self._micro_batch[1]
+        (last, micro_batch), step = self._micro_batch, self.state.global_step
+        micro_batch = micro_batch + 1 if last == step else 0
+        self._micro_batch = (step, micro_batch)
+        number = step * self.args.gradient_accumulation_steps + micro_batch
         draws = self.draws(inputs, number, self.args.per_device_train_batch_size)
         losses = model(**inputs, draws=draws, counts=num_items_in_batch)
         tokens, images = num_items_in_batch
@@ -233,16 +226,13 @@ class DreamLLMTrainer(Trainer):
         return (loss, losses) if return_outputs else loss
 
     def draws(self, batch: dict[str, Any], number: int, batch_size: int, evaluation: bool = False) -> Draws | None:
-        """The draws of this process's batch `number`, keyed for each image by seed, index of its sample, and its number in the sample."""
+        """The draws of this process's batch `number`; an image's key is the seed, its sample's index, and its number in the sample."""
         if "target_pixels" not in batch:
             return None
         counts = count_spans(batch["input_ids"], *self._dream_span).tolist()
         first = (number * self.args.world_size + self.args.process_index) * batch_size
-        keys = [
-            (self.recipe.data.seed, int(evaluation), first + row, index)
-            for row, count in enumerate(counts)
-            for index in range(count)
-        ]
+        stem = (self.recipe.data.seed, int(evaluation))
+        keys = [(*stem, first + row, index) for row, count in enumerate(counts) for index in range(count)]
         return draw(keys, self._latent_shape, self._num_timesteps, self.recipe.loss)
 
     def _sum_over_processes(self, values: torch.Tensor) -> list[float]:
@@ -254,7 +244,7 @@ class DreamLLMTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             self._check_progress(logs["loss"])
-            logs = logs | mean_losses(self._sum_over_processes(self._sums), self._counted)
+            logs = logs | _mean_losses(self._sum_over_processes(self._sums), self._counted)
             self._sums, self._counted = torch.zeros(2), [0, 0]
         # The sequence of samples has no epochs; the fraction of the run is also right after a resume.
         state: Any = self.state
@@ -299,10 +289,8 @@ class DreamLLMTrainer(Trainer):
             sums += torch.tensor([float(losses.lm) * tokens, float(losses.vm) * images, tokens, images])
         model.train()
         lm, vm, tokens, images = self._sum_over_processes(sums)
-        means = mean_losses([lm, vm], [tokens, images])
-        settings = self.recipe.loss
-        weighted = settings.weight_lm * means.get("lm_loss", 0) + settings.weight_vm * means.get("vm_loss", 0)
-        means["loss"] = weighted / loss_scale(settings)
+        means = _mean_losses([lm, vm], [tokens, images])
+        means["loss"] = weighted_loss(self.recipe.loss, means.get("lm_loss", 0), means.get("vm_loss", 0))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -317,35 +305,34 @@ class DreamLLMTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         model: Any = self.model
-        names = trained_names(model)
         values = dict(model.named_parameters()) if state_dict is None else state_dict
-        save_file({name: values[name].detach().cpu().contiguous() for name in names}, folder / WEIGHTS)
+        trained = {name: values[name].detach().cpu().contiguous() for name in _trained_parameters(model)}
+        save_file(trained, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         path = Path(resume_from_checkpoint) / WEIGHTS
-        trained: Any = self.model
-        parameters = dict(trained.named_parameters())
+        parameters = _trained_parameters(cast("nn.Module", self.model))
         try:
             saved = load_file(path)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}): remove {path.parent} to resume from the checkpoint before it"
             ) from None
-        expected = set(trained_names(trained))
-        check_tensors(f"{path}, read for this recipe,", expected - set(saved), set(saved) - expected)
+        names, found = set(parameters), set(saved)
+        check_tensors(f"{path}, read for this recipe,", names - found, found - names)
         with torch.no_grad():
             for name, tensor in saved.items():
                 parameters[name].copy_(tensor)
 
 
-def trained_names(model: nn.Module) -> list[str]:
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+def _trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def mean_losses(sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
+def _mean_losses(sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
     """Language and image loss from their sums over labels and images; a loss without any is left out."""
     named = zip(("lm_loss", "vm_loss"), sums, counts, strict=True)
     return {name: total / count for name, total, count in named if count}
