@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from dreamllm.data import Collator, TrainingData, training_dataset
 from dreamllm.data.mixing import _shares
-from dreamllm.data.tables import open_stream
+from dreamllm.data.tables import Stream
 from dreamllm.errors import UsageError
 
 SIZES = {"a": 7, "b": 12}
@@ -179,7 +179,7 @@ def test_data_loader_workers_share_a_stream(processor, folder) -> None:
 def test_a_record_far_back_in_a_stream_is_read_again(folder) -> None:
     rows = "".join(f'{{"n": {i}}}\n' for i in range(300))
     (folder / "long.jsonl").write_text(rows)
-    stream = open_stream([str(folder / "long.jsonl")], seed=0, buffer_size=10)
+    stream = Stream([str(folder / "long.jsonl")], seed=0, buffer_size=10)
     first = [stream.record(i)["n"] for i in range(300)]
     assert sorted(first) == list(range(300))
     assert [stream.record(i)["n"] for i in (299, 299 - 63, 299 - 64, 0, 150)] == [

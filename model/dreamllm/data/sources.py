@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeGuard
 from PIL import Image
 
 from dreamllm.data.samples import Sample, comprehension_pair, conversation, document, generation_pair, matched_parts
-from dreamllm.data.tables import Stream, Table, find_files, open_stream, open_table
+from dreamllm.data.tables import Stream, Table, find_files
 from dreamllm.errors import InputError, UsageError
 from dreamllm.files import read_image
 from dreamllm.processing import DreamLLMProcessor
@@ -48,9 +48,7 @@ class Source:
         self.mode = settings.resolved_mode
         self.flip = flip if settings.flip is None else settings.flip
         self.name = settings.label
-        self.table: Table | Stream = (
-            open_stream(files, seed, settings.shuffle_buffer) if settings.streaming else open_table(files, cache)
-        )
+        self.table = Stream(files, seed, settings.shuffle_buffer) if settings.streaming else Table(files, cache)
 
     @property
     def length(self) -> int | None:

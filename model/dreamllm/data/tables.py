@@ -17,7 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -41,16 +41,17 @@ _READ_ERRORS = (
 class Table:
     """Records by number. `record(i)` is a dict as in the file: images are not decoded, types are not guessed."""
 
-    def __init__(self, rows: datasets.Dataset, as_json: bool) -> None:
+    def __init__(self, files: Sequence[str], cache: str | None = None) -> None:
+        rows, self._as_json = _load(files, cache_dir=cache)
         # Arrow rows, because the default format would decode images and fail on a broken one.
-        self._rows, self._as_json = rows.with_format("arrow"), as_json
+        self._rows = rows.with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def record(self, index: int) -> dict[str, Any]:
         """Raises InputError if the line is not a JSON object."""
-        row = cast("Any", self._rows[index : index + 1]).to_pylist()[0]
+        row = self._rows[index : index + 1].to_pylist()[0]
         return _parse(row) if self._as_json else row
 
     def replacement(self, index: int, rng: random.Random) -> int:
@@ -67,11 +68,9 @@ class Stream:
     window = 64
     batch = 64  # rows read at once
 
-    def __init__(
-        self, rows: datasets.IterableDataset, as_json: bool, seed: int, buffer_size: int, files: Sequence[str]
-    ) -> None:
-        self._rows = rows.shuffle(seed=seed, buffer_size=buffer_size)
-        self._as_json, self._files = as_json, files
+    def __init__(self, files: Sequence[str], seed: int, buffer_size: int) -> None:
+        rows, self._as_json = _load(files, streaming=True)
+        self._rows, self._files = rows.shuffle(seed=seed, buffer_size=buffer_size), files
         self._restart()
 
     def record(self, index: int) -> dict[str, Any]:
@@ -104,11 +103,10 @@ class Stream:
             rows = 0
             # `iter`, because the plain iterator would distribute the files over data-loader workers.
             for batch in self._rows.iter(batch_size=self.batch):
-                columns: Any = batch
-                if isinstance(columns, pa.Table):
-                    records = columns.to_pylist()
+                if isinstance(batch, pa.Table):
+                    records = batch.to_pylist()
                 else:
-                    records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+                    records = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
                 rows += len(records)
                 yield from records
             if not rows:
@@ -149,18 +147,6 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[str]:
     if empty:
         raise UsageError(f"data file {empty[0]} is empty")
     return files
-
-
-def open_table(files: Sequence[str], cache: str | None = None) -> Table:
-    """One table of files in one format."""
-    rows, as_json = _load(files, cache_dir=cache)
-    return Table(cast("datasets.Dataset", rows), as_json)
-
-
-def open_stream(files: Sequence[str], seed: int, buffer_size: int) -> Stream:
-    """The same files as a stream, without a table on disk."""
-    rows, as_json = _load(files, streaming=True)
-    return Stream(cast("datasets.IterableDataset", rows), as_json, seed, buffer_size, files)
 
 
 def _load(files: Sequence[str], streaming: bool = False, **options: Any) -> tuple[Any, bool]:

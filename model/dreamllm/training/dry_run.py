@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ MEASURED_STEPS = 2
 
 
 def dry_run(recipe: Recipe) -> list[str]:
-    """The lines to print. The first batch is written to `dry-run/` in the output folder, as text and as an image. No weight changes."""
+    """The lines to print. Writes the first batch to `dry-run/` in the output folder, as text and as an image; no weight changes."""
     check_data(recipe)
     folder = recipe.output / DRY_RUN
     make_folder(folder)
     model, processor = start(recipe)
     trainer = make_trainer(recipe.model_copy(update={"output": folder}), model, processor)
     with worker_errors_on_one_line():
-        batches = [batch for _, batch in zip(range(MEASURED_STEPS), trainer.get_train_dataloader(), strict=False)]
+        batches = list(islice(trainer.get_train_dataloader(), MEASURED_STEPS))
     write_batch(batches[0], processor, folder)
     seconds = min(_measure(trainer, batch) for batch in batches)
     return [*_sizes(model), "", *_costs(trainer, batches[0], seconds), f"the first batch is in {folder}"]
@@ -111,14 +112,10 @@ def write_batch(batch: dict[str, torch.Tensor], processor: DreamLLMProcessor, fo
 def _marked(ids: list[int], labels: list[int], processor: DreamLLMProcessor) -> str:
     """The text with brackets around labelled tokens, and runs of patch tokens abbreviated to their number."""
     patch = processor.image_span[1]
-    runs: list[tuple[tuple[bool, bool], list[int]]] = []
-    for token, label in zip(ids, labels, strict=True):
-        kind = (token == patch, label != IGNORED)
-        if not runs or runs[-1][0] != kind:
-            runs.append((kind, []))
-        runs[-1][1].append(token)
-    parts = []
-    for (is_patch, labelled), tokens in runs:
+    parts: list[str] = []
+    pairs = zip(ids, labels, strict=True)
+    for (is_patch, labelled), run in groupby(pairs, lambda pair: (pair[0] == patch, pair[1] != IGNORED)):
+        tokens = [token for token, _ in run]
         text = f"<im_patch>x{len(tokens)}" if is_patch else processor.decode(tokens, skip_special_tokens=False)
         parts.append(f"⟦{text}⟧" if labelled else text)
     return "".join(parts)
