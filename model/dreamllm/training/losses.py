@@ -6,7 +6,7 @@ C x h x w latents, R pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dreamllm.data import IGNORED
 from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import Scheduler
-from dreamllm.layers import find_spans, generator_for, normal, position_ids_from_mask
+from dreamllm.layers import find_spans, generator_for, position_ids_from_mask
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.recipe import LossSettings
 
@@ -57,15 +57,17 @@ def draw(
 ) -> Draws:
     """Draws for m images, on the CPU; each depends on its own key (seed, sample index, ...) alone."""
     generators = [generator_for(*key) for key in keys]
+
+    def each(sample: Callable[..., torch.Tensor], *options: Any) -> torch.Tensor:
+        return torch.stack([sample(*options, generator=generator) for generator in generators])
+
     return Draws(  # in this order, which decides the values
-        posterior=normal(generators, latent_shape),
-        noise=normal(generators, latent_shape),
-        timesteps=torch.stack([torch.randint(0, timesteps, (), generator=generator) for generator in generators]),
-        offset=normal(generators, (latent_shape[0], 1, 1)) if settings.noise_offset else None,
-        perturbation=normal(generators, latent_shape) if settings.input_perturbation else None,
-        dropped=torch.stack([torch.rand((), generator=g) < settings.drop_probability for g in generators])
-        if settings.drop_probability
-        else None,
+        posterior=each(torch.randn, latent_shape),
+        noise=each(torch.randn, latent_shape),
+        timesteps=each(torch.randint, 0, timesteps, ()),
+        offset=each(torch.randn, (latent_shape[0], 1, 1)) if settings.noise_offset else None,
+        perturbation=each(torch.randn, latent_shape) if settings.input_perturbation else None,
+        dropped=each(torch.rand, ()) < settings.drop_probability if settings.drop_probability else None,
     )
 
 
