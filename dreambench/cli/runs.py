@@ -115,8 +115,11 @@ def score(
     from dreambench.report.terminal import print_result
 
     if run is not None:
-        if task is not None or responses is not None or options.get("data") is not None:
-            raise UsageError("score takes either a run, or --task with --responses")
+        given = {"--task": task, "--responses": responses, "--max-errors": max_errors, "--max-unscored": max_unscored}
+        unused = [name for name, value in given.items() if value is not None] + ["--fresh"] * fresh
+        unused += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not False]
+        if unused:
+            raise UsageError(f"score RUN takes the run's own data and protocols: leave {', '.join(unused)} out")
         print_result(score_run(run))
         return
     if task is None or responses is None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from dreamllm.errors import UsageError
 
-DEVICES = "auto, cpu, cuda or cuda:N"
+DEVICES = "auto, cpu, cuda or cuda:NUMBER"
 Option = TypeVar("Option", bound=StrEnum)
 
 

@@ -24,7 +24,7 @@ _OTHER = "none of the above"
 
 
 class Blind(Model):
-    """The majority-answer baseline: the most frequent training answer to questions that begin alike
+    """The majority-answer baseline: the most frequent training answer to questions with the same first words
 
     ``blind`` uses the training part of the embedded data, ``blind:DIR`` VQAv2's training annotations in a folder, ``blind:FILE`` that
     file, or JSON lines {"question_type", "answer"}. It never opens an image. Of lettered options (MMBench) it chooses the one that

@@ -66,6 +66,7 @@ def test_the_result_names_metric_n_and_protocol(tmp_path: Path, outside_environm
         (["run", "--task", "toy", "--wrong"], "--wrong"),
         (["score"], "score needs a run"),
         (["score", "absent"], "is not a run"),
+        (["score", "absent", "--limit", "3", "--fresh"], "leave --fresh, --limit out"),
         (["report", "absent"], "is not a run"),
         (["score", "--task", "toy", "--responses", "absent"], "no such file"),
         (["list", "everything"], "everything"),

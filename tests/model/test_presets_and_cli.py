@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, checkpoint, cli, presets
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, ImageDecoderConfig
@@ -160,7 +162,10 @@ IMAGE = ["generate-image", "hello", "{}/x.png"]
         (["train", "{}/nowhere.yaml", "--resume", "yes"], "'auto', 'never'"),
         (["generate", "hello", "--model", "{}/nowhere"], "is not a folder"),
         (["generate", "hello", "--image", "{}/nowhere.png"], "does not exist"),
-        (["generate", "hello", "--device", "gpu"], "unknown --device 'gpu'; choose from auto, cpu, cuda or cuda:N"),
+        (
+            ["generate", "hello", "--device", "gpu"],
+            "unknown --device 'gpu'; choose from auto, cpu, cuda or cuda:NUMBER",
+        ),
         (["generate", "hello", "--dtype", "fp16"], "'float32', 'bfloat16', 'float16'"),
         (["generate-interleaved", "hello", "{}/file/story"], "file is a file"),
         (["generate-image", "hello", "{}/x.xyz"], "cannot save an image as"),
@@ -197,7 +202,7 @@ def test_every_verb_shows_an_example_and_the_accepted_values(monkeypatch, capsys
         assert run(monkeypatch, verb, "--help") == 0
         assert f"Example: dreamllm {verb}" in capsys.readouterr().out
     for verb, values in {
-        "generate": ["float32|bfloat16|float16", "auto, cpu, cuda or cuda:N"],
+        "generate": ["float32|bfloat16|float16", "auto, cpu, cuda or cuda:NUMBER"],
         "generate-image": ["ddpm|ddim|dpm-solver++"],
         "init": ["tiny|7b"],
         "convert": ["native|released"],
@@ -216,14 +221,17 @@ def test_version_and_no_command(monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize("page", [DOCS, DOCS.parents[1] / "README.md"], ids=lambda page: page.name)
-def test_the_five_lines_of_the_documentation_run(monkeypatch, capsys, tmp_path, page) -> None:
+def test_the_first_example_answers_right_and_saves_a_right_image(monkeypatch, capsys, tmp_path, page) -> None:
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None
-    assert len(ast.parse(code[1]).body) == 5
+    assert len(ast.parse(code[1]).body) == 6  # an import and five lines
     exec(code[1], {})  # noqa: S102
-    assert capsys.readouterr().out == "red circle\n"
-    assert (tmp_path / "circle.png").is_file()
+    assert capsys.readouterr().out == "red heart\n"
+    red, green, blue = np.asarray(Image.open(tmp_path / "heart.png")).astype(int).transpose(2, 0, 1)
+    heart = (red > green + 60) & (red > blue + 60)
+    assert 0.03 < heart.mean() < 0.3
+    assert (green > red)[~heart].mean() > 0.9  # mint
 
 
 def test_public_names_are_there() -> None:

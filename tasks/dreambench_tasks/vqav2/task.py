@@ -51,7 +51,7 @@ class VQAv2Task(ComprehensionTask):
 
     name = "vqav2"
     protocol_names: ClassVar[Mapping[str, str]] = {
-        "official": "the official evaluator (GT-Vision-Lab/VQA), in every question and digit",
+        "official": "the official evaluator (GT-Vision-Lab/VQA), equal to the last digit",
         "normalised": "answers always normalised, also where all references agree, as lmms-eval does",
         "dreamllm-evaluator": "DreamLLM's copy of the evaluator: a reference counts when it occurs inside the answer; much higher",
     }
