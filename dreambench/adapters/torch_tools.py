@@ -21,6 +21,7 @@ from dreambench.requests import Request
 __all__ = [
     "DTYPES",
     "catch_out_of_memory",
+    "exact_float32",
     "group_by_settings",
     "known_settings",
     "load_pretrained",
@@ -184,3 +185,19 @@ def threads_for(network: torch.nn.Module) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def exact_float32(device: torch.device) -> Generator[None]:
+    """Inference in true float32, whatever the model under test has switched on: no autocast, no TF32, no kernel search."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch_fidelity import feature_extractor_inceptionv3 as blocks
 
+from dreambench.adapters.torch_tools import exact_float32
 from dreambench.errors import DataError, MissingExtraError, MissingWeightsError
 from dreambench.files import sha256_file
-from dreambench.metrics.features import exact_float32
 from dreambench.metrics.resize import Scaling
 
 __all__ = ["EfficientNetExtractor", "InceptionExtractor", "build_network", "load_inception"]

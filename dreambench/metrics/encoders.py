@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection, Dinov2Model, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from dreambench.adapters.torch_tools import load_pretrained, threads_for
+from dreambench.adapters.torch_tools import exact_float32, load_pretrained, threads_for
 from dreambench.errors import DataError, MissingWeightsError
 from dreambench.files import read_json, sha256_file
-from dreambench.metrics.features import exact_float32
 from dreambench.metrics.resize import RESIZERS, Scaling
 
 __all__ = ["ClipExtractor", "ClipScorer", "Dinov2Extractor"]

@@ -13,8 +13,7 @@ returns a CLIP's folder. Features are computed in float32 on every device: bfloa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Extractor",
     "Features",
-    "exact_float32",
     "extract",
     "extractor_names",
     "fingerprint",
@@ -167,24 +165,6 @@ def identity_of(extractor: Extractor, resizer: Resizer) -> dict[str, JSON]:
 
 
 # --- images through a network -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def exact_float32(device: torch.device) -> Generator[None]:
-    """Inference in true float32, whatever the model under test has switched on: no autocast, no TF32, no kernel search."""
-    import torch
-
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 def extract(
