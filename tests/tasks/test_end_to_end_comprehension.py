@@ -39,7 +39,7 @@ def test_three_benchmarks_at_once_on_the_embedded_data(tmp_path: Path) -> None:
         assert len(rows) >= {"vqav2": 300, "mmbench": 300, "mmvet": 100}[name]
         assert f"{name}: {metric} " in done.stdout
     again = command("run", "--task", ",".join(TASKS), "--model", "blind", cwd=tmp_path)
-    assert again.stdout.count("is complete (--fresh asks anew)") == 3
+    assert again.stdout.count("is complete (--fresh starts anew)") == 3
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -81,7 +81,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 def test_unscored_answers_above_the_threshold_give_exit_status_1(tmp_path: Path) -> None:
     done = command("run", "--task", "mmbench", "--model", "echo", "--max-unscored", "3", cwd=tmp_path)
     assert done.returncode == 1
-    assert "unscored, more than --max-unscored 3" in done.stderr
+    assert "unscored samples, more than --max-unscored 3" in done.stderr
 
 
 @pytest.mark.skipif(
