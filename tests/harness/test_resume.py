@@ -112,7 +112,7 @@ def test_several_processes_give_the_same_bytes(
     ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     out = tmp_path / "runs"
-    subprocess.run([*launch, *command(out)[1:]], env=outside_environment, check=True, capture_output=True, timeout=300)
+    subprocess.run([*launch, *command(out)[1:]], env=outside_environment, check=True, capture_output=True, timeout=900)
     assert results(out) == undisturbed
     ranks = sorted(path.name for path in (folder(out) / "responses").iterdir())
     assert ranks == [f"rank-{rank:05d}.jsonl" for rank in range(world)]

@@ -213,7 +213,7 @@ def test_two_processes_with_half_the_batch_each_equal_one_process(data: Path, ti
     subprocess.run(
         [sys.executable, *launch, "-m", "dreamllm", "train", str(tmp_path / "recipe.yaml")],
         check=True,
-        timeout=300,
+        timeout=900,
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
     )
     one, two = logs(tmp_path / "one"), logs(tmp_path / "two")
@@ -238,7 +238,7 @@ def test_one_of_two_processes_on_the_cpu_is_the_main_one(tmp_path: Path) -> None
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     done = subprocess.run(
         [sys.executable, *launch, str(script)],
-        timeout=300,
+        timeout=900,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

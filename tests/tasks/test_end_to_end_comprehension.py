@@ -22,7 +22,7 @@ TASKS = ("vqav2", "mmbench", "mmvet")
 
 def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "dreambench", *words]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
 
 
 def test_three_benchmarks_at_once_on_the_embedded_data(tmp_path: Path) -> None:

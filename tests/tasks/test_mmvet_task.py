@@ -198,13 +198,13 @@ def test_killed_half_way_and_resumed_nothing_that_was_answered_is_asked_again(fo
         command += ["--model-arg", f"log={log}", "--data", str(folder), "--out", str(tmp_path / "runs")]
         command += ["--judge", f"openai:m@{server.url},runs=2,concurrency=1"]
         process.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-        process[0].communicate(timeout=120)
+        process[0].communicate(timeout=900)
         assert process[0].returncode == -signal.SIGKILL
         assert held
         (run,) = (tmp_path / "runs").iterdir()
         assert not (run / "metrics.json").exists()
         assert 0 < len((run / "judgements.jsonl").read_bytes().splitlines()) < calibration + 2 * COUNT
-        done = subprocess.run(command, capture_output=True, timeout=120, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=900, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert set(answered.values()) == {1}
     assert len(answered) == calibration + 2 * COUNT
