@@ -98,7 +98,7 @@ def _leave_if_usage(error: Exception) -> None:
         _leave(RESUMES, INTERRUPTED)
     message = getattr(error, "format_message", lambda: "")()
     if message:
-        _leave(f"error: {' '.join(message.split())} (--help shows an example)", 2)
+        _leave(f"error: {' '.join(message.split()).replace('Value error, ', '')} (--help shows an example)", 2)
     sys.exit(status)
 
 

@@ -163,8 +163,15 @@ def compare_folders(
             model's distance means anything below it.
     """
     resizers = _resizers(protocols)
+    paths = list_images(generated)
+    if reference.suffix != ".npz":
+        list_images(reference)  # a missing folder is found before weights are loaded
+    elif not reference.is_file():
+        raise DataError(
+            f"{reference}: no such file of statistics; make it with `dreambench fid-stats DIR --out {reference}`"
+        )
     extractor = _extractor(features, device, offline)
-    ours = _features(list_images(generated), extractor, resizers)
+    ours = _features(paths, extractor, resizers)
     references, fields = _references(reference, extractor, resizers)
     metric = metric_name("frechet", extractor.name)
     scores: list[Score] = []
@@ -207,9 +214,8 @@ def save_folder_statistics(
         raise UsageError(f"--out {out}: statistics are saved as .npz")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
-    resizers = _resizers([protocol])
+    resizers, paths = _resizers([protocol]), list_images(folder)
     extractor = _extractor(features, device, offline)
-    paths = list_images(folder)
     (array,) = _features(paths, extractor, resizers)
     identity = {**identity_of(extractor, resizers[0]), "images": fingerprint(paths)}
     save_statistics(out, GaussianStatistics.from_features(array), identity)

@@ -378,7 +378,7 @@ def main(arguments: list[str] | None = None) -> None:
         if name == "NoArgsIsHelpError":
             typer.echo(message(), err=True)
             sys.exit(2)
-        _fail(f"{message()} (--help shows an example)", 2)
+        _fail(f"{message().replace('Value error, ', '')} (--help shows an example)", 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 

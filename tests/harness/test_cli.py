@@ -69,6 +69,7 @@ def test_the_result_names_metric_n_and_protocol(tmp_path: Path, outside_environm
         (["score", "absent", "--limit", "3", "--fresh"], "leave --fresh, --limit out"),
         (["report", "absent"], "is not a run"),
         (["score", "--task", "toy", "--responses", "absent"], "no such file"),
+        (["fid", "absent", "nowhere"], "nowhere: no such folder of images"),
         (["list", "everything"], "everything"),
         (["unknown"], "unknown"),
     ],
