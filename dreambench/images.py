@@ -26,18 +26,19 @@ class BrokenImageError(Exception):
     """Bytes that Pillow cannot decode, or an image of an absurd size."""
 
 
-def decode(data: bytes, name: str = "an image") -> PIL.Image.Image:
+def decode(data: bytes, name: str = "an image", *, large: bool = False) -> PIL.Image.Image:
     """Encoded bytes as an RGB image, as Pillow decodes them: EXIF orientation and transparency are not applied.
 
     Raises:
-        BrokenImageError: the bytes are no image, are cut short, or hold more pixels than Pillow finds plausible.
+        BrokenImageError: the bytes are no image, are cut short, or hold more pixels than Pillow finds plausible (with `large`, twice
+            as many).
     """
     import PIL.Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # palette transparency, odd EXIF: the pixels are what they are
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore" if large else "error", PIL.Image.DecompressionBombWarning)
             return PIL.Image.open(io.BytesIO(data)).convert("RGB")
     except (*_BROKEN, PIL.Image.DecompressionBombError) as error:
         raise BrokenImageError(f"{name} cannot be decoded ({type(error).__name__})") from error
@@ -51,7 +52,7 @@ def decode_rgb(image: Image) -> PIL.Image.Image:
 def read_rgb(path: Path) -> PIL.Image.Image:
     """`decode` for an image file. Raises `DataError`, naming the file, where it is missing or damaged."""
     try:
-        return decode(path.read_bytes(), str(path))
+        return decode(path.read_bytes(), str(path), large=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such image") from None
     except (OSError, BrokenImageError) as error:

@@ -33,8 +33,8 @@ def _repeated(value: Any) -> Any:
 
 def _pairs(value: Any) -> Any:
     """``KEY=VALUE`` words as a mapping; a mapping as it is."""
-    if isinstance(value, Mapping):
-        return value
+    if value is None or isinstance(value, Mapping):
+        return value or {}
     found: dict[str, str] = {}
     for word in [value] if isinstance(value, str) else value:
         key, equals, text = word.partition("=")
@@ -50,7 +50,9 @@ def _ids(value: Any) -> Any:
     """Sample ids: a sequence, or the path of a file with one id per line."""
     if value is None:
         return None
+    source = ""
     if isinstance(value, (str, Path)):
+        source = f"{value}: "
         try:
             lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -58,11 +60,13 @@ def _ids(value: Any) -> Any:
                 f"{value}: cannot be read as text ({type(error).__name__}); write one sample id per line"
             ) from error
         value = [line.strip() for line in lines if line.strip()]
-    if isinstance(value, Sequence) and not value:
-        raise ValueError("the file holds no ids; write one sample id per line")
+    if not isinstance(value, Sequence):
+        raise ValueError(f"{value}: give a file with one sample id per line, or a list of ids")
+    if not value:
+        raise ValueError(f"{source}there are no ids; write one sample id per line")
     [(most, times)] = Counter(value).most_common(1)
     if times > 1:
-        raise ValueError(f"{most} is listed {times} times; list each sample once")
+        raise ValueError(f"{source}{most} is listed {times} times; list each sample once")
     return value
 
 
@@ -192,7 +196,9 @@ def parse_arguments(kind: type[M], arguments: Mapping[str, Any], option: str) ->
         first = error.errors(include_url=False)[0]
         key = first["loc"][0]
         if first["type"] == "extra_forbidden":
-            message = f"there is no such key; the keys are {', '.join(kind.model_fields)}"
-        else:
-            message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+            # Without the value: it may be a secret under a mistaken name.
+            raise UsageError(
+                f"{option}: {key}: there is no such key; the keys are {', '.join(kind.model_fields)}"
+            ) from None
+        message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
         raise UsageError(f"{option}: {key}={first['input']}: {message}") from None

@@ -134,7 +134,7 @@ def _by_name(folder: Path) -> dict[str, Path]:
     """Image files under a folder by stem, and COCO's names also by ``#NUMBER``. Raises `DataError` for duplicate names."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+        if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES or not path.is_file():
             continue
         coco = _COCO.fullmatch(path.stem)
         for name in (path.stem, *((f"#{int(coco[1])}{coco[2] or ''}",) if coco else ())):

@@ -379,7 +379,7 @@ def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """The checkpoint's end tokens. Its other generation defaults are removed: the request's settings decide."""
     ends: Any = getattr(model.generation_config, "eos_token_id", None)
     ends = tokenizer.eos_token_id if ends is None else ends
-    ends = [ends] if isinstance(ends, int) else [end for end in ends if end is not None]
+    ends = [ends] if isinstance(ends, int) else [end for end in ends or () if end is not None]
     if not ends:
         raise ModelError(
             f"{type(model).__name__}: neither its generation_config.json nor its tokenizer has an end token"

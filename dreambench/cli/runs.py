@@ -116,6 +116,7 @@ def score(
 
     if run is not None:
         given = {"--task": task, "--responses": responses, "--max-errors": max_errors, "--max-unscored": max_unscored}
+        given["--out"] = out if out != Path("runs") else None
         unused = [name for name, value in given.items() if value is not None] + ["--fresh"] * fresh
         unused += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not False]
         if unused:

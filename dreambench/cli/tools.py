@@ -41,7 +41,7 @@ def fid(
     from dreambench.report.terminal import print_scores
 
     given = _checked(options)
-    names, features = list(given.protocol), str(given.features)
+    names, features = list(given.protocol) or ["clean"], str(given.features)
     print_scores(
         "fid", compare_folders(real, fake, names, features, given.device, given.offline, infinity, real_vs_real)
     )

@@ -32,7 +32,11 @@ class JudgementLog:
         self._judgements: dict[str, JSON] = {}
         self._file: BinaryIO | None = None
         self._synced = 0.0
-        for number, line in read_json_lines(path, JudgeError, torn=True) if path.exists() else ():
+        for number, line in (
+            read_json_lines(path, JudgeError, torn=True, damaged=": not a judgement; remove the line")
+            if path.exists()
+            else ()
+        ):
             try:
                 if "identity" in line:
                     self.identities[line["judge"]] = line["identity"]

@@ -163,6 +163,8 @@ def compare_folders(
             model's distance means anything below it.
     """
     resizers = _resizers(protocols)
+    if real_vs_real and reference.suffix == ".npz":
+        raise UsageError("--real-vs-real compares halves of the reference images: give their folder, not statistics")
     paths = list_images(generated)
     if reference.suffix != ".npz":
         list_images(reference)  # a missing folder is found before weights are loaded
@@ -190,8 +192,7 @@ def _protocol(extractor: Extractor, resizer: Resizer, metric: str, reference: JS
 
 
 def _real_vs_real(reference: Reference) -> Estimate:
-    if reference.features is None:
-        raise UsageError("--real-vs-real compares halves of the reference images: give their folder, not statistics")
+    assert reference.features is not None  # noqa: S101 - a folder has features
     return frechet_jackknife(reference.features[::2], GaussianStatistics.from_features(reference.features[1::2]))
 
 

@@ -115,6 +115,12 @@ class ClipScorer(ClipExtractor):
         super().__init__(folder, device=device)
         if not isinstance(self._model, CLIPModel):
             raise DataError(f"{folder}: only the vision half of a CLIP; CLIPScore needs its text tower too")
+        try:
+            _ = self._tokenizer
+        except (OSError, ValueError) as error:
+            raise MissingWeightsError(
+                f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}); CLIPScore needs it"
+            ) from error
         self.identity = {
             "clip_sha256": self.identity["weights_sha256"],
             "config": self.identity["config"],

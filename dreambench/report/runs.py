@@ -96,7 +96,7 @@ def load_all(paths: Sequence[Path]) -> list[CompleteRun]:
     """
     folders: dict[Path, Path] = {}
     for path in paths:
-        found = [path] if (path / "run.json").is_file() else sorted(file.parent for file in path.glob("*/run.json"))
+        found = [path] if (path / "run.json").is_file() else sorted(file.parent for file in path.glob("[!.]*/run.json"))
         complete = [folder for folder in found if folder == path or (folder / "metrics.json").exists()]
         if not complete:
             what = "holds no complete run" if found else "is not a run and holds no runs"

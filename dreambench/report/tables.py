@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "incomparable", "lines", "to_csv", "to_latex", "to_markdown"]
 
+COLUMNS = ("metric", "group", "value", "interval", "interval method", "n", "unscored", "protocol")
+CSV_COLUMNS = [
+    *("run", "task", "model", "metric", "group", "value", "unit", "interval_low", "interval_high", "confidence"),
+    *("interval_method", "n", "unscored", "bounds_low", "bounds_high", "protocol", "notes"),
+]
+
 RIGHT = frozenset({"value", "interval", "n", "unscored"})
 FORMULA = ("=", "+", "-", "@")
 
@@ -78,7 +84,7 @@ def to_csv(runs: Sequence[CompleteRun]) -> str:
         }
         for run, score in ((line.run, line.score) for line in lines(runs))
     ]
-    return pd.DataFrame(rows).map(_csv_cell).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(rows, columns=CSV_COLUMNS, dtype=object).map(_csv_cell).to_csv(index=False, lineterminator="\n")
 
 
 def _csv_cell(value: object) -> object:
@@ -131,7 +137,9 @@ def _table(runs: Sequence[CompleteRun], escape: Callable[[str], str]) -> pd.Data
         }
         for line in lines(runs)
     ]
-    return pd.DataFrame(rows).map(escape)
+    columns = [*(("run", "model") if len(runs) > 1 else ()), *COLUMNS]
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    return frame.map(escape) if rows else frame
 
 
 def _title(runs: Sequence[CompleteRun]) -> str:

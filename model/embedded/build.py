@@ -78,7 +78,7 @@ def alignment(directory: Path) -> None:
 
 
 def stage(directory: Path, name: str) -> Path:
-    """Train a recipe. Its folders are relative to the build, so that its fingerprint is the same everywhere."""
+    """Train a recipe. Its folders are relative to the build, so that no path of a machine enters its fingerprint."""
     changes = [] if torch.cuda.is_available() else ["trainer.use_cpu=true"]  # without it, bf16 is refused on a CPU
     recipe = load_recipe(RECIPES.resolve() / f"{name}.yaml", changes)
     with reproducible(0), chdir(directory):

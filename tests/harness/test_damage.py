@@ -100,7 +100,7 @@ def test_a_file_of_ids_may_begin_with_a_byte_order_mark_and_lists_each_once(tmp_
     ids.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
     assert RunSpec(task=TOY, ids=ids).ids == ("one", "two")
     ids.write_text("one\ntwo\none\n")
-    with pytest.raises(UsageError, match="--ids one is listed 2 times"):
+    with pytest.raises(UsageError, match=r"--ids .*ids: one is listed 2 times"):
         RunSpec(task=TOY, ids=ids)
 
 

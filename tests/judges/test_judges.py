@@ -112,7 +112,7 @@ def test_a_models_grades_are_parsed_and_other_replies_retried(monkeypatch: pytes
         ("openai:@http://x", "BASE_URL"),
         ("openai:m@http://me:secret@host/v1", "no credentials"),
         ("openai:m@http://host/v1?key=secret", "no credentials"),
-        ("openai:m@http://x/v1,temperature=1", "temperature=1"),
+        ("openai:m@http://x/v1,temperature=1", "temperature: there is no such key"),
         ("openai:m@http://x/v1,runs=0", "runs=0"),
         ("openai:m@http://x/v1,runs=2,runs=3", "given once"),
         ("openai:m@http://x/v1,concurrency=no", "concurrency=no"),
@@ -123,7 +123,7 @@ def test_a_models_grades_are_parsed_and_other_replies_retried(monkeypatch: pytes
         ("replay:/nowhere/g.jsonl", "no such file"),
         ("model:", "a judge is"),
         ("rule,runs=3", "a judge is"),
-        ("model:echo,price_in=3", "price_in=3"),
+        ("model:echo,price_in=3", "price_in: there is no such key"),
     ],
 )
 def test_a_wrong_judge_is_one_line_that_says_what_is_accepted(spec: str, says: str) -> None:

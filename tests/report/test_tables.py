@@ -168,3 +168,11 @@ def test_a_folder_of_runs_stands_for_its_complete_runs(tmp_path: Path, capsys: p
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="is not a run"):
         load_all([tmp_path / "empty"])
+
+
+def test_a_run_without_scores_still_has_its_header(tmp_path: Path) -> None:
+    """Held-back answers leave an upload file and no score."""
+    runs = load_all([text_run(tmp_path / "one", ["a", "b"], [])])
+    assert to_csv(runs).startswith("run,task,model,metric,")
+    assert "interval method" in to_markdown(runs)
+    assert r"\midrule" in to_latex(runs)

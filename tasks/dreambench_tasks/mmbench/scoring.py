@@ -187,6 +187,8 @@ def copy_units(rows: Sequence[Row], letters: Mapping[int, str | None], *, presen
         )
     units: list[Unit] = []
     for row in rows:
+        if row.answer is None:
+            raise DataError(f"index {row.index} has no answer in the data: held-back answers cannot be scored")
         if row.index in letters:
             letter = letters[row.index]
             units.append(Unit(row, None if letter is None else letter == row.answer))

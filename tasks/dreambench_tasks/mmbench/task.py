@@ -106,10 +106,12 @@ class MMBenchTask(ComprehensionTask):
             raise DataError(f"--data {self.data}: no such file or folder; give the folder of an MMBench TSV")
         files = sorted([*self.data.glob("*.tsv"), *self.data.glob("*.tsv.gz")])
         split = self.spec.split
-        found = files
+        # A plain file and its .gz are one.
+        by_name = {path.name.removesuffix(".gz").removesuffix(".tsv"): path for path in reversed(files)}
+        found = list(by_name.values())
         if split is not None:
             names = {split.casefold(), f"mmbench_{split}".casefold()}
-            found = [path for path in files if path.name.removesuffix(".gz").removesuffix(".tsv").casefold() in names]
+            found = [path for name, path in by_name.items() if name.casefold() in names]
         if len(found) != 1:
             present = ", ".join(path.name for path in files) or "no .tsv"
             which = "" if split is None else f" for --split {split}"

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dreambench.errors import DataError, counted
+
 __all__ = ["GroupScore", "MMVetScores", "aggregate", "integration_name"]
 
 
@@ -61,6 +63,10 @@ def aggregate(
         grades: each question's grade from 0 to 1 per grading run, None where missing, of no question but these.
         runs: how many grading runs count; further ones are left out, as in the official evaluator.
     """
+    if unknown := grades.keys() - capabilities.keys():
+        raise DataError(
+            f"{counted(len(unknown), 'grade belongs', 'grades belong')} to no question, for instance {min(unknown)}"
+        )
     table: dict[str, list[float | None]] = {}
     # In the order of the grades, in which the official evaluator adds them.
     for question in dict.fromkeys([*grades, *capabilities]):
