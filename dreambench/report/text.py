@@ -64,7 +64,7 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "–": "--",
+    "–": r"\textendash{}",
     "…": r"\ldots{}",
     **{special: f"\\{special}" for special in "{}$&#_%"},
     # At the start of a row, these would be read as an option of the row before.
