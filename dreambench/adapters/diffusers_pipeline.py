@@ -73,7 +73,7 @@ class Pipeline(Model):
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
-        options.only("safety_checker", "images_per_batch")
+        options.only(*_Arguments.model_fields)
         if not options.location:
             raise UsageError("--model diffusers: write diffusers:DIR or diffusers:HUB_ID")
         arguments = parse_arguments(_Arguments, options.arguments, "--model-arg")
@@ -88,7 +88,7 @@ class Pipeline(Model):
         )
         self.weights, self.configuration = _fingerprints(folder)
         self.pipeline: Any = _load(folder, arguments.safety_checker == "on")
-        with catch_out_of_memory(self.device):
+        with catch_out_of_memory():
             self.pipeline.to(device=self.device, dtype=self.dtype)
         self.pipeline.set_progress_bar_config(disable=True)
         self._own_scheduler: Any = self.pipeline.scheduler
@@ -172,7 +172,7 @@ class Pipeline(Model):
             options = dict(arguments)
             if "negative_prompt" in options:
                 options["negative_prompt"] = [options["negative_prompt"]] * len(part)
-            with torch.inference_mode(), catch_out_of_memory(self.device):
+            with torch.inference_mode(), catch_out_of_memory():
                 output = self.pipeline(
                     prompt=[prompt for prompt, _ in part],
                     generator=[seeded_generator(seed) for _, seed in part],

@@ -85,7 +85,7 @@ class DreamLLM(VisionLanguageModel):
             yield from super().answer([request for request in requests if request.kind != "generate_image"])
 
     def inputs(self, batch: Sequence[Request], images: Images, side: str) -> dict[str, torch.Tensor]:
-        return self._encode_images(super().inputs(batch, images, side))
+        return self._encode_images(super().inputs(batch, images, side), batch, images)
 
     def text(self, text: str) -> str:
         """The text with special tokens broken up: an ``<image>`` in data must not stand for an image."""
@@ -93,11 +93,15 @@ class DreamLLM(VisionLanguageModel):
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    def _encode_images(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Pixels replaced by image features; an image that several prompts share is encoded once."""
+    def _encode_images(
+        self, inputs: dict[str, torch.Tensor], batch: Sequence[Request], images: Images
+    ) -> dict[str, torch.Tensor]:
+        """Pixels replaced by image features; an image that several prompts share (one object) is encoded once."""
         if "pixel_values" in inputs:
-            unique, index = inputs.pop("pixel_values").unique(dim=0, return_inverse=True)
-            inputs["image_features"] = self.model.encode_images(unique)[index]
+            names = [id(image) for request in batch for image in images[request.id]]
+            unique = list(dict.fromkeys(names))
+            pixels = inputs.pop("pixel_values")[[names.index(name) for name in unique]]
+            inputs["image_features"] = self.model.encode_images(pixels)[[unique.index(name) for name in names]]
         return inputs
 
     def _generate_images(self, requests: Sequence[Request]) -> Iterator[Response]:
@@ -117,9 +121,9 @@ class DreamLLM(VisionLanguageModel):
         ]
         inputs = self.processor(prompts, [image for request in readable for image in images[request.id]])
         negative = settings.get("negative_prompt")
-        with catch_out_of_memory(self.device), torch.no_grad():
+        with catch_out_of_memory(), torch.no_grad():
             generated: torch.Tensor = self.model.generate_images(
-                prompt_embeds=self.model.encode_prompts(**self._encode_images(dict(inputs))),
+                prompt_embeds=self.model.encode_prompts(**self._encode_images(dict(inputs), readable, images)),
                 negative_prompts=self.processor(text=negative) if negative else None,
                 num_images_per_prompt=candidates,
                 scheduler=settings.get("scheduler", "ddim"),

@@ -38,7 +38,7 @@ class Echo(Model):
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
-        options.only("delay", "log")
+        options.only(*_Arguments.model_fields)
         options.without_weights()
         if options.location is not None:
             raise UsageError(f"--model echo:{options.location}: echo has no location, write --model echo")

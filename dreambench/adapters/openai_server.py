@@ -16,7 +16,7 @@ from dreambench.chat import (
 )
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import ModelError
-from dreambench.images import BrokenImageError, decode_rgb, encode_png
+from dreambench.images import BrokenImageError, decode, encode_png
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
 
@@ -37,7 +37,7 @@ class ServedModel(Model):
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
-        options.only("concurrency", "retries", "timeout", "key_env", "token_field")
+        options.only(*(name for name in ChatServer.model_fields if name not in ("model", "base_url")))
         options.without_weights()
         self.server = ChatServer.parse(options.location, options.arguments, "--model", options.offline)
         Conversation(self.server).close()  # raises if the package openai is missing
@@ -106,7 +106,8 @@ def _settings(request: Request) -> tuple[int, dict[str, JSON]]:
 
 
 def _data_url(image: Image) -> str:
-    decoded, data = decode_rgb(image), image.read()
+    data = image.read()
+    decoded = decode(data, image.path or "an image")
     kind = next((kind for start, kind in _TYPES.items() if data.startswith(start)), None)
     if kind is None:
         kind, data = "image/png", encode_png(decoded)

@@ -52,7 +52,7 @@ class Responses(Model):
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         if self._texts is None:
-            raise UsageError(f"{self.path}: the task does not read answers from a file")
+            raise UsageError(f"{self.path}: answers from a file serve `score --responses` only")
         for request in requests:
             text = self._texts.get(request.id)
             if text is None:

@@ -162,7 +162,7 @@ def known_settings(request: Request, known: Collection[str], model: str) -> dict
 
 
 @contextlib.contextmanager
-def catch_out_of_memory(device: torch.device) -> Generator[None]:
+def catch_out_of_memory() -> Generator[None]:
     """Turn torch's out-of-memory error into `OutOfMemoryError`, after the failed attempt's memory is released."""
     try:
         yield
@@ -170,8 +170,7 @@ def catch_out_of_memory(device: torch.device) -> Generator[None]:
         message = str(error).splitlines()[0]
     else:
         return
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     raise OutOfMemoryError(message)
 
 

@@ -33,7 +33,7 @@ from dreambench.adapters.torch_tools import (
     seeded_generator,
     weights_digest,
 )
-from dreambench.documents import JSON, Text, digest
+from dreambench.documents import JSON, Image, Text, digest
 from dreambench.errors import MissingWeightsError, ModelError, UsageError
 from dreambench.files import sha256_file
 from dreambench.images import BrokenImageError, decode_rgb
@@ -129,7 +129,7 @@ class VisionLanguageModel(Model):
         self.device = resolve_device(options.device)
         self.dtype = resolve_dtype(options.dtype, self.device)
         self.model, self.processor = self.load()
-        with catch_out_of_memory(self.device):
+        with catch_out_of_memory():
             self.model.to(self.device)  # pyright: ignore[reportArgumentType] - torch's own signature
         self.tokenizer: Any = self.processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
         self.eos = _end_tokens(self.model, self.tokenizer)
@@ -171,7 +171,7 @@ class VisionLanguageModel(Model):
                 request for request in requests if request.id in images and bool(images[request.id]) == with_images
             ]
             for batch in group_by_settings(readable):
-                with torch.inference_mode(), catch_out_of_memory(self.device):
+                with torch.inference_mode(), catch_out_of_memory():
                     if batch[0].kind == "loglikelihood":
                         responses = self._loglikelihood(batch, images)
                     else:
@@ -298,7 +298,7 @@ class VisionLanguageModel(Model):
         Rows are padded on the right, so that every token has the position that it has without batch mates.
         """
         lengths = inputs["attention_mask"].sum(1).tolist()
-        extended = {key: _lengthened(key, inputs, tails, self.tokenizer.pad_token_id) for key in inputs}
+        extended = {key: _lengthened(key, inputs, lengths, tails, self.tokenizer.pad_token_id) for key in inputs}
         start, stop = min(lengths) - 1, max(length + len(tail) for length, tail in zip(lengths, tails, strict=True))
         forward: Any = self.model
         keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
@@ -313,38 +313,40 @@ class VisionLanguageModel(Model):
 
 
 def open_images(
-    requests: Sequence[Request], errors: tuple[type[Exception], ...] = (BrokenImageError,)
+    requests: Sequence[Request], errors: tuple[type[Exception], ...]
 ) -> tuple[dict[str, list[PIL.Image.Image]], list[Response]]:
     """The images of each request by its id, and an error response for each request with a broken image.
 
-    An image that several requests share is decoded once. `errors` are those that count as a broken image; others are raised.
+    An image that several requests share is read and decoded once, to one object. `errors` are those that count as a broken image;
+    others are raised.
     """
-    decoded: dict[str, PIL.Image.Image] = {}
+    decoded: dict[Image, PIL.Image.Image] = {}
     images: dict[str, list[PIL.Image.Image]] = {}
     failed: list[Response] = []
     for request in requests:
         parts = [part for part in request.document if not isinstance(part, Text)]
         try:
             for part in parts:
-                if part.digest() not in decoded:
-                    decoded[part.digest()] = decode_rgb(part)
+                if part not in decoded:
+                    decoded[part] = decode_rgb(part)
         except errors as error:
             failed.append(Response.failed(request.id, "broken-image", str(error)))
         else:
-            images[request.id] = [decoded[part.digest()] for part in parts]
+            images[request.id] = [decoded[part] for part in parts]
     return images, failed
 
 
-def _lengthened(key: str, inputs: Mapping[str, torch.Tensor], tails: Sequence[list[int]], pad: int) -> torch.Tensor:
+def _lengthened(
+    key: str, inputs: Mapping[str, torch.Tensor], lengths: Sequence[int], tails: Sequence[list[int]], pad: int
+) -> torch.Tensor:
     """A tensor of the processor with the tails after each row's prompt; pixels, which have no token axis, as they are."""
-    tensor, mask = inputs[key], inputs["attention_mask"]
+    tensor = inputs[key]
     longest = max(map(len, tails))
-    if tensor.shape != mask.shape or longest == 0:
+    if tensor.shape != inputs["attention_mask"].shape or longest == 0:
         return tensor
     fill = pad if key == "input_ids" else 0
     wide = torch.nn.functional.pad(tensor, (0, longest), value=fill)
-    for row, tail in enumerate(tails):
-        length = int(mask[row].sum())
+    for row, (length, tail) in enumerate(zip(lengths, tails, strict=True)):
         if key == "input_ids":
             wide[row, length : length + len(tail)] = torch.tensor(tail, dtype=wide.dtype, device=wide.device)
         elif key == "attention_mask":
@@ -397,7 +399,7 @@ def _chat_template(processor: ProcessorMixin, options: ModelOptions) -> str:
             return Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--model-arg chat_template={path}: cannot be read ({type(error).__name__})") from error
-    template = getattr(processor, "chat_template", None) or getattr(processor, "tokenizer", None).chat_template  # pyright: ignore
+    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template  # pyright: ignore
     if isinstance(template, dict):
         template = template.get("default")
     if not template:

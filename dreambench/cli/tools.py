@@ -14,9 +14,9 @@ from dreambench.spec import RunSpec
 __all__ = ["doctor", "fid", "fid_stats", "list_"]
 
 
-def _checked(options: dict[str, Any], protocol: str = "clean") -> RunSpec:
+def _checked(options: dict[str, Any]) -> RunSpec:
     """The options of a comparison of folders, validated."""
-    return RunSpec(**({"task": "fid", "protocol": protocol, "features": "inception"} | options))
+    return RunSpec(**({"task": "fid", "features": "inception"} | options))
 
 
 @with_spec_options("protocol", "features", "device", "offline")

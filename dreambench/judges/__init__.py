@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from dreambench.chat import ChatServer
 from dreambench.errors import JudgeError, UsageError
 from dreambench.interfaces import ModelOptions
-from dreambench.judges.base import GradeRequest, GradesFile, Judge, Judgement, RuleJudge, judgement_key
+from dreambench.judges.base import GradeRequest, GradesFile, Judge, Judgement, RuleJudge
 from dreambench.judges.log import JudgementLog, ReplayJudge, grade_missing, judged, missing
 from dreambench.judges.models import ModelJudge, ServedJudge
 from dreambench.judges.prompt import (
@@ -39,7 +39,6 @@ __all__ = [
     "confined",
     "grade_missing",
     "judged",
-    "judgement_key",
     "missing",
     "parse_judge",
 ]
@@ -73,9 +72,7 @@ class _ServedOptions(_Options):
 
     @property
     def server(self) -> dict[str, str]:
-        return self.model_dump(
-            include={"concurrency", "retries", "timeout", "key_env", "token_field"}, exclude_none=True
-        )
+        return self.model_dump(include=set(ChatServer.model_fields), exclude_none=True)
 
 
 T = TypeVar("T", bound=_Options)

@@ -58,7 +58,7 @@ class Judgement:
 
 
 class Judge(ABC):
-    """Grades answers. Nothing is loaded or contacted before the first `grade`."""
+    """Grades answers. Construction loads no model and contacts no server; `identity` may load a local model."""
 
     runs: int = 1
     """Grading runs; the reported score is the mean over them."""

@@ -21,13 +21,14 @@ from dreambench.judges.base import GradeRequest, Judge, Judgement
 from dreambench.judges.prompt import ATTEMPTS, GradingPrompt
 from dreambench.registry import load_model
 from dreambench.requests import Request, Response, sample_seed
+from dreambench.runner import ask
 
 __all__ = ["ModelJudge", "ServedJudge"]
 
 
 @dataclass(eq=False, kw_only=True)
 class _PromptedJudge(Judge):
-    """A reply that is not a grade is retried at higher temperatures, up to `ATTEMPTS` times."""
+    """A reply that is not a grade is retried at higher temperatures, `ATTEMPTS` times in all."""
 
     prompt: GradingPrompt
     runs: int
@@ -149,7 +150,7 @@ class ModelJudge(_PromptedJudge):
     def _answer(self, requests: Sequence[Request]) -> list[Response]:
         """The model's answers; a batch that does not fit into memory is halved."""
         try:
-            return list(self.model.answer(requests))
+            return ask(self.model, requests)
         except OutOfMemoryError:
             if len(requests) == 1:
                 raise

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -124,6 +125,7 @@ def _cell(run: CompleteRun, row: Mapping[str, object]) -> PIL.Image.Image:
     return cell
 
 
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it: the same on every machine, with far more letters than Pillow's own font."""
     import matplotlib

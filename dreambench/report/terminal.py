@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambench.documents import JSON
 from dreambench.errors import counted
 from dreambench.report.runs import CompleteRun
 from dreambench.report.tables import incomparable, lines
 from dreambench.report.text import headline, interval_text, number, printable
 from dreambench.scores import Score
+from dreambench.store import RunFolder
 
 if TYPE_CHECKING:
     from dreambench.api import Result, RunPlan
@@ -27,13 +26,13 @@ def print_result(result: Result) -> None:
         return
     if result.repeated:
         print(f"{result.folder} is complete (--fresh starts anew)")
-    _print_metrics(result.folder, result.metrics)
+    _print_run(CompleteRun(RunFolder(result.folder), result.metrics))
 
 
 def print_runs(runs: Sequence[CompleteRun]) -> None:
     """The tables of several runs; a note where they are not comparable."""
     for run in runs:
-        _print_metrics(run.run.path, run.metrics)
+        _print_run(run)
     different = incomparable(lines(runs))
     if different and len(runs) > 1:
         _print_line(f"note: {different}")
@@ -75,18 +74,17 @@ def missed_thresholds(result: Result, max_errors: int | None, max_unscored: int 
     return missed
 
 
-def _print_metrics(folder: Path, metrics: Mapping[str, JSON]) -> None:
-    scores = [Score.from_json(line) for line in metrics["scores"]]
-    _print_table(f"{metrics['task']} of {metrics['model']}", scores)
-    errors = metrics["errors"]
+def _print_run(run: CompleteRun) -> None:
+    _print_table(run.title, run.scores)
+    errors = run.metrics["errors"]
     if errors["n"]:
         types = ", ".join(f"{name}: {kind['n']} (first {kind['ids'][0]})" for name, kind in errors["types"].items())
         _print_line(f"{counted(errors['n'], 'sample')} ended in an error: {types}")
-    _print_notes([*metrics["notes"], *(note for score in scores for note in score.notes)])
-    for score in scores:
-        if score.group is None and score.metric == scores[0].metric:
-            _print_line(f"{metrics['task']}: {headline(score)}")
-    _print_line(f"run: {folder}")
+    _print_notes(run.notes)
+    for score in run.scores:
+        if score.group is None and score.metric == run.scores[0].metric:
+            _print_line(f"{run.metrics['task']}: {headline(score)}")
+    _print_line(f"run: {run.run.path}")
 
 
 def _print_notes(notes: Iterable[str]) -> None:
