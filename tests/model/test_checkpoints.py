@@ -56,7 +56,7 @@ def test_untrained_weights_say_so(native) -> None:
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
-def test_dtype_is_that_asked_for_or_that_stored(model, native, tmp_path, name) -> None:
+def test_dtype_is_that_asked_for_or_that_stored(native, tmp_path, name) -> None:
     dtype = getattr(torch, name)
     half, processor = load(native, dtype=name)
     assert {parameter.dtype for parameter in half.parameters()} == {dtype}
@@ -213,7 +213,7 @@ def test_a_missing_file_is_named(released, name) -> None:
         load(released)
 
 
-def test_names_in_the_configuration_are_never_imported(released, monkeypatch) -> None:
+def test_names_in_the_configuration_are_never_imported(released) -> None:
     config = json.loads((released / "config.json").read_text())
     for plugin in config["plugins_init_kwargs"].values():
         plugin["_target_"] = "this_module.must_not.be_imported"

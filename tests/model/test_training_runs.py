@@ -347,7 +347,7 @@ def test_a_damaged_checkpoint_is_named_in_the_error(data: Path, tiny: Path, tmp_
 
 
 def test_a_model_is_assembled_from_published_parts(
-    tiny: Path, tmp_path: Path, built: tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]
+    tmp_path: Path, built: tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]
 ) -> None:
     """From folders as transformers and diffusers write them. The parts keep their weights; embeddings of new tokens are means."""
     model, processor = built
