@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from dreambench_tasks.playground import write
-from dreambench_tasks.playground.questions import CATEGORIES
+from dreambench_tasks.playground.choices import CATEGORIES
 from dreambench_tasks.playground.render import SIDE, render
 from dreambench_tasks.playground.scene import draw_scene
 
