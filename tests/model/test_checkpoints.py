@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -189,6 +190,24 @@ def test_a_pickle_that_is_more_than_tensors_is_refused(released) -> None:
     torch.save([torch.zeros(1)], released / "dream_embedding.bin")
     with pytest.raises(CheckpointError, match="something else than named tensors"):
         load(released)
+
+
+@pytest.mark.parametrize("name", ["dream_embedding.bin", "model.safetensors"])
+@pytest.mark.parametrize("size", [0, 100], ids=["empty", "truncated"])
+def test_a_damaged_file_is_named_in_one_line(released, name, size) -> None:
+    os.truncate(released / name, size)
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read") as caught:
+        load(released)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_hub_without_a_message_is_named_by_its_type(monkeypatch) -> None:
+    def refuse(_):
+        raise TimeoutError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded from the hub: TimeoutError$"):
+        load("someone/something")
 
 
 @pytest.mark.parametrize("part", ["clip", "diffusion"])
