@@ -143,14 +143,44 @@ def test_the_prompts(folder: Path) -> None:
 def test_an_incomplete_question_is_an_error_or_another_protocol(folder: Path, tmp_path: Path, lacking: str) -> None:
     given = all_right()
     if lacking == "row":
-        table(folder / "MMBench_DEV_EN.tsv", [row for row in rows() if row["index"] != 2_000_003])
-    del given[2_000_003]
+        table(folder / "MMBench_DEV_EN.tsv", [row for row in rows() if row["index"] != 1_000_003])
+    del given[1_000_003]
     model = replies(tmp_path / "a", given | {1_000_001: "The answer is A"})
     with pytest.raises(DataError, match="judge-present"):
         dreambench.run("mmbench", model, data=folder, out=tmp_path / "runs")
     present = dreambench.run("mmbench", model, data=folder, out=tmp_path / "runs", protocol=["judge-present"])
     assert present.scores[0].protocol.startswith("judge-present@")
     assert (present.scores[0].n, present.scores[0].value) == (3, pytest.approx(200 / 3))
+
+
+def test_circular_eval_is_over_the_rotations_that_the_file_has(folder: Path, tmp_path: Path) -> None:
+    """As in the real dev file, where "all of the above" is not rotated; an independent count gives the same accuracy."""
+    fewer = [row for row in rows() if row["index"] not in (2_000_001, 2_000_003)]
+    table(folder / "MMBench_DEV_EN.tsv", fewer)
+    given = {int(str(row["index"])): f"The answer is {row['answer']}." for row in fewer} | {
+        1_000_003: "The answer is B."
+    }
+    result = dreambench.run("mmbench", replies(tmp_path / "a", given), data=folder, out=tmp_path / "runs")
+    wrong = {
+        int(str(row["index"])) % 1_000_000
+        for row in fewer
+        if f"is {row['answer']}." not in given[int(str(row["index"]))]
+    }
+    assert wrong == {3}
+    circular = scores(result)["circular_accuracy", None]
+    assert (circular.n, circular.unscored, circular.value) == (3, 0, pytest.approx(100 * (3 - len(wrong)) / 3))
+    assert circular.protocol.startswith("vlmevalkit@")
+    held_back = table(tmp_path / "MMBench_TEST_EN.tsv", [{**row, "answer": ""} for row in fewer])
+    result = dreambench.run("mmbench", replies(tmp_path / "b", given), data=held_back, out=tmp_path / "runs")
+    submission = pd.read_csv(result.folder / "submission.tsv", sep="\t")
+    assert dict(zip(submission["index"], submission["prediction"], strict=True)) == given
+
+
+def test_more_rotations_than_options_are_an_error(folder: Path, tmp_path: Path) -> None:
+    third = {**rows()[1], "index": 2_000_002, "image": 2}
+    table(folder / "MMBench_DEV_EN.tsv", [*rows(), third])
+    with pytest.raises(DataError, match="question 2 has the rotations 0, 1, 2 of its 2 options"):
+        dreambench.run("mmbench", replies(tmp_path / "a", all_right()), data=folder, out=tmp_path / "runs")
 
 
 def test_a_limit_takes_whole_questions(folder: Path, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ class MMBenchTask(ComprehensionTask):
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
         rows = [_row(sample) for sample in samples]
         if self.benchmark.circular and any(name != "judge-present" for name in self.names):
-            _require_whole_questions(rows)
+            _require_whole_questions(rows, self.benchmark.rows)
         shared = {
             "task": self.name,
             "metric": BOTH if self.benchmark.circular else VANILLA_ONLY,
@@ -244,19 +244,35 @@ def _row(sample: Sample) -> Row:
     return Row(index=int(sample.id), question=question_text(sample), image=-1, cells={}, **sample.targets)
 
 
-def _require_whole_questions(rows: Sequence[Row]) -> None:
-    """CircularEval needs every copy of a question: `DataError` where one is not among the samples."""
-    rotations: dict[int, set[int]] = {}
+def _require_whole_questions(rows: Sequence[Row], file: Sequence[Row]) -> None:
+    """CircularEval is over the rotations that the file has: `DataError` where their numbers have a gap, or one is not among the samples.
+
+    A question may have fewer rotations than options: an option such as "all of the above" is not rotated.
+    """
+    present, chosen = _rotations(file), _rotations(rows)
     for row in rows:
-        rotations.setdefault(row.base, set()).add(row.rotation)
-    for row in rows:
-        expected = set(range(len(row.options)))
-        if rotations[row.base] != expected:
-            lacking = ", ".join(map(str, sorted(expected - rotations[row.base]))) or "none, but has others"
+        here = present[row.base]
+        if len(here) > len(row.options) or here != set(range(len(here))):
             raise DataError(
-                f"question {row.base} lacks the rotations {lacking}: complete the file, let --limit and --ids take whole questions"
-                " (each has as many rows as options), or choose the easier --protocol judge-present"
+                f"question {row.base} has the rotations {_numbers(here)} of its {len(row.options)} options, which are not numbered"
+                " from 0 without a gap: complete the file, or choose the easier --protocol judge-present"
             )
+        if chosen[row.base] != here:
+            raise DataError(
+                f"question {row.base} lacks the rotations {_numbers(here - chosen[row.base])}: let --ids name whole questions, or"
+                " choose the easier --protocol judge-present"
+            )
+
+
+def _rotations(rows: Sequence[Row]) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
+    for row in rows:
+        found.setdefault(row.base, set()).add(row.rotation)
+    return found
+
+
+def _numbers(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
 
 
 def _reply(sample: Sample, response: Response) -> str | None:
