@@ -31,6 +31,11 @@ VERBS = [
     "fid",
     "fid-stats",
     "playground write",
+    "human plan",
+    "human export",
+    "human serve",
+    "human import",
+    "human analyse",
     "list",
     "doctor",
 ]

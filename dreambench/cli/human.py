@@ -1,0 +1,105 @@
+"""human plan, export, serve, import, analyse."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["human"]
+
+human = typer.Typer(
+    help="Human evaluation: plan a study, export it for raters, serve it, import the ratings, analyse them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Study = Annotated[Path, typer.Argument(metavar="STUDY", help="The folder of a study, from `human export`.")]
+
+
+class Mode(StrEnum):
+    """What a rater sees at once: one document, or two of the same prompt."""
+
+    rating = "rating"
+    pairwise = "pairwise"
+
+
+class Form(StrEnum):
+    """What a rater receives."""
+
+    folder = "folder"
+    zip = "zip"
+    html = "html"
+
+
+@human.command("plan")
+def plan(
+    mode: Annotated[Mode, typer.Option("--mode", help="One document at a time, or two to compare.")] = Mode.rating,
+) -> None:
+    """Compute the documents, raters and votes that a study needs.
+
+    Example: dreambench human plan --mode rating
+    """
+    from dreambench.human.plan import plan_study
+
+    plan_study(mode=mode.value)
+
+
+@human.command("export")
+def export(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Complete runs on the same samples.")],
+    out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="Folder of the study.")],
+) -> None:
+    """Write a blind, balanced study: what each rater gets, and the organiser's key.
+
+    Example: dreambench human export runs/interleaved-dreamllm-1a2b3c4d --references 150 --out study
+    """
+    from dreambench.human.export import export_study
+
+    export_study(runs, out)
+
+
+@human.command("serve")
+def serve(study: Study) -> None:
+    """Serve a study to raters over HTTP and store their ratings.
+
+    Example: dreambench human serve study
+    """
+    from dreambench.human.serve import serve_study  # pyright: ignore
+
+    serve_study(study)
+
+
+@human.command("import")
+def import_(
+    study: Study,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Ratings: ours, or of another form.")],
+) -> None:
+    """Import ratings into a study; what is unknown, repeated or edited is counted and named.
+
+    Example: dreambench human import study rater-1.jsonl rater-2.jsonl
+    """
+    from dreambench.human.importing import import_ratings  # pyright: ignore
+
+    print(import_ratings(study, files))
+
+
+@human.command("analyse")
+def analyse(
+    study: Annotated[Path | None, typer.Argument(metavar="[STUDY]", help="A study with imported ratings.")] = None,
+    votes: Annotated[
+        Path | None,
+        typer.Option(
+            "--votes", metavar="FILE", help="A table prompt,system_a,system_b,vote,rater,position (CSV or JSON lines)."
+        ),
+    ] = None,
+) -> None:
+    """Analyse a study's ratings, or a table of votes: acceptance, agreement, strengths, win rates.
+
+    Example: dreambench human analyse study
+    """
+    from dreambench.human.analyse import analyse as run_analysis  # pyright: ignore
+
+    run_analysis(study, votes)
