@@ -7,6 +7,7 @@ import contextlib
 import gc
 import gzip
 import hashlib
+import io
 import json
 import os
 import sys
@@ -43,12 +44,17 @@ __all__ = [
 
 
 def read_bytes(path: Path, error: type[DreambenchError] = DataError) -> bytes:
-    """A file's bytes, decompressed if they are gzip, whatever the file is called."""
+    """A file's bytes, decompressed if they are gzip, whatever the file is called, or the only file in a ``.zip``."""
     try:
         data = path.read_bytes()
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                (name,) = archive.namelist()
+                return archive.read(name)
         return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as reason:
-        what = reason.strerror if isinstance(reason, OSError) and reason.strerror else "its gzip data are damaged"
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as reason:
+        what = "it is no .zip with one file in it" if path.suffix == ".zip" else "its gzip data are damaged"
+        what = reason.strerror if isinstance(reason, OSError) and reason.strerror else what
         raise error(f"{path}: cannot be read ({what})") from reason
 
 

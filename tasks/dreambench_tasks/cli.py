@@ -21,7 +21,7 @@ def write(
     directory: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or with these same data.")],
     split: Annotated[str, typer.Option("--split", help="train, val or test; no scene is in two splits.")] = "val",
     n: Annotated[
-        int, typer.Option("--n", min=1, help="Number of scenes (of documents for stories, instructions).")
+        int, typer.Option("--n", min=1, help="Number of scenes (of documents for stories, instructions, documents).")
     ] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Seed for the scenes.")] = 0,
     formats: Annotated[
@@ -31,7 +31,7 @@ def write(
     """Write scenes as benchmark or training data.
 
     Benchmark formats: coco, localized_narratives, vqav2, mmbench, mmvet. Training formats: pairs, conversations, stories,
-    instructions.
+    instructions. Interleaved documents for evaluation: documents.
 
     Example: dreambench playground write world --split val --n 1000
     """

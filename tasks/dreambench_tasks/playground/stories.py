@@ -26,7 +26,7 @@ from dreambench_tasks.playground.scene import (
     split_of,
 )
 
-__all__ = ["MAX_WORDS", "TOPICS", "Story", "instruction", "similarity", "story"]
+__all__ = ["MAX_WORDS", "TOPICS", "Story", "instruction", "requested_images", "similarity", "story"]
 
 MAX_WORDS = 20  # per sentence
 
@@ -163,6 +163,12 @@ def instruction(split: str, index: int, seed: int = 0) -> tuple[str, Story]:
     what = f"{things} on {a(scene.background)} background"
     drawn = replace(full, about=what, sentences=(f"{what[0].upper()}{what[1:]}.",), scenes=(scene,), matched=(0,))
     return rng.pick(_DRAWINGS).format(what=what), drawn
+
+
+def requested_images(request: str, document: Story) -> int | None:
+    """How many images a request of `instruction` asks for; None if it leaves the number open."""
+    count = len(document.scenes)
+    return count if count == 1 or f"{_COUNTS[count]} pictures" in request else None
 
 
 def similarity(scene: Scene, sentence: str) -> float:
