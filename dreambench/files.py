@@ -26,6 +26,7 @@ __all__ = [
     "cache_folder",
     "gc_paused",
     "inside",
+    "plain_or_gzip",
     "read_arrays",
     "read_bytes",
     "read_json",
@@ -56,6 +57,11 @@ def read_bytes(path: Path, error: type[DreambenchError] = DataError) -> bytes:
         what = "it is no .zip with one file in it" if path.suffix == ".zip" else "its gzip data are damaged"
         what = reason.strerror if isinstance(reason, OSError) and reason.strerror else what
         raise error(f"{path}: cannot be read ({what})") from reason
+
+
+def plain_or_gzip(path: Path) -> Path | None:
+    """`path`, or `path` with ``.gz`` appended: the one that exists, the plain one first."""
+    return next((found for found in (path, path.with_name(f"{path.name}.gz")) if found.is_file()), None)
 
 
 def read_text(path: Path, error: type[DreambenchError] = DataError) -> str:

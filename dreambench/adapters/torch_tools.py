@@ -167,7 +167,7 @@ def catch_out_of_memory() -> Generator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        message = str(error).splitlines()[0]
+        message = str(error).partition("\n")[0]
     else:
         return
     torch.cuda.empty_cache()

@@ -159,8 +159,8 @@ def compare_folders(
         reference: a folder of images, or statistics of `save_folder_statistics` or of another tool (``.npz`` with mu and sigma).
         protocols: names of resizers: clean, pytorch, tf1, torchmetrics, dreamllm.
         infinity: also FID-infinity (Chong and Forsyth 2020), an extrapolation over the number of generated images.
-        real_vs_real: also the real-vs-real baseline, the distance between every other reference image and the rest: no
-            model's distance means anything below it.
+        real_vs_real: also the real-vs-real baseline, the distance between every other reference image and the rest. Each half
+            has half of the images, so its bias is larger than that of the comparison.
     """
     resizers = _resizers(protocols)
     if real_vs_real and reference.suffix == ".npz":

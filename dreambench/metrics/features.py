@@ -6,7 +6,7 @@
     dinov2:DIR             a DINOv2 folder of transformers: its class token
     playground-clip        the small CLIP of the embedded data, from an entry point
 
-Others are added by `register_extractor`, or by an entry point of the group `dreambench.extractors` that names a function which
+Others are added by an entry point of the group `dreambench.extractors` that names a function which
 returns a CLIP's folder. Features are computed in float32 on every device: bfloat16 changes Inception features by 5e-3.
 """
 
@@ -43,7 +43,6 @@ __all__ = [
     "load_extractor",
     "metric_name",
     "read_image",
-    "register_extractor",
 ]
 
 EXTRACTORS = "dreambench.extractors"
@@ -113,11 +112,6 @@ _LOADERS: dict[str, Loader] = {
     "clip": _clip,
     "dinov2": _dinov2,
 }
-
-
-def register_extractor(name: str, loader: Loader) -> None:
-    """`loader(location, device, offline)` is called for `NAME` (location None) and for `NAME:LOCATION`."""
-    _LOADERS[name] = loader
 
 
 def extractor_names() -> list[str]:
@@ -251,7 +245,6 @@ def image_features(
     resizers: Sequence[Resizer],
     folders: Sequence[Path] | None = None,
     *,
-    batch_size: int = 32,
     progress: Progress | None = None,
 ) -> list[Features]:
     """Features (N, d) of image files under each resizer, each image decoded once, each chunk of images computed once.
@@ -271,7 +264,7 @@ def image_features(
         missing = [index for index, features in enumerate(saved) if features is None]
         if missing:
             images = (read_image(path) for path in chunk)
-            computed = extract(images, extractor, [resizers[index] for index in missing], batch_size=batch_size)
+            computed = extract(images, extractor, [resizers[index] for index in missing])
             for index, features in zip(missing, computed, strict=True):
                 write_arrays(files[index], features=features)
                 saved[index] = features

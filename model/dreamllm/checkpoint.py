@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from dreamllm import released
 from dreamllm.configuration import DreamLLMConfig
-from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.errors import CheckpointError, UsageError, first_line
 from dreamllm.files import check_new_folder, find_checkpoint
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.options import Dtype, Layout, choose
@@ -71,8 +71,7 @@ def _load_native(folder: Path, dtype: str | torch.dtype | None) -> Loaded:
         processor: Any = DreamLLMProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         # The library's errors for files that are missing, empty, truncated or of another kind.
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{folder} cannot be read as a checkpoint: {reason}") from error
+        raise CheckpointError(f"{folder} cannot be read as a checkpoint: {first_line(error)}") from error
     model, info = loaded
     mismatched = [f"{name} is {tuple(found)}, expected {tuple(size)}" for name, found, size in info["mismatched_keys"]]
     check_tensors(folder, info["missing_keys"], info["unexpected_keys"], mismatched)
@@ -88,15 +87,19 @@ def from_state(
     """A model with exactly these weights (native names), in eval mode."""
     with torch.device("meta"):
         expected = DreamLLMForConditionalGeneration(config).state_dict()
-    mismatched = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in set(expected) & set(state)
-        if state[name].shape != expected[name].shape
-    ]
-    check_tensors(where, set(expected) - set(state), set(state) - set(expected), mismatched)
+    check_tensors(where, set(expected) - set(state), set(state) - set(expected), mismatched_tensors(state, expected))
     dtype = torch_dtype(dtype) or state["dream_queries"].dtype
     model = DreamLLMForConditionalGeneration.from_pretrained(None, config=config, state_dict=dict(state), dtype=dtype)
     return model.eval()
+
+
+def mismatched_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
+    """The tensors of both that differ in shape, with their shapes, sorted by name."""
+    return [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in sorted(set(found) & set(expected))
+        if found[name].shape != expected[name].shape
+    ]
 
 
 def check_tensors(

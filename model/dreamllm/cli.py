@@ -136,11 +136,8 @@ def generate(
     Example: dreamllm generate --chat "<image> What is in the image?" --image circle.png
     """
     model, processor = load()
-    sampling: dict[str, Any] = {"num_beams": num_beams, "seed": seed} | (
-        {"temperature": temperature} if temperature else {}
-    )
     text = _text(processor, prompt, chat)
-    typer.echo(_answer(model, processor, text, image or [], max_new_tokens, **sampling))
+    typer.echo(_answer(model, processor, text, image or [], max_new_tokens, temperature, seed, num_beams=num_beams))
 
 
 @app.command()
@@ -245,14 +242,17 @@ def _answer(
     text: str,
     images: list[Path],
     limit: int,
+    temperature: float = 0.0,
     seed: int = 0,
-    **sampling: Any,
+    **options: Any,
 ) -> str:
     import torch
 
     torch.manual_seed(seed)
+    if temperature:
+        options["temperature"] = temperature
     inputs = processor(text, images or None).to(model.device)
-    ids = model.generate(**inputs, max_new_tokens=limit, do_sample="temperature" in sampling, **sampling)
+    ids = model.generate(**inputs, max_new_tokens=limit, do_sample=temperature > 0, **options)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :]).strip()
 
 
@@ -366,22 +366,20 @@ def main(arguments: list[str] | None = None) -> None:
         # Not standalone, the parser raises its own errors instead of printing them.
         status = app(args=arguments, prog_name="dreamllm", standalone_mode=False)
     except DreamLLMError as error:
-        _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except Exception as error:
-        name, message = type(error).__name__, getattr(error, "format_message", None)
-        if name == "Abort":
-            sys.exit(130)
+        message = getattr(error, "format_message", None)
         if message is None:
             raise
-        if name == "NoArgsIsHelpError":
+        if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(message(), err=True)
             sys.exit(2)
-        _fail(f"{message().replace('Value error, ', '')} (--help shows an example)", 2)
+        _fail(f"{message().replace('Value error, ', '')} (--help shows an example)")
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str) -> None:
     print(f"dreamllm: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
+    sys.exit(2)

@@ -56,10 +56,15 @@ class ImageDecoderConfig(PreTrainedConfig):
         return int(self.unet.get("cross_attention_dim", 1280))
 
     @property
+    def downscale(self) -> int:
+        """Pixels per latent, in height and width."""
+        return 2 ** (len(self.vae.get("block_out_channels", (64,))) - 1)
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image's latents."""
-        downscale = 2 ** (len(self.vae.get("block_out_channels", (64,))) - 1)
-        return int(self.unet.get("in_channels", 4)), self.resolution // downscale, self.resolution // downscale
+        side = self.resolution // self.downscale
+        return int(self.unet.get("in_channels", 4)), side, side
 
 
 class DreamLLMConfig(PreTrainedConfig):

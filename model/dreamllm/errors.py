@@ -14,8 +14,6 @@ from __future__ import annotations
 class DreamLLMError(Exception):
     """The user must do something. ``str(error)`` is one line that says what, where, and what to do."""
 
-    exit_status = 2
-
 
 class UsageError(DreamLLMError, ValueError):
     """An option, a name or a combination of them is not accepted."""
@@ -32,3 +30,8 @@ class InputError(DreamLLMError, ValueError):
 def one_line(error: BaseException) -> str:
     """The message of a library's error, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, or the error's type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from dreamllm.errors import CheckpointError, InputError, UsageError
+from dreamllm.errors import CheckpointError, InputError, UsageError, first_line
 
 # Pillow's decoders raise SyntaxError, ValueError and others for damaged files.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -101,9 +101,8 @@ def find_checkpoint(folder_or_id: str | Path | None = None) -> Path:
     try:
         return Path(snapshot_download(str(folder_or_id)))
     except Exception as error:  # offline, refused, unknown: each has its own exception
-        reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{folder_or_id} is not a local folder and cannot be downloaded from the hub: {reason}"
+            f"{folder_or_id} is not a local folder and cannot be downloaded from the hub: {first_line(error)}"
         ) from None
 
 

@@ -120,18 +120,18 @@ class InterleavedGeneration:
         image_options: ImageOptions,
     ) -> None:
         self.model, self.processor, self.sampling = model, processor, sampling
-        self.logits_processor: Any = logits_processor
         self.image_options = image_options
         self.config: DreamLLMConfig = model.config
         self.positions = int(self.config.text_config.max_position_embeddings)
-        self.suppressed = [i for i in self.config.special_token_ids.values() if i != self.config.dream_start_token_id]
-        self.warpers: Any = LogitsProcessorList()
+        special = self.config.special_token_ids.values()
+        self.suppressed = torch.tensor([i for i in special if i != self.config.dream_start_token_id])
+        self.logits_processors: Any = LogitsProcessorList(logits_processor or ())
         if sampling.do_sample:
-            self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            self.logits_processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_k is not None:
-                self.warpers.append(TopKLogitsWarper(sampling.top_k))
+                self.logits_processors.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p is not None:
-                self.warpers.append(TopPLogitsWarper(sampling.top_p))
+                self.logits_processors.append(TopPLogitsWarper(sampling.top_p))
 
     def run(self, prompts: Mapping[str, torch.Tensor], seeds: Sequence[int] | None) -> list[InterleavedDocument]:
         ids = prompts["input_ids"].to(self.model.dream_queries.device)
@@ -167,26 +167,27 @@ class InterleavedGeneration:
 
     def _sample_tokens(self, rows: list[_Row], context: _Context, logits: torch.Tensor) -> torch.Tensor:
         """Sample a token for each row that writes text. Takes and returns logits (B, V); those of other rows do not change."""
-        tokens = torch.full((len(rows), 1), self.config.eos_token_id, device=logits.device)
+        self.suppressed = self.suppressed.to(logits.device)
+        scores = logits.index_fill(1, self.suppressed, -torch.inf)
+        tokens = [self.config.eos_token_id] * len(rows)
         for index, row in enumerate(rows):
             if row.writes_text:
-                tokens[index] = token = self._sample(row, logits[index])
-                self._append(row, token)
-        active = context.select([index for index, row in enumerate(rows) if row.writes_text])
-        if not active.any():
+                tokens[index] = self._sample(row, scores[index])
+                self._append(row, tokens[index])
+        writing = [index for index, row in enumerate(rows) if row.writes_text]
+        if not writing:
             return logits
-        return torch.where(active, context.logits(self.model.get_input_embeddings()(tokens), active), logits)
+        active = context.select(writing)
+        embeds = self.model.get_input_embeddings()(torch.tensor(tokens, device=logits.device)[:, None])
+        return torch.where(active, context.logits(embeds, active), logits)
 
     def _sample(self, row: _Row, scores: torch.Tensor) -> int:
         """A row's next token from its scores (V,)."""
-        scores = scores.clone()
-        scores[self.suppressed] = -torch.inf
-        ids = torch.tensor([row.prompt + row.ids], device=scores.device)
-        if self.logits_processor:
-            scores = self.logits_processor(ids, scores[None])[0]
+        if self.logits_processors:
+            ids = torch.tensor([row.prompt + row.ids], device=scores.device)
+            scores = self.logits_processors(ids, scores[None])[0]
         if not self.sampling.do_sample:
             return int(scores.argmax())
-        scores = self.warpers(ids, scores[None])[0]
         return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=row.generator))
 
     def _append(self, row: _Row, token: int) -> None:

@@ -1,6 +1,6 @@
-"""What model, generation and training share: spans in a sequence, projectors, the language loss, seeds, the cache's name.
+"""What model, generation and training share: spans in a sequence, projectors, seeds, the cache's name.
 
-Shapes: B batch, T tokens, V vocabulary.
+Shapes: B batch, T tokens.
 """
 
 from __future__ import annotations
@@ -49,20 +49,6 @@ def count_spans(input_ids: torch.Tensor, start_id: int, patch_id: int, length: i
 def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
     """(B, T) positions that count attended tokens only, so that padding on either side changes nothing."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-
-
-def language_loss(
-    logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Mean cross-entropy of the next token, logits in float32, over labels (B, T) other than -100; 0 if there is none.
-
-    `num_items` replaces the number of valid labels when a batch is one of several that are accumulated.
-    """
-    targets = labels[:, 1:].reshape(-1).to(logits.device)
-    total = F.cross_entropy(
-        logits[:, :-1].reshape(-1, logits.shape[-1]).float(), targets, ignore_index=-100, reduction="sum"
-    )
-    return total / ((targets != -100).sum().clamp(min=1) if num_items is None else num_items)
 
 
 class Projector(nn.Module):

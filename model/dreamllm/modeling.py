@@ -14,6 +14,7 @@ from typing import Any, Self, Unpack
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -35,7 +36,6 @@ from dreamllm.layers import (
     check_seeds,
     count_spans,
     find_spans,
-    language_loss,
     position_ids_from_mask,
 )
 from dreamllm.options import OutputType, choose
@@ -137,8 +137,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         """Token ids (B, T) -> embeddings (B, T, H) with images and dream queries in their spans.
 
         Images (`image_features` or `pixel_values`) fill the image spans of the batch in reading order; InputError if their numbers
-        differ. `substitute_queries=False` keeps the patch token's embedding at query positions, as the original does without target
-        images.
+        differ. A single token (T = 1) is embedded as it is: it holds no span. `substitute_queries=False` keeps the patch token's
+        embedding at query positions, as the original does without target images.
         """
         embeds = self.get_input_embeddings()(input_ids)
         if input_ids.shape[1] == 1:  # a decoding step has no span; finding that out would synchronise the device
@@ -397,7 +397,7 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
             return embeds
         if embeds is not None:
             raise InputError("give prompts or their embeds, not both")
-        return self.encode_prompts(**{name: prompts[name] for name in prompts})
+        return self.encode_prompts(**prompts)
 
     def _condition(self, embeds: torch.Tensor, count: int) -> torch.Tensor:
         """Hidden states (B or 1, Q, H) -> condition vectors (count, Q, E), each prompt's repeated."""
@@ -445,6 +445,20 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         """
         sampling = Sampling(max_new_tokens, max_images, do_sample, temperature, top_k, top_p)
         return InterleavedGeneration(self, processor, sampling, logits_processor, image_options).run(prompts, seeds)
+
+
+def language_loss(
+    logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Mean cross-entropy of the next token, logits in float32, over labels (B, T) other than -100; 0 if there is none.
+
+    `num_items` replaces the number of valid labels when a batch is one of several that are accumulated.
+    """
+    targets = labels[:, 1:].reshape(-1).to(logits.device)
+    total = F.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]).float(), targets, ignore_index=-100, reduction="sum"
+    )
+    return total / ((targets != -100).sum().clamp(min=1) if num_items is None else num_items)
 
 
 AutoModelForImageTextToText.register(DreamLLMConfig, DreamLLMForConditionalGeneration)

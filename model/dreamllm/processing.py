@@ -25,10 +25,10 @@ from transformers import (
     TokenizersBackend,
 )
 
-from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, DreamLLMConfig
+from dreamllm.configuration import DreamLLMConfig
 from dreamllm.errors import CheckpointError, InputError, UsageError
 from dreamllm.files import read_image
-from dreamllm.tokenizer import check_ids, read_tokenizer
+from dreamllm.tokenizer import check_ids, read_tokenizer, token_ids
 
 ImageInput = Image.Image | np.ndarray | torch.Tensor | str | Path
 SYSTEM = (
@@ -84,12 +84,11 @@ class DreamLLMProcessor(ProcessorMixin):
         tokenizer.chat_template = chat_template or tokenizer.chat_template or CHAT_TEMPLATES["vicuna_v1.1"]
         tokenizer.padding_side = "left"  # generate() continues from the end of every row
         self.num_image_tokens, self.num_dream_queries = num_image_tokens, num_dream_queries
-        vocab = tokenizer.get_vocab()
-        ids = {token: vocab[token] for token in SPECIAL_TOKEN_FIELDS}
-        patch = ids["<im_patch>"]
-        self.image_id, self.dream_id = ids["<image>"], ids["<dream>"]
-        self.image_span = [ids["<im_start>"], *[patch] * num_image_tokens, ids["<im_end>"]]
-        self.dream_span = [ids["<dream_start>"], *[patch] * num_dream_queries, ids["<dream_end>"]]
+        ids = token_ids(tokenizer)
+        patch = ids["im_patch_token_id"]
+        self.image_id, self.dream_id = ids["image_token_id"], ids["dream_token_id"]
+        self.image_span = [ids["im_start_token_id"], *[patch] * num_image_tokens, ids["im_end_token_id"]]
+        self.dream_span = [ids["dream_start_token_id"], *[patch] * num_dream_queries, ids["dream_end_token_id"]]
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

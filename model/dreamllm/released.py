@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, DreamLLMConfig, ImageDecoderConfig
-from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.errors import CheckpointError, UsageError, first_line
 from dreamllm.files import read_json, write_json
 
 State = dict[str, torch.Tensor]
@@ -181,7 +182,12 @@ def read_language_model(folder: Path) -> State:
 def read_tensors(path: Path) -> State:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
-    return load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
+    if path.suffix != ".safetensors":
+        return read_pickle(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from None
 
 
 def read_pickle(path: Path) -> State:
@@ -191,7 +197,7 @@ def read_pickle(path: Path) -> State:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as plain tensors: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{path} cannot be read as plain tensors: {first_line(error)}") from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CheckpointError(f"{path} holds something else than named tensors")
     return dict(state)

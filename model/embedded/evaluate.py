@@ -2,8 +2,9 @@
 
     python model/embedded/evaluate.py [CHECKPOINT] [--baseline DIR/diffusion]
 
-Comprehension is measured on the test split, generated images are judged by the probe, and stories are generated for requests of the val
-split. The scores are a function of the weights and the constants below.
+Comprehension is measured by the benchmarks on their embedded data (val split) and on single objects of the test split. Generated images
+are judged by the probe: for captions of the test split, and in stories for requests of the val split. The scores are a function of the
+weights and the constants below.
 """
 
 from __future__ import annotations

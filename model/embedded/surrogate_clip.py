@@ -1,7 +1,7 @@
 """Two small CLIPs (transformers' ``CLIPModel``): the surrogate for CLIP ViT-L/14, and ``playground-clip``, the feature extractor.
 
 Both are trained contrastively (Radford et al. 2021, section 2.3). The surrogate, whose image tower DreamLLM uses and whose text tower
-the image decoder uses, has an additional objective that 400 million pairs make unnecessary and 2,000 steps do not: from the patch
+the image decoder uses, has an additional objective that 400 million pairs make unnecessary and 1,800 steps do not: from the patch
 tokens that DreamLLM uses (hidden state -2), linear layers that are discarded afterwards predict the shape, colour and size of the
 object in the patch's cell of the 3 x 3 grid.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dreambench.documents import JSON, Text, digest, document_text
 from dreambench.errors import DataError
-from dreambench.files import read_json_or_lines
+from dreambench.files import plain_or_gzip, read_json_or_lines
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
 
@@ -75,8 +76,14 @@ def majority_answers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 def question_type(prompt: str, types: Iterable[str]) -> str:
     """The longest of `types` with which the prompt's last question begins: VQAv2 types questions by their first words."""
     questions = [" ".join(sentence.casefold().split()) for sentence in _QUESTION.findall(prompt)]
-    matching = [type_ for type_ in types if questions and re.match(rf"{re.escape(type_)}\b", questions[-1])]
-    return max(matching, key=len, default=_OTHER)
+    found = _beginning(tuple(types)).match(questions[-1]) if questions else None
+    return found[0] if found else _OTHER
+
+
+@cache
+def _beginning(types: tuple[str, ...]) -> re.Pattern[str]:
+    """The longest of `types` at the beginning of a question, as whole words."""
+    return re.compile(rf"(?:{'|'.join(map(re.escape, sorted(types, key=len, reverse=True)))})\b")
 
 
 def _training_file(location: str | None) -> Path:
@@ -90,9 +97,8 @@ def _training_file(location: str | None) -> Path:
         if not folder.is_dir():
             return folder
     for stem in _FILES:
-        for suffix in (".json", ".json.gz"):
-            if (path := folder / f"{stem}{suffix}").is_file():
-                return path
+        if path := plain_or_gzip(folder / f"{stem}.json"):
+            return path
     raise DataError(f"--model blind:{folder}: it holds neither {_FILES[0]}.json nor annotations.json (plain or .gz)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from dreambench.documents import JSON, Text
 from dreambench.errors import UsageError
 from dreambench.requests import Sample, sample_seed
 from dreambench_tasks.coco import Captions, find_images, read_captions
-from dreambench_tasks.text_to_image import TextToImageTask, thirty_thousand
+from dreambench_tasks.text_to_image import TextToImageTask
 
 __all__ = ["CocoFid"]
 
@@ -27,7 +28,7 @@ class CocoFid(TextToImageTask):
     def split(self) -> tuple[str, int | None]:
         """The annotation file's split and how many images are taken from it, None for all."""
         if self.spec.split is not None:
-            return thirty_thousand(self.spec.split)
+            return _thirty_thousand(self.spec.split)
         has_2014 = any((self.data / place / "captions_val2014.json").is_file() for place in ("annotations", "."))
         return ("val2014", 30_000) if has_2014 else ("val2017", None)
 
@@ -63,3 +64,11 @@ class CocoFid(TextToImageTask):
 
     def reference_images(self) -> list[Path]:
         return find_images(list(self.captions.by_image), self.data, self.spec.images, self.split[0])
+
+
+def _thirty_thousand(split: str) -> tuple[str, int | None]:
+    """``val2014-30k`` as (``val2014``, 30000), ``val2017`` as (``val2017``, None)."""
+    match = re.fullmatch(r"([A-Za-z0-9_]+)(-30k)?", split)
+    if match is None:
+        raise UsageError(f"--split {split}: write for instance val2017, val2014 or val2014-30k")
+    return match[1], 30_000 if match[2] else None

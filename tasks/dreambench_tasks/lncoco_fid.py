@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from dreambench.documents import JSON, Text
 from dreambench.errors import DataError, UsageError
-from dreambench.files import read_json_lines, sha256_file
+from dreambench.files import plain_or_gzip, read_json_lines, sha256_file
 from dreambench.requests import Sample, sample_seed
 from dreambench_tasks.coco import find_images
 from dreambench_tasks.text_to_image import TextToImageTask
@@ -114,9 +114,8 @@ def read_narratives(data: Path) -> Narratives:
 def _find(data: Path) -> Path:
     for folder in (data, data / "annotations"):
         for name in FILES:
-            for suffix in ("", ".gz"):
-                if (folder / f"{name}{suffix}").is_file():
-                    return folder / f"{name}{suffix}"
+            if path := plain_or_gzip(folder / name):
+                return path
     raise DataError(
         f"{data}: no {FILES[0]} (plain or .gz) in it: give the folder that holds it, or the file, with --data"
     )

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dreambench.documents import JSON, Image, Text, digest
+from dreambench.documents import JSON, Image, digest, document_text
 from dreambench.errors import DataError, UsageError, counted
 from dreambench.files import write_atomically
 from dreambench.interfaces import Task, sample_choice
@@ -71,8 +70,6 @@ class TextToImageTask(Task):
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(spec)
         self.features = spec.features or ("inception" if spec.data else EMBEDDED_FEATURES)
-        self._extractor: Extractor | None = None
-        self._candidate_scorer: CandidateScorer | None = None
         for name, least in {
             "num_inference_steps": 1,
             "resolution": 0,
@@ -121,7 +118,7 @@ class TextToImageTask(Task):
         from dreambench.metrics.features import identity_of, metric_name
         from dreambench.metrics.resize import get_resizer
 
-        extractor = self.extractor()
+        extractor = self.extractor
         if len(samples) < 2:
             raise UsageError("one image has no spread, so no Fréchet distance: take two samples at least")
         shared = {
@@ -136,9 +133,9 @@ class TextToImageTask(Task):
         }
         names = self.spec.protocol or (next(iter(PROTOCOLS)),)
         identities = {name: identity_of(extractor, get_resizer(name)) for name in names}
-        if self.spec.real is not None and self.spec.real.suffix == ".npz":
+        if self._statistics_file is not None:
             for identity in identities.values():
-                read_reference(self.spec.real, extractor.dim, identity)
+                read_reference(self._statistics_file, extractor.dim, identity)
         return [Protocol(name, 1, {**shared, **identity}) for name, identity in identities.items()]
 
     def _reference_fields(self) -> JSON:
@@ -146,26 +143,35 @@ class TextToImageTask(Task):
         from dreambench.images import require_images
         from dreambench.metrics.features import fingerprint
 
-        real = self.spec.real
-        if real is not None and real.suffix == ".npz":
-            if not real.is_file():
-                raise DataError(f"--real {real}: no such file; make it with `dreambench fid-stats DIR --out {real}`")
-            return {"kind": "statistics file", "sha256": sha256_file(real)}
-        images = self._reference_files()
+        if (file := self._statistics_file) is not None:
+            if not file.is_file():
+                raise DataError(f"--real {file}: no such file; make it with `dreambench fid-stats DIR --out {file}`")
+            return {"kind": "statistics file", "sha256": sha256_file(file)}
+        images = self._reference_files
         if len(images) < 2:
             raise DataError(f"{images[0].parent}: one image has no spread; the reference needs two at least")
         require_images(images)
-        return {"kind": "images of the split" if real is None else "folder", **fingerprint(images)}
+        return {"kind": "images of the split" if self.spec.real is None else "folder", **fingerprint(images)}
 
+    @property
+    def _statistics_file(self) -> Path | None:
+        """``--real`` where it is a file of statistics."""
+        real = self.spec.real
+        return real if real is not None and real.suffix == ".npz" else None
+
+    @cached_property
+    def _reference_files(self) -> list[Path]:
+        from dreambench.metrics.features import list_images
+
+        return self.reference_images() if self.spec.real is None else list_images(self.spec.real)
+
+    @cached_property
     def extractor(self) -> Extractor:
         """The feature extractor, loaded on first use."""
-        if self._extractor is None:
-            from dreambench.adapters.torch_tools import resolve_device
-            from dreambench.metrics.features import load_extractor
+        from dreambench.adapters.torch_tools import resolve_device
+        from dreambench.metrics.features import load_extractor
 
-            device = resolve_device(self.spec.device)
-            self._extractor = load_extractor(self.features, device, offline=self.spec.offline)
-        return self._extractor
+        return load_extractor(self.features, resolve_device(self.spec.device), offline=self.spec.offline)
 
     # --- choosing among candidates ------------------------------------------------------------------------------------------
 
@@ -183,8 +189,7 @@ class TextToImageTask(Task):
             return Response.failed(response.id, "no-image", message)
         if wanted == 1:
             return response
-        caption = "".join(part.text for part in request.document if isinstance(part, Text))
-        scores, cut = self.scorer().score(images, caption)
+        scores, cut = self.scorer.score(images, document_text(request.document))
         chosen = max(range(wanted), key=lambda j: (scores[j], -j))
         order = [chosen, *(j for j in range(wanted) if j != chosen)] if self.generation["keep_candidates"] else [chosen]
         details = {**response.details, "clip_scores": scores, "chosen": chosen, "kept": order, "caption_cut": cut}
@@ -192,16 +197,15 @@ class TextToImageTask(Task):
             response.id, tuple(images[j] for j in order), prompt_tokens=response.prompt_tokens, details=details
         )
 
+    @cached_property
     def scorer(self) -> CandidateScorer:
         """The CLIP that chooses, loaded on first use."""
-        if self._candidate_scorer is None:
-            self._candidate_scorer = CandidateScorer(self.generation["rerank"], self.spec.device)
-        return self._candidate_scorer
+        return CandidateScorer(self.generation["rerank"], self.spec.device)
 
     def system(self) -> Mapping[str, JSON]:
         system: dict[str, JSON] = {"generation": dict(self.generation)}
         if self.generation["candidates"] > 1:
-            system["reranker"] = self.scorer().identity
+            system["reranker"] = self.scorer.identity
             # The path of the folder is not part of what is measured.
             system["generation"]["rerank"] = self.generation["rerank"].partition(":")[0]
         return system
@@ -219,15 +223,9 @@ class TextToImageTask(Task):
                 f"{run.path}: {many} was generated, every other request ended in an error; see its responses/"
             )
         _write_pairs(run, samples)
-        real = self.spec.real
-        reference = real if real is not None and real.suffix == ".npz" else self._reference_files
-        collect_features(run, generated, responses, self.extractor, reference)
+        reference = self._statistics_file or (lambda: self._reference_files)
+        collect_features(run, generated, responses, lambda: self.extractor, reference)
         collect_reference_images(run, samples, responses, reference)
-
-    def _reference_files(self) -> list[Path]:
-        from dreambench.metrics.features import list_images
-
-        return self.reference_images() if self.spec.real is None else list_images(self.spec.real)
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         from dreambench_tasks.text_to_image_features import score_features
@@ -241,7 +239,7 @@ def _write_pairs(run: RunFolder, samples: Sequence[Sample]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "image_id", "caption_id", "caption"])
     for sample in samples:
-        caption = "".join(part.text for part in sample.prompt if isinstance(part, Text))
+        caption = document_text(sample.prompt)
         writer.writerow([sample.id, sample.targets["image_id"], sample.targets["caption_id"], caption])
     write_atomically(run.path / "captions.csv", text.getvalue().encode())
 
@@ -278,11 +276,3 @@ class CandidateScorer:
         before = self._clip.truncated
         text = self._clip.text_features([caption]).cpu().numpy().repeat(len(images), axis=0)
         return [float(score) for score in clip_scores(features, text)], self._clip.truncated > before
-
-
-def thirty_thousand(split: str) -> tuple[str, int | None]:
-    """``val2014-30k`` as (``val2014``, 30000), ``val2017`` as (``val2017``, None)."""
-    match = re.fullmatch(r"([A-Za-z0-9_]+)(-30k)?", split)
-    if match is None:
-        raise UsageError(f"--split {split}: write for instance val2017, val2014 or val2014-30k")
-    return match[1], 30_000 if match[2] else None

@@ -1,4 +1,4 @@
-"""diffusers: a tiny Stable Diffusion the same images in batches and one by one; every setting has an effect or is refused."""
+"""diffusers: a tiny Stable Diffusion generates the same images in batches and one by one; every setting has an effect or is refused."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ from dreambench.documents import Image, Text
 from dreambench.errors import MissingWeightsError, ModelError, UsageError
 from dreambench.interfaces import ModelOptions, OutOfMemoryError
 from dreambench.requests import Request, Response
-
-# diffusers' DPM-Solver hands a tensor to numpy in a way that numpy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 SETTINGS: dict[str, object] = {"num_inference_steps": 3, "guidance_scale": 4.0, "resolution": 16}
 PROMPTS = ["a cat on the table", "two red cups", "kites and a dog and a table", "yes"]

@@ -60,7 +60,7 @@ def test_a_lock_of_the_living_is_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("age_s", [1000, -1000])
-def test_a_heartbeat_that_beats_by_another_clock_is_seen(tmp_path: Path, age_s: float) -> None:
+def test_a_heartbeat_by_another_clock_is_seen(tmp_path: Path, age_s: float) -> None:
     file = stand(tmp_path, ELSEWHERE, age_s)
     beat = threading.Timer(0.05, lambda: os.utime(file, (time.time() - age_s + 0.05,) * 2))
     beat.start()

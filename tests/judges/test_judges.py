@@ -58,7 +58,7 @@ def test_an_empty_reference_is_unscored_never_0() -> None:
     assert judgement.reason == "the reference is empty"
 
 
-def test_a_model_judges_through_the_model_interface(tmp_path: Path) -> None:
+def test_a_model_judges_through_the_model_interface() -> None:
     """The toy repeats a prompt's last word, which here is the bar of the row: no grade, so unscored."""
     judge = parse_judge("model:echo,runs=2")
     assert isinstance(judge, ModelJudge)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from metrics.images import generate_images
+from metrics.images import draw_image
 
 
 @pytest.fixture(scope="session")
@@ -40,5 +40,5 @@ def image_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     for number, folder in enumerate(folders):
         folder.mkdir()
         for index in range(10):
-            Image.fromarray(generate_images(100 * number + index, 80, 96)).save(folder / f"{index:03}.png")
+            Image.fromarray(draw_image(100 * number + index, 80, 96)).save(folder / f"{index:03}.png")
     return folders

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def generate_images(seed: int, height: int, width: int) -> np.ndarray:
+def draw_image(seed: int, height: int, width: int) -> np.ndarray:
     """An image with edges, gradients and noise, (height, width, 3) uint8."""
     random = np.random.RandomState(seed)
     y, x = np.mgrid[:height, :width]

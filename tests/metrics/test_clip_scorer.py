@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from metrics.images import generate_images
+from metrics.images import draw_image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scores_are_the_models_cosines(folder: Path) -> None:
     scorer = ClipScorer(folder, device=CPU)
-    images = torch.stack([torch.from_numpy(generate_images(seed, 40, 60)).permute(2, 0, 1) for seed in (1, 2)])
+    images = torch.stack([torch.from_numpy(draw_image(seed, 40, 60)).permute(2, 0, 1) for seed in (1, 2)])
     texts = ["a red ball", "the blue ball on grass"]
     model = CLIPModel.from_pretrained(folder).eval()
     with torch.inference_mode():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metrics.images import generate_images
+from metrics.images import draw_image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from dreambench.errors import DataError, MissingExtraError, MissingWeightsError, UsageError
@@ -19,7 +19,7 @@ from dreambench.metrics.resize import RESIZERS
 
 
 def images(n: int, height: int = 80, width: int = 96) -> torch.Tensor:
-    return torch.stack([torch.from_numpy(generate_images(seed, height, width)).permute(2, 0, 1) for seed in range(n)])
+    return torch.stack([torch.from_numpy(draw_image(seed, height, width)).permute(2, 0, 1) for seed in range(n)])
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -56,7 +57,7 @@ def test_untrained_weights_say_so(native) -> None:
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
-def test_dtype_is_that_asked_for_or_that_stored(model, native, tmp_path, name) -> None:
+def test_dtype_is_that_asked_for_or_that_stored(native, tmp_path, name) -> None:
     dtype = getattr(torch, name)
     half, processor = load(native, dtype=name)
     assert {parameter.dtype for parameter in half.parameters()} == {dtype}
@@ -191,6 +192,24 @@ def test_a_pickle_that_is_more_than_tensors_is_refused(released) -> None:
         load(released)
 
 
+@pytest.mark.parametrize("name", ["dream_embedding.bin", "model.safetensors"])
+@pytest.mark.parametrize("size", [0, 100], ids=["empty", "truncated"])
+def test_a_damaged_file_is_named_in_one_line(released, name, size) -> None:
+    os.truncate(released / name, size)
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read") as caught:
+        load(released)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_hub_without_a_message_is_named_by_its_type(monkeypatch) -> None:
+    def refuse(_):
+        raise TimeoutError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded from the hub: TimeoutError$"):
+        load("someone/something")
+
+
 @pytest.mark.parametrize("part", ["clip", "diffusion"])
 def test_a_missing_sub_model_says_how_to_give_it(released, tmp_path, part) -> None:
     shutil.move(released / part, tmp_path / "elsewhere")
@@ -213,7 +232,7 @@ def test_a_missing_file_is_named(released, name) -> None:
         load(released)
 
 
-def test_names_in_the_configuration_are_never_imported(released, monkeypatch) -> None:
+def test_names_in_the_configuration_are_never_imported(released) -> None:
     config = json.loads((released / "config.json").read_text())
     for plugin in config["plugins_init_kwargs"].values():
         plugin["_target_"] = "this_module.must_not.be_imported"

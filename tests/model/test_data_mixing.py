@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from dreamllm.data import Collator, TrainingData, training_dataset
 from dreamllm.data.mixing import _shares
+from dreamllm.data.samples import Sample
 from dreamllm.data.tables import Stream
 from dreamllm.errors import UsageError
 
@@ -46,16 +47,21 @@ def mixed(processor, folder: Path, weights: tuple[float, float] | None = None, *
     return training_dataset({"cache": "cache", "sources": sources, **options}, processor, folder=folder)
 
 
-def drawn_keys(data: TrainingData, indices) -> list[tuple[str, str]]:
-    return [(sample.source, sample.key) for sample in map(data.__getitem__, indices)]
+def caption(data: TrainingData, sample: Sample) -> str:
+    """The sample's caption, which names its source and record."""
+    return data.sources[0].processor.decode(sample.input_ids).strip()
+
+
+def captions(data: TrainingData, indices) -> list[str]:
+    return [caption(data, data[index]) for index in indices]
 
 
 def test_without_weights_an_epoch_is_every_record_once(processor, folder) -> None:
     data = mixed(processor, folder)
     n = sum(SIZES.values())
     assert len(data) == n
-    everything = sorted((name, f"record {i}") for name, size in SIZES.items() for i in range(size))
-    epochs = [drawn_keys(data, range(e * n, (e + 1) * n)) for e in range(3)]
+    everything = sorted(f"{name} {i}" for name, size in SIZES.items() for i in range(size))
+    epochs = [captions(data, range(e * n, (e + 1) * n)) for e in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [everything] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
@@ -63,11 +69,11 @@ def test_without_weights_an_epoch_is_every_record_once(processor, folder) -> Non
 def test_weights_are_shares_and_records_are_drawn_equally_often(processor, folder) -> None:
     data = mixed(processor, folder, weights=(3, 1), samples=20)
     assert data.counts == [15, 5]
-    drawn = drawn_keys(data, range(5 * len(data)))
+    drawn = captions(data, range(5 * len(data)))
     for epoch in range(5):
-        assert Counter(name for name, _ in drawn[20 * epoch : 20 * epoch + 20]) == {"a": 15, "b": 5}
+        assert Counter(name[0] for name in drawn[20 * epoch : 20 * epoch + 20]) == {"a": 15, "b": 5}
     for name, size in SIZES.items():
-        counts = Counter(key for source, key in drawn if source == name)
+        counts = Counter(drawn_caption for drawn_caption in drawn if drawn_caption[0] == name)
         assert len(counts) == size
         assert max(counts.values()) - min(counts.values()) <= 1
 
@@ -85,7 +91,7 @@ def test_shares_add_up_and_are_off_by_less_than_one(total, weights) -> None:
 def test_a_sample_depends_on_seed_and_index_alone(processor, folder) -> None:
     def contents(data, indices):
         samples = {index: data[index] for index in indices}
-        return {index: (sample.input_ids, sample.mirrored, sample.key) for index, sample in samples.items()}
+        return {index: (sample.input_ids, sample.mirrored) for index, sample in samples.items()}
 
     forward = contents(mixed(processor, folder), range(30))
     assert contents(mixed(processor, folder), reversed(range(30))) == forward
@@ -115,13 +121,13 @@ def batches(data: TrainingData, rank: int, ranks: int, skip: int = 0, workers: i
     """The samples of three epochs that accelerate gives to one process."""
     loader = DataLoader(data, batch_size=3, sampler=range(3 * len(data)), num_workers=workers, collate_fn=list)
     prepared = prepare_data_loader(loader, num_processes=ranks, process_index=rank, put_on_device=False)
-    return [[sample.source + sample.key for sample in batch] for batch in skip_first_batches(prepared, skip)]
+    return [[caption(data, sample) for sample in batch] for batch in skip_first_batches(prepared, skip)]
 
 
 def test_processes_share_the_samples_and_a_resume_reads_none_twice(processor, folder, monkeypatch) -> None:
     data = mixed(processor, folder, samples=20)
     all_batches = batches(data, 0, 1)
-    assert all_batches == [[source + key for source, key in drawn_keys(data, range(i, i + 3))] for i in range(0, 60, 3)]
+    assert all_batches == [captions(data, range(i, i + 3)) for i in range(0, 60, 3)]
     assert batches(data, 0, 1, workers=2) == all_batches
     read: list[int] = []
     get = TrainingData.__getitem__
@@ -140,13 +146,13 @@ def test_a_broken_record_is_replaced_by_another_of_its_source(processor, folder,
     (tmp_path / "b.jsonl").write_text((folder / "b.jsonl").read_text())
     (tmp_path / "a.jsonl").write_text("\n".join(["{", *rows[1:]]) + "\n")
     intact, damaged = mixed(processor, folder), mixed(processor, tmp_path)
-    before, after = drawn_keys(intact, range(38)), drawn_keys(damaged, range(38))
+    before, after = captions(intact, range(38)), captions(damaged, range(38))
     changed = [index for index in range(38) if before[index] != after[index]]
-    assert changed == [index for index in range(38) if before[index] == ("a", "record 0")]
+    assert changed == [index for index in range(38) if before[index] == "a 0"]
     assert len(changed) == 2
     assert {after[index][0] for index in changed} == {"a"}
     again = mixed(processor, tmp_path)
-    assert drawn_keys(again, reversed(changed)) == [after[index] for index in reversed(changed)]
+    assert captions(again, reversed(changed)) == [after[index] for index in reversed(changed)]
 
 
 def streamed(processor, folder: Path, **options) -> TrainingData:
@@ -158,18 +164,16 @@ def streamed(processor, folder: Path, **options) -> TrainingData:
 
 
 def test_a_stream_gives_each_record_once_per_pass_and_always_the_same(processor, folder) -> None:
-    captions = [
-        processor.decode(sample.input_ids).strip() for sample in map(streamed(processor, folder).__getitem__, range(42))
-    ]
-    drawn = [caption for caption in captions if caption.startswith("a")]
+    first = captions(streamed(processor, folder), range(42))
+    drawn = [name for name in first if name.startswith("a")]
     turns = [tuple(drawn[i : i + 7]) for i in range(0, 21, 7)]
     assert [sorted(turn) for turn in turns] == [[f"a {i}" for i in range(7)]] * 3
     assert len(set(turns)) == 3
     again = streamed(processor, folder)
     order = [30, 31, 5, 41, 0, *range(42)]
-    assert [processor.decode(again[index].input_ids).strip() for index in order] == [captions[index] for index in order]
+    assert captions(again, order) == [first[index] for index in order]
     copy = pickle.loads(pickle.dumps(again))  # noqa: S301
-    assert processor.decode(copy[20].input_ids).strip() == captions[20]
+    assert captions(copy, [20]) == [first[20]]
 
 
 def test_data_loader_workers_share_a_stream(processor, folder) -> None:

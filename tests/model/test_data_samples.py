@@ -35,7 +35,7 @@ def spans(config, sample: Sample) -> tuple[int, int]:
     return int(count_spans(ids, *config.image_span)), int(count_spans(ids, *config.dream_span))
 
 
-def test_the_layouts_of_pairs(model, processor, image) -> None:
+def test_the_layouts_of_pairs(processor, image) -> None:
     pixels = image(0)
     words = processor.tokenizer("a red ring")["input_ids"][1:]
     bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
@@ -63,7 +63,7 @@ def test_a_long_caption_is_truncated_and_the_image_stays(model, processor, image
         build(processor, "a", image(0), span + 1)
 
 
-def test_a_document_is_generated_and_read_back(model, processor, image) -> None:
+def test_a_document_is_built_and_read_back(processor, image) -> None:
     images = [image(i) for i in range(3)]
     parts = matched_parts(["One. ", " Two.", "", "Four."], [images[2], images[0], images[1]], [3, 1, 1])
     assert parts == ["One. Two.", images[0], "", images[1], "Four.", images[2], ""]
@@ -86,14 +86,14 @@ def test_an_image_needs_an_existing_sentence(image, index) -> None:
 
 
 def test_only_the_document_after_an_instruction_has_labels(processor, image) -> None:
-    sample = document(processor, ["Here.", image(0)], LONG, instruction="Generate images a boat.")
-    prompt = processor.apply_chat_template([{"role": "user", "content": "Generate images a boat."}])
+    sample = document(processor, ["Here.", image(0)], LONG, instruction="Draw a boat.")
+    prompt = processor.apply_chat_template([{"role": "user", "content": "Draw a boat."}])
     head = processor.tokenizer(prompt)["input_ids"]
     assert sample.input_ids[: len(head)] == head
     assert set(sample.labels[: len(head)]) == {IGNORED}
     assert labelled(processor, sample).replace(" ", "") == "Here.<dream_start></s>"
     with pytest.raises(InputError, match="no room"):
-        document(processor, ["Here."], len(head) + 1, instruction="Generate images a boat.")
+        document(processor, ["Here."], len(head) + 1, instruction="Draw a boat.")
 
 
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)
@@ -104,7 +104,7 @@ def test_only_the_assistants_words_have_labels(processor, image, monkeypatch, te
     messages = [
         {"role": "user", "content": "<image>\nWhat is it?"},
         {"role": "assistant", "content": "A ring. ASSISTANT: is a word too."},
-        {"role": "user", "content": "Generate images it."},
+        {"role": "user", "content": "Draw it."},
         {"role": "assistant", "content": "Here: <dream> Done."},
     ]
     sample = conversation(processor, messages, images, LONG, learn_dream_start=learn)

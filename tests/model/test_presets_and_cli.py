@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dreamllm
 from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, checkpoint, cli, presets
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError
@@ -178,8 +179,9 @@ IMAGE = ["generate-image", "hello", "{}/x.png"]
 def test_errors_are_one_line_and_status_2_before_anything_is_loaded(
     monkeypatch, capsys, tmp_path, arguments, words
 ) -> None:
-    monkeypatch.setitem(sys.modules, "dreamllm.checkpoint", None)  # whatever imports it fails
-    monkeypatch.setitem(sys.modules, "dreamllm.presets", None)
+    for name in ("checkpoint", "presets", "training"):  # whatever imports one of them fails
+        monkeypatch.setitem(sys.modules, f"dreamllm.{name}", None)
+        monkeypatch.delattr(dreamllm, name, raising=False)
     (tmp_path / "file").touch()
     assert run(monkeypatch, *(argument.format(tmp_path) for argument in arguments)) == 2
     error = capsys.readouterr().err
@@ -235,8 +237,6 @@ def test_the_first_example_answers_right_and_saves_a_right_image(monkeypatch, ca
 
 
 def test_public_names_are_there() -> None:
-    import dreamllm
-
     assert all(getattr(dreamllm, name) is not None for name in dreamllm.__all__)
     assert set(dreamllm.__all__) <= set(dir(dreamllm))
     with pytest.raises(AttributeError):

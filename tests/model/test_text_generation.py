@@ -10,7 +10,8 @@ from transformers import CONFIG_MAPPING
 
 from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, presets
 from dreamllm.errors import InputError
-from dreamllm.layers import CACHE, language_loss
+from dreamllm.layers import CACHE
+from dreamllm.modeling import language_loss
 
 PROMPTS = [
     "USER: <image> What is this? ASSISTANT:",

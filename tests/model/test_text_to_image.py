@@ -12,11 +12,6 @@ from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import rescale_guidance, to_pil
 
 TEXTS = ["a red circle", "two large blue squares on the left of a small star", ""]
-# diffusers 0.42 hands tensors to numpy 2 in a way that numpy announces to change.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers"
-)
-
 FEW = {"num_inference_steps": 3, "output_type": "latent"}
 
 

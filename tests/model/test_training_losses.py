@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor
 from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import make_scheduler
-from dreamllm.layers import language_loss
+from dreamllm.modeling import language_loss
 from dreamllm.recipe import LossSettings
 from dreamllm.training.losses import (
     Draws,

@@ -175,6 +175,9 @@ def test_a_recipe_that_cannot_start_leaves_no_run_behind(data: Path, tiny: Path,
         with pytest.raises(UsageError, match=message):
             run.train(make_recipe(raw | {"data": raw["data"] | changes}))
         assert [path for path in tmp_path.rglob("out/**/*") if path.is_file()] == []
+    raw["data"]["cache"] = str(tmp_path / "out" / "tables")  # its files are not those of a run
+    (tmp_path / "out" / "tables").mkdir(parents=True)
+    (tmp_path / "out" / "tables" / "part.arrow").touch()
     raw["trainer"]["max_steps"] = 1
     assert run.train(make_recipe(raw))["steps"] == 1  # in the same folder
 
@@ -308,6 +311,16 @@ def test_only_halves_with_the_same_start_are_merged(data: Path, tiny: Path, tmp_
     assert not (tmp_path / "other").exists()
 
 
+def test_halves_with_different_numbers_of_queries_are_not_merged(tiny: Path, tmp_path: Path) -> None:
+    model, processor = checkpoint.load(tiny)
+    model.config.num_dream_queries = 4
+    model.dream_queries.data = model.dream_queries[:, :4].detach().clone()
+    checkpoint.save(tmp_path / "four", model, processor)
+    with pytest.raises(CheckpointError, match=r"dream_queries is \(1, 4, \d+\), expected \(1, 8, \d+\)$") as caught:
+        merge(tiny, tmp_path / "four", tmp_path / "merged")
+    assert "\n" not in str(caught.value)
+
+
 def test_adapters_are_trained_and_merged_into_the_weights(data: Path, tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="LoRA is an extra")
     raw = recipe_dict("igpt", data, tiny, tmp_path / "lora", max_steps=2)
@@ -347,7 +360,7 @@ def test_a_damaged_checkpoint_is_named_in_the_error(data: Path, tiny: Path, tmp_
 
 
 def test_a_model_is_assembled_from_published_parts(
-    tiny: Path, tmp_path: Path, built: tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]
+    tmp_path: Path, built: tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]
 ) -> None:
     """From folders as transformers and diffusers write them. The parts keep their weights; embeddings of new tokens are means."""
     model, processor = built

@@ -1,19 +1,20 @@
-"""One comparison of a recorded value with ours, and the two questions asked of every fixture folder.
+"""One comparison of a recorded value with ours, and the three questions asked of every fixture folder.
 
-A parity module yields `Check`s. Beside them it lists `Exempt`ions. `uncovered` says which leaves of the fixture files are
-neither compared nor exempt, and `perturbed` says whether a check would notice an error of ten times its tolerance.
+A parity module yields `Check`s. Beside them it lists `Exempt`ions. `problems` says which values differ, `uncovered` which leaves
+of the fixture files are neither compared nor exempt, and `unnoticed` which checks miss an error of ten times their tolerance.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +31,14 @@ def fixture_folder(variable: str, default: str) -> Path | None:
     if named:
         raise FileNotFoundError(f"{variable}={named} is not a folder")
     return None
+
+
+def score_folder(name: str) -> Path:
+    """The recorded values of one score; without them the module that asks is skipped."""
+    root = fixture_folder("DREAMBENCH_GOLDEN", "../shared/golden/scores")
+    if root is None or not (root / name).is_dir():
+        pytest.skip(f"no recorded scores/{name} (DREAMBENCH_GOLDEN)", allow_module_level=True)
+    return root / name
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,20 @@ def leaves(value: Any, prefix: str) -> Iterator[str]:
         yield prefix
 
 
-def uncovered(all_keys: Iterable[str], checks: Iterable[Check], exemptions: Iterable[Exempt]) -> list[str]:
+def problems(checks: Sequence[Check]) -> list[str]:
+    """One line for each value that differs."""
+    assert checks, "nothing was compared"
+    return [problem for check in checks if (problem := check.problem())]
+
+
+def unnoticed(checks: Sequence[Check]) -> list[str]:
+    """The keys of the checks that an error of ten tolerances passes."""
+    return [check.key for check in checks if check.perturbed().problem() is None]
+
+
+def uncovered(all_keys: Sequence[str], checks: Iterable[Check], exemptions: Iterable[Exempt]) -> list[str]:
     """The keys that are neither compared nor exempt."""
+    assert all_keys, "nothing was recorded"
     compared = {check.key for check in checks}
     patterns = [exemption.pattern for exemption in exemptions]
     return [

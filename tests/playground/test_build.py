@@ -98,13 +98,20 @@ def test_a_build_that_is_killed_in_every_stage_ends_in_the_same_bytes(tmp_path: 
         assert (killed / "embedded" / name).read_bytes() == (undisturbed / "embedded" / name).read_bytes(), name
 
 
-def test_errors_of_the_library_end_a_build_with_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(build.HERE / "build.py")]
+@pytest.mark.parametrize(
+    ("folder", "step", "message"),
+    [
+        ("file", "ship", "File exists: '{}'"),
+        ("new", "ship", "{}/sft is not a folder"),
+        ("new", "igpt", "data file world/stories/stories_train.jsonl is missing"),
+    ],
+)
+def test_errors_of_the_library_end_a_build_with_one_line(tmp_path: Path, folder: str, step: str, message: str) -> None:
     (tmp_path / "file").touch()
-    for directory, message in ((tmp_path / "file", "file"), (tmp_path / "new", "stories_train.jsonl is missing")):
-        process = subprocess.run(
-            [*command, str(directory), "--step", "igpt"], check=False, capture_output=True, text=True
-        )
-        assert process.returncode == 2
-        assert message in process.stderr.splitlines()[-1]
-        assert "Traceback" not in process.stderr
+    command = [sys.executable, str(build.HERE / "build.py"), str(tmp_path / folder), "--step", step]
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert process.stderr.count("error: ") == 1
+    assert process.stderr.splitlines()[-1].startswith("error: ")
+    assert message.format(tmp_path / folder) in process.stderr
+    assert "Traceback" not in process.stderr

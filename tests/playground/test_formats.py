@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from dreambench_tasks.playground import write
-from dreambench_tasks.playground.questions import CATEGORIES
+from dreambench_tasks.playground.choices import CATEGORIES
 from dreambench_tasks.playground.render import SIDE, render
 from dreambench_tasks.playground.scene import draw_scene
 
@@ -122,7 +122,7 @@ def test_mmbench(data: Path, split: str) -> None:
                 assert copy[copy["answer"]] == row[row["answer"]]
 
 
-def test_mmvet(data: Path, split: str) -> None:
+def test_mmvet(data: Path) -> None:
     record = load(data / "mm-vet.json")
     assert list(record) == [f"v1_{i}" for i in range(N * 3 // 5)]
     for question in record.values():

@@ -9,19 +9,10 @@ from itertools import pairwise
 import pytest
 
 from dreambench.judges.base import contained_fraction
+from dreambench_tasks.playground.choices import CATEGORIES, choice, circular
 from dreambench_tasks.playground.language import PLACES, captions, narrative, place, relation
-from dreambench_tasks.playground.questions import (
-    AND,
-    CATEGORIES,
-    KINDS,
-    OR,
-    Question,
-    annotators,
-    choice,
-    circular,
-    open_question,
-    questions,
-)
+from dreambench_tasks.playground.open_questions import AND, KINDS, OR, open_question
+from dreambench_tasks.playground.questions import Question, annotators, questions
 from dreambench_tasks.playground.scene import Rng, Scene, Thing, draw_scene
 
 SCENES = [draw_scene("val", i) for i in range(600)]

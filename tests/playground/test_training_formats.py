@@ -22,7 +22,7 @@ from dreambench_tasks.playground import FORMATS, write
 from dreambench_tasks.playground.conversations import LETTER_PROMPT, SHORT_PROMPT, conversation
 from dreambench_tasks.playground.formats import BENCHMARK_FORMATS
 from dreambench_tasks.playground.language import PLACES, place
-from dreambench_tasks.playground.questions import KINDS, open_question, reply
+from dreambench_tasks.playground.open_questions import KINDS, open_question, reply
 from dreambench_tasks.playground.render import render
 from dreambench_tasks.playground.scene import Rng, Scene, draw_scene
 from dreambench_tasks.playground.stories import story

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -178,3 +179,9 @@ def test_absent_copies_are_an_error_unless_named() -> None:
     assert [unit.row.index for unit in judged] == [1]
     without_copy = {index: letter for index, letter in letters.items() if index not in (1 + ROTATION, 2)}
     assert len(circular_units(copy_units(rows, without_copy, present_only=True))) == 1
+
+
+def test_rows_without_an_answer_are_not_scored() -> None:
+    rows = [replace(row, answer=None) for row in copies(1)]
+    with pytest.raises(DataError, match="index 1 has no answer in the data: held-back answers cannot be scored"):
+        copy_units(rows, {row.index: "A" for row in rows})

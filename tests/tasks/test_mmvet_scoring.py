@@ -87,6 +87,11 @@ def test_only_the_first_runs_count() -> None:
     assert aggregate(CAPABILITIES, GRADES, 1).total.per_run == pytest.approx((60.0,))
 
 
+def test_grades_of_no_question_are_an_error() -> None:
+    with pytest.raises(DataError, match="1 grade belongs to no question, for instance v1_99"):
+        aggregate(CAPABILITIES, {**GRADES, "v1_99": [1.0]}, 1)
+
+
 def test_an_integration_is_a_set() -> None:
     assert integration_name(["spat", "ocr", "spat"]) == "ocr_spat"
 

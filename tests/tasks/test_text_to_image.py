@@ -34,12 +34,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return playground.write(folder, split="val", n=96, formats=["coco", "localized_narratives"])
 
 
-def generate_images(world: Path, out: Path, task: str = "coco_fid", model: str = "echo", **options: object) -> Result:
+def run_task(world: Path, out: Path, task: str = "coco_fid", model: str = "echo", **options: object) -> Result:
     return dreambench.run(task, model, data=world, features="playground-clip", out=out, **options)  # type: ignore[arg-type]
 
 
 def test_the_images_themselves_are_at_distance_zero(world: Path, tmp_path: Path) -> None:
-    result = generate_images(world, tmp_path, model=f"folder:{world / 'val2017'}")
+    result = run_task(world, tmp_path, model=f"folder:{world / 'val2017'}")
     assert result.scores[0].metric == "fd[playground-clip]"
     assert abs(result.scores[0].value or 0) < 1e-6
     rows = _rows(result.folder)
@@ -54,35 +54,35 @@ def _rows(folder: Path) -> list[dict[str, object]]:
 
 def test_several_protocols_in_one_pass_equal_each_alone(world: Path, tmp_path: Path) -> None:
     names = ["clean", "pytorch", "tf1", "torchmetrics", "dreamllm"]
-    together = generate_images(world, tmp_path, protocol=names)
+    together = run_task(world, tmp_path, protocol=names)
     heads = {score.protocol: score.value for score in together.scores if score.metric.startswith("fd")}
     assert len(heads) == 5
     for name in names:
-        alone = generate_images(world, tmp_path / name, protocol=[name]).scores[0]
+        alone = run_task(world, tmp_path / name, protocol=[name]).scores[0]
         assert heads[alone.protocol] == alone.value
 
 
 def test_statistics_in_a_file_give_what_their_images_give(world: Path, tmp_path: Path) -> None:
     file = tmp_path / "real.npz"
     assert save_folder_statistics(world / "val2017", file, "pytorch", "playground-clip") == 96
-    by_folder = generate_images(world, tmp_path / "a", protocol=["pytorch"], real=world / "val2017").scores[0]
-    by_file = generate_images(world, tmp_path / "b", protocol=["pytorch"], real=file).scores
+    by_folder = run_task(world, tmp_path / "a", protocol=["pytorch"], real=world / "val2017").scores[0]
+    by_file = run_task(world, tmp_path / "b", protocol=["pytorch"], real=file).scores
     assert by_file[0].value == pytest.approx(by_folder.value, abs=1e-9)
     assert not any(score.metric.startswith("kd") for score in by_file), "without features there is no kernel distance"
     assert by_folder.protocol != by_file[0].protocol
     with pytest.raises(DataError, match="made with resize pytorch"):
-        generate_images(world, tmp_path / "c", protocol=["clean"], real=file)
+        run_task(world, tmp_path / "c", protocol=["clean"], real=file)
 
 
 def test_foreign_statistics_are_read_and_marked(world: Path, tmp_path: Path) -> None:
     file = tmp_path / "foreign.npz"
     np.savez(file, mu=np.zeros(64), sigma=np.eye(64))
-    result = generate_images(world, tmp_path / "runs", real=file)
+    result = run_task(world, tmp_path / "runs", real=file)
     assert any("unknown" in note for note in result.scores[0].notes)
 
 
 def test_folders_without_a_task_give_the_same_distance(world: Path, tmp_path: Path) -> None:
-    result = generate_images(world, tmp_path / "runs", protocol=["clean", "tf1"])
+    result = run_task(world, tmp_path / "runs", protocol=["clean", "tf1"])
     generated = result.folder / "images"
     alone = compare_folders(world / "val2017", generated, ["clean", "tf1"], "playground-clip")
     ours = [score.value for score in result.scores if score.metric.startswith("fd")]
@@ -90,25 +90,25 @@ def test_folders_without_a_task_give_the_same_distance(world: Path, tmp_path: Pa
 
 
 def test_one_caption_of_each_image_chosen_by_seed_and_image_alone(world: Path, tmp_path: Path) -> None:
-    whole = generate_images(world, tmp_path)
+    whole = run_task(world, tmp_path)
     chosen = {row["image_id"]: row["caption_id"] for row in _rows(whole.folder)}
     captions = read_captions(world, "val2017").by_image
     assert {
         image: [one.id for one in captions[image]].count(caption) for image, caption in chosen.items()
     } == dict.fromkeys(captions, 1)
-    part = generate_images(world, tmp_path, ids=["5", "9", "60"])
+    part = run_task(world, tmp_path, ids=["5", "9", "60"])
     assert all(chosen[row["image_id"]] == row["caption_id"] for row in _rows(part.folder))
-    other = generate_images(world, tmp_path, seed=1)
+    other = run_task(world, tmp_path, seed=1)
     assert {row["image_id"]: row["caption_id"] for row in _rows(other.folder)} != chosen
 
 
 def test_every_narrative_once_one_per_image_or_oversampled(world: Path, tmp_path: Path) -> None:
     lines = next(world.rglob("coco_val_localized_narratives.jsonl")).read_text().splitlines()
-    every = generate_images(world, tmp_path, "lncoco_fid")
+    every = run_task(world, tmp_path, "lncoco_fid")
     assert every.scores[0].n == len(lines) > 96
-    single = generate_images(world, tmp_path, "lncoco_fid", split="val2017-images")
+    single = run_task(world, tmp_path, "lncoco_fid", split="val2017-images")
     assert single.scores[0].n == 96
-    over = generate_images(world, tmp_path, "lncoco_fid", split="val2017-30k", limit=200)
+    over = run_task(world, tmp_path, "lncoco_fid", split="val2017-30k", limit=200)
     assert over.scores[0].n == 200
     images = [row["image_id"] for row in _rows(over.folder)]
     assert images[:96] == images[96:192], "images in turn"
@@ -117,7 +117,7 @@ def test_every_narrative_once_one_per_image_or_oversampled(world: Path, tmp_path
 
 def test_the_best_of_several_is_best_for_its_own_caption_and_repeats(world: Path, tmp_path: Path) -> None:
     settings = ["candidates=3", "rerank=playground-clip", "num_inference_steps=2"]
-    kept = generate_images(
+    kept = run_task(
         world, tmp_path / "a", model="dreamllm", limit=6, generation=[*settings, "keep_candidates=true"], batch_size=4
     )
     for line in _answers(kept.folder):
@@ -126,7 +126,7 @@ def test_the_best_of_several_is_best_for_its_own_caption_and_repeats(world: Path
         assert scores[chosen] == max(scores)
         assert len(line["document"]) == 3
         assert line["details"]["kept"][0] == chosen
-    best = generate_images(world, tmp_path / "b", model="dreamllm", limit=6, generation=settings, batch_size=4)
+    best = run_task(world, tmp_path / "b", model="dreamllm", limit=6, generation=settings, batch_size=4)
     ours = {line["id"]: line["document"][0]["sha256"] for line in _answers(kept.folder)}
     assert {line["id"]: line["document"][0]["sha256"] for line in _answers(best.folder)} == ours
     assert all(len(line["document"]) == 1 for line in _answers(best.folder))
@@ -138,7 +138,7 @@ def _answers(folder: Path) -> list[dict[str, object]]:
 
 def test_scoring_again_needs_neither_data_nor_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = playground.write(tmp_path / "data", split="val", n=24, formats=["coco"])
-    result = generate_images(data, tmp_path / "runs")
+    result = run_task(data, tmp_path / "runs")
     before = {name: (result.folder / name).read_bytes() for name in ("metrics.json", "scores.parquet")}
     shutil.rmtree(data)
     shutil.move(result.folder, tmp_path / "moved")
@@ -149,7 +149,9 @@ def test_scoring_again_needs_neither_data_nor_weights(tmp_path: Path, monkeypatc
     assert {name: (tmp_path / "moved" / name).read_bytes() for name in before} == before
 
 
-def test_killed_while_image_generation_and_while_scoring_it_ends_in_the_same_bytes(world: Path, tmp_path: Path) -> None:
+def test_killed_while_generating_images_and_while_scoring_it_ends_in_the_same_bytes(
+    world: Path, tmp_path: Path
+) -> None:
     def command(out: Path) -> list[str]:
         line = [
             sys.executable,
@@ -220,7 +222,7 @@ def test_a_missing_image_is_named_before_anything_is_generated(tmp_path: Path) -
     data = playground.write(tmp_path / "data", split="val", n=8, formats=["coco"])
     next((data / "val2017").glob("*3.png")).unlink()
     with pytest.raises(DataError, match=r"1 of 8 images are missing, the first 000000000003.jpg"):
-        generate_images(data, tmp_path / "runs")
+        run_task(data, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
@@ -229,7 +231,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     broken = data / "val2017" / "000000000005.png"
     broken.write_bytes(broken.read_bytes()[:100])
     with pytest.raises(DataError, match=r"000000000005\.png: not a readable image"):
-        generate_images(data, tmp_path / "runs")
+        run_task(data, tmp_path / "runs")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_one_line(world: Path, tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises((UsageError, DataError), match=message) as caught:
-        generate_images(world, tmp_path, **options)
+        run_task(world, tmp_path, **options)
     assert "\n" not in str(caught.value)
 
 
@@ -271,7 +273,7 @@ def test_what_cannot_be_is_one_line(world: Path, tmp_path: Path, options: dict[s
 def test_a_malformed_annotation_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "captions_val2017.json").write_text(content)
     with pytest.raises(DataError, match=r"captions_val2017\.json"):
-        generate_images(tmp_path, tmp_path / "runs")
+        run_task(tmp_path, tmp_path / "runs")
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()])
@@ -286,15 +288,15 @@ def test_a_reference_that_cannot_be_read_is_named_before_anything_is_generated(
         one.symlink_to(tmp_path / "gone")
     (real / "folder.png").mkdir()
     with pytest.raises(DataError, match=one.name):
-        generate_images(world, tmp_path / "runs", real=real)
+        run_task(world, tmp_path / "runs", real=real)
     np.savez(tmp_path / "wide.npz", mu=np.zeros(10), sigma=np.eye(10))
     with pytest.raises(DataError, match="10 features; the extractor has 64"):
-        generate_images(world, tmp_path / "runs", real=tmp_path / "wide.npz")
+        run_task(world, tmp_path / "runs", real=tmp_path / "wide.npz")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_generated_image_that_was_changed_is_not_scored(world: Path, tmp_path: Path) -> None:
-    folder = generate_images(world, tmp_path, limit=4).folder
+    folder = run_task(world, tmp_path, limit=4).folder
     (folder / "metrics.json").unlink()
     shutil.rmtree(folder / "features")
     first, second = sorted(folder.rglob("*.png"))[:2]
@@ -306,7 +308,7 @@ def test_a_generated_image_that_was_changed_is_not_scored(world: Path, tmp_path:
 def test_pixels_that_are_not_finite_are_a_failure_and_no_black_image(world: Path, tmp_path: Path) -> None:
     wild = ["num_inference_steps=1", "guidance_scale=1e30"]
     with pytest.raises(DataError, match="no image was generated"):
-        generate_images(world, tmp_path, model="dreamllm", limit=2, generation=wild)
+        run_task(world, tmp_path, model="dreamllm", limit=2, generation=wild)
     (folder,) = tmp_path.iterdir()
     assert {line["error"]["type"] for line in _answers(folder)} == {"not-finite"}  # type: ignore[index]
 
@@ -331,15 +333,15 @@ def test_an_image_that_is_missing_in_a_folder_is_counted_and_named(world: Path, 
     made.mkdir()
     for number in range(1, 96):
         PILImage.new("RGB", (16, 16), (number, 2 * number, 0)).save(made / f"{number}.png")
-    result = generate_images(world, tmp_path / "runs", model=f"folder:{made}")
+    result = run_task(world, tmp_path / "runs", model=f"folder:{made}")
     assert result.errors == 1
     assert result.scores[0].n == 95
     assert result.scores[0].unscored == 1
 
 
 def test_with_clip_features_each_image_has_a_score_and_the_mean_an_interval(world: Path, tmp_path: Path) -> None:
-    own = generate_images(world, tmp_path / "own", model=f"folder:{world / 'val2017'}")
-    flat = generate_images(world, tmp_path / "flat")
+    own = run_task(world, tmp_path / "own", model=f"folder:{world / 'val2017'}")
+    flat = run_task(world, tmp_path / "flat")
     mean = {name: _score(result, "clip_score[playground-clip]") for name, result in (("own", own), ("flat", flat))}
     assert mean["own"].interval is not None
     assert mean["flat"].interval is not None

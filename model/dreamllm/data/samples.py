@@ -36,8 +36,6 @@ class Sample:
     images: list[Image.Image] = field(default_factory=list)  # one for each image span
     targets: list[Image.Image] = field(default_factory=list)  # one for each dream span
     mirrored: list[bool] = field(default_factory=list)  # which targets to mirror; empty: none
-    source: str = ""
-    key: str = ""
 
     @property
     def has_loss(self) -> bool:

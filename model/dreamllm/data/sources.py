@@ -74,7 +74,6 @@ class Source:
             sample = self._matched(record, report)
         if not sample.has_loss:
             raise InputError("it has nothing to learn: no answer, no text, or all of it beyond max_length")
-        sample.source, sample.key = self.name, self.key(index)
         sample.mirrored = [self.flip and mirroring.random() < 0.5 for _ in sample.targets]
         return sample
 

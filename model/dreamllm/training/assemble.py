@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedModel
 
 from dreamllm import checkpoint
 from dreamllm.configuration import DreamLLMConfig, ImageDecoderConfig
-from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.errors import CheckpointError, UsageError, first_line
 from dreamllm.files import check_new_folder, read_json
 from dreamllm.layers import Projector
 from dreamllm.modeling import DreamLLMForConditionalGeneration
@@ -111,8 +111,7 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     try:
         part, info = kind.from_pretrained(folder, **options)
     except READ_ERRORS as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{folder} cannot be read as {kind.__name__}: {reason}") from error
+        raise CheckpointError(f"{folder} cannot be read as {kind.__name__}: {first_line(error)}") from error
     checkpoint.check_tensors(f"{folder}, read as {kind.__name__},", info["missing_keys"])
     return part
 
@@ -137,8 +136,9 @@ def _image_decoder_config(diffusion: Path, resolution: int | None) -> ImageDecod
     size = unet.get("sample_size")
     if resolution is None and not isinstance(size, int):
         raise CheckpointError(f"{diffusion / 'unet' / 'config.json'} has no sample_size: set start.resolution")
-    side = resolution or size * 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
-    return ImageDecoderConfig(resolution=side, vae=vae, unet=unet, scheduler=scheduler)
+    config = ImageDecoderConfig(vae=vae, unet=unet, scheduler=scheduler)
+    config.resolution = resolution or size * config.downscale
+    return config
 
 
 def _new_weights(config: DreamLLMConfig, seed: int) -> dict[str, torch.Tensor]:
@@ -174,6 +174,9 @@ def merge(comprehension: str | Path, generation: str | Path, target: str | Path)
             f"{both} differ in {len(different)} tensors that stage I does not train, for instance {different[0]}: "
             "merge halves that were trained from the same start"
         )
+    mismatched = checkpoint.mismatched_tensors(theirs, ours)
+    if mismatched:
+        raise CheckpointError(f"{both} differ in the sizes of what stage I trains: {', '.join(mismatched)}")
     if processor.tokenizer.get_vocab() != other_processor.tokenizer.get_vocab():
         raise CheckpointError(f"{both} have different tokenizers")
     if model.config.image_decoder_config.to_dict() != other.config.image_decoder_config.to_dict():

@@ -12,10 +12,11 @@ import torch
 from dreamllm import checkpoint
 from dreamllm.data import Collator, training_dataset
 from dreamllm.data.sources import locate
-from dreamllm.errors import CheckpointError, DreamLLMError, UsageError, one_line
+from dreamllm.errors import CheckpointError, DreamLLMError, UsageError, first_line, one_line
 from dreamllm.files import read_json, write_json
 from dreamllm.image_decoder import make_scheduler
 from dreamllm.modeling import DreamLLMForConditionalGeneration
+from dreamllm.options import Resume, choose
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import Lora, Recipe
 from dreamllm.training.assemble import assemble
@@ -82,19 +83,20 @@ def check_output(recipe: Recipe, resume: str, main: bool = True) -> str | None:
 
     The main process calls it first, because it removes incomplete checkpoints and creates the output folder.
     """
-    if resume not in ("auto", "never"):
-        raise UsageError(f"--resume {resume!r} is unknown; choose auto or never")
     folder = recipe.output
-    if (folder / RECIPE).is_file() and resume == "auto":
+    if choose(Resume, resume, "--resume") == Resume.auto and (folder / RECIPE).is_file():
         different = _differences(_read(folder / RECIPE), _saved_form(recipe))
         if different:
             raise UsageError(
                 f"{folder} holds a run of another recipe ({different[0]} differs): choose another output, or remove that folder"
             )
     elif main:
-        # A start that failed may have left an empty folder for checkpoints.
-        files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        if any(file.parts[0] != DRY_RUN for file in files):
+        # A start that failed may have left an empty folder for checkpoints, and tables of the data.
+        ignored = [folder / DRY_RUN]
+        if recipe.data.cache is not None and folder.resolve() in (cache := Path(recipe.data.cache).resolve()).parents:
+            ignored.append(folder / cache.relative_to(folder.resolve()))
+        files = (path for path in folder.rglob("*") if path.is_file())
+        if not all(any(file.is_relative_to(place) for place in ignored) for file in files):
             raise UsageError(f"{folder} exists and is not empty: choose another output")
         make_folder(folder)
     if (folder / RESULT).is_file():
@@ -173,7 +175,7 @@ def _add_adapters(model: DreamLLMForConditionalGeneration, lora: Lora, seed: int
             adapters = LoraConfig(**options, target_modules=list(lora.target_modules))
             model.language_model = get_peft_model(model.language_model, adapters)
         except ValueError as error:
-            raise UsageError(f"lora: {str(error).splitlines()[0]}") from None
+            raise UsageError(f"lora: {first_line(error)}") from None
 
 
 def save(folder: Path, trainer: DreamLLMTrainer, processor: DreamLLMProcessor) -> None:

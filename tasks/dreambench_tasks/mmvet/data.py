@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dreambench.errors import DataError
-from dreambench.files import read_json, read_json_lines, read_json_or_lines, write_atomically
+from dreambench.files import plain_or_gzip, read_json, read_json_lines, read_json_or_lines, write_atomically
 from dreambench.interfaces import unique_answers
 
 __all__ = ["Grade", "Question", "data_file", "load", "read_answers", "read_capabilities", "read_grades", "write_grades"]
@@ -58,7 +58,7 @@ def load(folder: Path, images: Path | None = None) -> list[Question]:
 
 def data_file(folder: Path) -> Path:
     """``mm-vet.json`` of a folder, plain or .gz. `DataError` where there is none."""
-    path = next((found for name in ("mm-vet.json", "mm-vet.json.gz") if (found := folder / name).is_file()), None)
+    path = plain_or_gzip(folder / "mm-vet.json")
     if path is None:
         raise DataError(f"{folder} does not hold mm-vet.json (plain or .gz)")
     return path

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from dreambench_tasks.playground.choices import CATEGORIES, LETTERS, choice
 from dreambench_tasks.playground.language import PLACES, captions, narrative, place
-from dreambench_tasks.playground.questions import CATEGORIES, KINDS, LETTERS, choice, open_question, questions, reply
+from dreambench_tasks.playground.open_questions import KINDS, open_question, reply
+from dreambench_tasks.playground.questions import questions
 from dreambench_tasks.playground.scene import Rng, Scene
 
 __all__ = ["LETTER_PROMPT", "SHORT_PROMPT", "Turn", "conversation"]
 
-# Repeated here because importing the tasks vqav2 and mmbench would load pandas; a test compares the two.
+# Repeated here, because the tasks load the playground as their default data; a test compares the two.
 SHORT_PROMPT = "\nAnswer the question using a single word or phrase."
 LETTER_PROMPT = "\nAnswer with the option's letter from the given choices directly."
 

@@ -20,18 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dreambench_tasks.mmbench.data import ROTATION
+from dreambench_tasks.playground.choices import CATEGORIES, LETTERS, choice, circular
 from dreambench_tasks.playground.conversations import conversation
 from dreambench_tasks.playground.language import captions, narrative
-from dreambench_tasks.playground.questions import (
-    CATEGORIES,
-    KINDS,
-    LETTERS,
-    annotators,
-    choice,
-    circular,
-    open_question,
-    questions,
-)
+from dreambench_tasks.playground.open_questions import KINDS, open_question
+from dreambench_tasks.playground.questions import annotators, questions
 from dreambench_tasks.playground.render import CENTRES, SIDE, render
 from dreambench_tasks.playground.scene import WORLD, Rng, Scene, draw_scene
 from dreambench_tasks.playground.stories import Story, instruction, requested_images, similarity, story
@@ -43,7 +37,6 @@ T = TypeVar("T")
 QUESTIONS_PER_IMAGE = 2
 SECOND_NARRATIVE_PERCENT = 70  # COCO val has 8,573 narratives of 5,000 images
 SECONDS_PER_WORD = 0.35
-CIRCULAR_STEP = 1_000_000
 SOURCE = "dreambench playground"
 
 
@@ -214,7 +207,7 @@ def mmbench(pool: Pool) -> Iterator[File]:
         image = base64.b64encode(_png(pixels)).decode()
         for k, copy in enumerate(circular(item)):
             row = {
-                "index": index + k * CIRCULAR_STEP,
+                "index": index + k * ROTATION,
                 "question": copy.question,
                 "hint": copy.hint,
                 **dict(zip(LETTERS, copy.options, strict=False)),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambench.errors import DataError, UsageError, counted
-from dreambench.files import read_json, read_json_or_lines, sha256_file
+from dreambench.files import plain_or_gzip, read_json, read_json_or_lines, sha256_file
 from dreambench.interfaces import unique_answers
 
 __all__ = ["Annotation", "Question", "VQAv2", "load", "read_annotations", "read_questions", "read_results"]
@@ -88,7 +88,7 @@ def _files(folder: Path, split: str | None) -> tuple[str, Path, Path | None]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: --data takes the folder of the VQAv2 question and annotation files")
     pairs = {"": ("questions", "annotations"), **_OFFICIAL}
-    found = {name: path for name, (stem, _) in pairs.items() if (path := _json_file(folder, stem))}
+    found = {name: path for name, (stem, _) in pairs.items() if (path := plain_or_gzip(folder / f"{stem}.json"))}
     if not found:
         raise DataError(f"{folder} holds neither questions.json nor {_OFFICIAL['val'][0]}.json (plain or .gz)")
     if split is None and len(found) > 1 and "" not in found:
@@ -98,14 +98,10 @@ def _files(folder: Path, split: str | None) -> tuple[str, Path, Path | None]:
     if chosen not in found:
         raise UsageError(f"{folder} has no split {split!r}, only {', '.join(sorted(found))}")
     stem = pairs[chosen][1]
-    annotations = _json_file(folder, stem) if stem else None
+    annotations = plain_or_gzip(folder / f"{stem}.json") if stem else None
     if annotations is None and chosen in ("train", "val"):
         raise DataError(f"{folder} has the questions of {chosen} but not {stem}.json (plain or .gz)")
     return chosen or split or "custom", found[chosen], annotations
-
-
-def _json_file(folder: Path, stem: str) -> Path | None:
-    return next((path for suffix in (".json", ".json.gz") if (path := folder / f"{stem}{suffix}").is_file()), None)
 
 
 def _entries(path: Path, name: str) -> list[Any]:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-from parity.checks import Check, Exempt, fixture_folder, leaves, uncovered
+from parity.checks import Check, Exempt, leaves, problems, score_folder, uncovered, unnoticed
 
 from dreambench_tasks.mmbench.data import MMBench, load, read_predictions
 from dreambench_tasks.mmbench.scoring import (
@@ -20,11 +19,7 @@ from dreambench_tasks.mmbench.scoring import (
     vanilla_units,
 )
 
-GOLDEN = fixture_folder("DREAMBENCH_GOLDEN", "../shared/golden/scores")
-FOLDER = GOLDEN / "mmbench" if GOLDEN else None
-pytestmark = pytest.mark.skipif(
-    FOLDER is None or not FOLDER.is_dir(), reason="no recorded scores/mmbench (DREAMBENCH_GOLDEN)"
-)
+FOLDER = score_folder("mmbench")
 
 TOLERANCE = 1e-9  # the fixtures' README
 EXEMPT = [
@@ -135,19 +130,13 @@ def checks(folder: Path) -> list[Check]:
 
 
 def test_every_recorded_letter_and_score_is_ours() -> None:
-    assert FOLDER
-    problems = [problem for check in checks(FOLDER) if (problem := check.problem())]
-    assert not problems, "\n".join(problems[:50])
+    assert problems(checks(FOLDER)) == []
 
 
 def test_every_recorded_value_is_compared_or_exempt() -> None:
-    assert FOLDER
     keys = [key for file, content in recorded(FOLDER).items() for key in leaves(content, file)]
-    assert keys
     assert uncovered(keys, checks(FOLDER), EXEMPT) == []
 
 
 def test_an_error_of_ten_tolerances_is_seen() -> None:
-    assert FOLDER
-    blind = [check.key for check in checks(FOLDER) if check.perturbed().problem() is None]
-    assert blind == []
+    assert unnoticed(checks(FOLDER)) == []
