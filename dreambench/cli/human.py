@@ -62,14 +62,28 @@ def export(
 
 
 @human.command("serve")
-def serve(study: Study) -> None:
-    """Serve a study to raters over HTTP and store their ratings.
+def serve(
+    study: Study,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Address that raters open, where it is another: of a proxy with TLS.")
+    ] = None,
+    completion_code: Annotated[
+        str | None,
+        typer.Option("--completion-code", metavar="CODE", help="Shown to a rater who has answered everything."),
+    ] = None,
+    prolific: Annotated[
+        bool, typer.Option("--prolific", help="Hand out links at /join?PROLIFIC_PID=..., one per participant.")
+    ] = False,
+) -> None:
+    """Serve a study to raters over HTTP and store their ratings. Prints the link of each rater.
 
-    Example: dreambench human serve study
+    Example: dreambench human serve study --port 8000 --completion-code C1A2B3
     """
-    from dreambench.human.serve import serve_study  # pyright: ignore
+    from dreambench.human.serve import serve_study
 
-    serve_study(study)
+    serve_study(study, host=host, port=port, url=url, completion_code=completion_code, prolific=prolific)
 
 
 @human.command("import")

@@ -292,7 +292,7 @@
     const note = "Some answers were not the expected ones. Please do the examples once more.";
     main.replaceChildren(
       ...(again ? [element("p", { class: "warning", id: "again" }, note)] : []),
-      text("p", item.instruction, { class: "instruction" }),
+      element("p", { class: "instruction" }, element("small", {}, "Instruction"), text("span", item.instruction)),
       element("div", { id: "item", class: `item ${pair ? "pair" : "single"}`, "data-item": item.id },
         element("div", { class: "documents" }, ...item.documents.map((parts, i) => documentView(parts, pair ? "AB"[i] : ""))),
         element("div", { class: "questions" }, ...item.questions.map((id, i) => questionView(questions.get(id), i)), keysView(item))),
@@ -304,7 +304,7 @@
     const images = parts.filter((part) => "image" in part);
     const label = `Document ${name}`.trim();
     const views = parts.map((part) => {
-      if ("image" in part) return imageView(part, `Image ${images.indexOf(part) + 1} of ${images.length} in ${label.toLowerCase()}`);
+      if ("image" in part) return imageView(part, `Image ${images.indexOf(part) + 1} of ${images.length}${name && ` in document ${name}`}`);
       const long = part.text.length > LONG;
       return text("p", part.text, { class: long ? "text long" : "text", tabindex: long && "0" });
     });
@@ -339,7 +339,7 @@
   function keysView(item) {
     const keys = (...names) => names.flatMap((name) => [element("kbd", {}, name), " "]);
     const letters = item.questions.some((id) => questions.get(id).kind === "pairwise");
-    return element("p", { class: "keys" }, "Keys: ", ...(letters ? keys("A", "B", "T", "G", "N") : keys("1", "–", "9")), "answer, ",
+    return element("p", { class: "keys" }, "Keys: ", ...(letters ? keys("A", "B", "T", "G", "N") : keys("1–9")), "answer, ",
       ...keys("Enter"), "next, ", ...keys("←"), "back.");
   }
 
