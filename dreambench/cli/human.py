@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -89,15 +90,41 @@ def serve(
 @human.command("import")
 def import_(
     study: Study,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Ratings: ours, or of another form.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE...]", help="Ratings in any form that came back. Default: those of `human serve`."
+        ),
+    ] = None,
+    max_failed_checks: Annotated[
+        int | None,
+        typer.Option("--max-failed-checks", min=0, help="Leave out raters who fail more attention checks; at first 1."),
+    ] = None,
+    min_seconds: Annotated[
+        float | None,
+        typer.Option("--min-seconds", min=0, help="Leave out raters whose median item takes less; at first 2."),
+    ] = None,
+    complete_only: Annotated[
+        bool | None,
+        typer.Option("--complete-only/--incomplete-too", help="Leave out raters who have not finished, or keep them."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report.")] = None,
 ) -> None:
-    """Import ratings into a study; what is unknown, repeated or edited is counted and named.
+    """Import ratings into a study; what is unknown, repeated or edited is counted and named, and so are votes still needed.
 
-    Example: dreambench human import study rater-1.jsonl rater-2.jsonl
+    The rules for raters hold for everything imported so far, and until they are changed.
+
+    Example: dreambench human import study rater-01.jsonl label-studio-export.json --json import.json
     """
-    from dreambench.human.importing import import_ratings  # pyright: ignore
+    from dreambench.files import write_atomically
+    from dreambench.human.importing import import_ratings
 
-    print(import_ratings(study, files))
+    imported = import_ratings(
+        study, files or (), max_failed_checks=max_failed_checks, min_seconds=min_seconds, complete_only=complete_only
+    )
+    print("\n".join(imported.lines()))
+    if report is not None:
+        write_atomically(report, (json.dumps(imported.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 @human.command("analyse")
