@@ -52,14 +52,92 @@ def plan(
 def export(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Complete runs on the same samples.")],
     out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="Folder of the study.")],
+    mode: Annotated[Mode, typer.Option("--mode", help="One document at a time, or two to compare.")] = Mode.rating,
+    references: Annotated[
+        int,
+        typer.Option(
+            "--references", metavar="N", min=0, help="Add N reference documents as one more system: N prompts."
+        ),
+    ] = 0,
+    documents: Annotated[
+        int | None,
+        typer.Option("--documents", metavar="N", min=1, help="Prompts, equally from all topics; default: all."),
+    ] = None,
+    raters: Annotated[
+        int | None, typer.Option("--raters", metavar="N", min=1, help="Raters; default: the fewest possible.")
+    ] = None,
+    votes_per_document: Annotated[
+        int,
+        typer.Option("--votes-per-document", metavar="N", min=1, help="Votes for a document (pairwise: for a prompt)."),
+    ] = 5,
+    attention: Annotated[
+        int | None,
+        typer.Option("--attention", metavar="N", min=0, help="Attention checks for a rater; default: one in 20 items."),
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option("--repeats", metavar="N", min=0, help="Items that a rater sees twice; default: one in 20."),
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option("--questions", metavar="FILE", help="Questions and texts (YAML or JSON).")
+    ] = None,
+    title: Annotated[str | None, typer.Option("--title", metavar="TEXT", help="What raters see as title.")] = None,
+    consent: Annotated[
+        Path | None, typer.Option("--consent", metavar="FILE", help="Text that raters agree to at the start.")
+    ] = None,
+    warning: Annotated[
+        Path | None, typer.Option("--warning", metavar="FILE", help="Warning of the documents' content.")
+    ] = None,
+    stopping_rule: Annotated[
+        str | None, typer.Option("--stopping-rule", metavar="TEXT", help="When the study ends; part of the key.")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", metavar="PX", min=16, max=4096, help="Crop images to a square of PX × PX pixels."),
+    ] = None,
+    form: Annotated[
+        Form, typer.Option("--form", help="A folder, a zip archive or one HTML file for each rater.")
+    ] = Form.folder,
+    images_url: Annotated[
+        str | None, typer.Option("--images-url", metavar="URL", help="Where other tools will find the images.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed for choice, order and names.")] = 0,
 ) -> None:
-    """Write a blind, balanced study: what each rater gets, and the organiser's key.
+    """Write a blind, balanced study: what each rater gets and, apart, the organiser's key.
+
+    The same command writes the same files. Prompts that a system failed at are left out for all systems, and named.
 
     Example: dreambench human export runs/interleaved-dreamllm-1a2b3c4d --references 150 --out study
     """
-    from dreambench.human.export import export_study
+    from dreambench.errors import UsageError
+    from dreambench.files import read_text
+    from dreambench.human.export import export_study, summary
 
-    export_study(runs, out)
+    texts = {
+        "title": title,
+        "consent": None if consent is None else read_text(consent, UsageError),
+        "warning": None if warning is None else read_text(warning, UsageError),
+        "stopping_rule": stopping_rule,
+    }
+    done = export_study(
+        runs,
+        out,
+        mode=mode.value,
+        references=references,
+        documents=documents,
+        raters=raters,
+        votes_per_document=votes_per_document,
+        attention=attention,
+        repeats=repeats,
+        questions=questions,
+        texts=texts,
+        size=size,
+        form=form.value,
+        images_url=images_url,
+        seed=seed,
+    )
+    for line in summary(done):
+        print(line)
 
 
 @human.command("serve")

@@ -123,7 +123,7 @@ def _shuffled(items: Iterable[T], seed: int, label: str) -> list[T]:
 
 
 def _assign(prompts: int, raters: int, votes: int, seed: int) -> list[list[int]]:
-    """The prompts of each rater, in the order shown. A prompt goes to the raters with the fewest so far, so that numbers stay within one."""
+    """The prompts of each rater, in the order shown. A prompt goes to the raters with the fewest so far."""
     orders: list[list[int]] = [[] for _ in range(raters)]
     for prompt in _shuffled(range(prompts), seed, "prompt"):
         lots = [(len(orders[rater]), sample_seed(seed, f"rater {rater} {prompt}"), rater) for rater in range(raters)]

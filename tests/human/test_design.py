@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable
+from itertools import pairwise
 
 import pytest
-from dreambench.errors import UsageError
-from dreambench.human.design import Mode, Showing, conditions, design_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dreambench.errors import UsageError
+from dreambench.human.design import Mode, Showing, conditions, design_study
 
 Study = list[list[Showing]]
 LEVELS = settings(max_examples=60, deadline=None)
@@ -111,7 +113,7 @@ def test_checks_and_repeats_are_never_side_by_side(n: int, attention: int, repea
     assert (kinds.count("attention"), kinds.count("repeat")) == (attention, repeats)
     assert {item.check for item in items if item.purpose == "attention"} == set(range(attention))
     assert kinds[0] == "study"
-    assert not any(a != "study" and b != "study" for a, b in zip(kinds, kinds[1:], strict=False))
+    assert not any(a != "study" and b != "study" for a, b in pairwise(kinds))
     for place, item in enumerate(items):
         if item.purpose == "repeat":
             first = next(k for k, other in enumerate(items) if other.prompt == item.prompt)
