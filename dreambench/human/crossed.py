@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from dreambench.scores import Estimate
 from dreambench.statistics import wilson_interval
 
-__all__ = ["Array", "Crossed", "Error", "difference", "proportion"]
+__all__ = ["Array", "Crossed", "Error", "difference", "proportion", "rank_intervals"]
 
 Array = NDArray[np.float64]
 
@@ -111,3 +111,24 @@ def difference(value: float, error: Error | None, n: int, method: str, unit: str
         return Estimate(value, None, method, n, None, confidence, unit)
     half = error.quantile(confidence) * error.standard_error
     return Estimate(value, (value - half, value + half), f"{method}, t", n, error.standard_error, confidence, unit)
+
+
+def rank_intervals(
+    values: Array, influence: Array, clusters: Crossed, confidence: float = 0.95
+) -> list[tuple[int, int] | None]:
+    """For each of the estimates (influence: n x estimates), the ranks it may have, 1 being the largest.
+
+    Its interval leaves out the estimates whose difference from it is significant after Bonferroni's correction for the number of others,
+    so it covers the rank with at least the given confidence. None where there is no error.
+    """
+    k = len(values)
+    above = np.zeros((k, k), dtype=bool)
+    for i in range(k):
+        for j in range(i):
+            error = clusters.error(influence[:, i] - influence[:, j])
+            if error is None:
+                return [None] * k
+            gap = values[i] - values[j]
+            if abs(gap) > error.quantile(1 - (1 - confidence) / (k - 1)) * error.standard_error:
+                above[(i, j) if gap > 0 else (j, i)] = True
+    return [(1 + int(above[:, i].sum()), k - int(above[i].sum())) for i in range(k)]

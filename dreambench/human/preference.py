@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from dreambench.human.crossed import Array, Crossed, difference, proportion
+from dreambench.human.crossed import Array, Crossed, difference, proportion, rank_intervals
 from dreambench.human.votes import Vote, systems_of
 from dreambench.scores import Estimate
 
@@ -197,36 +197,23 @@ def _names(systems: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Strength:
-    """A system's strength (natural logarithm, mean 0 over the systems), rank (1 is best) and rank interval; None with a reason."""
+    """A system's strength (natural logarithm, mean 0 over the systems), rank (1 is best) and rank interval."""
 
-    estimate: Estimate | None
-    rank: int | None
+    estimate: Estimate
+    rank: int
     rank_interval: tuple[int, int] | None
-    reason: str = ""
 
 
 def strengths(found: Fit, confidence: float = 0.95) -> tuple[dict[str, Strength], Estimate | None]:
-    """Strengths with intervals by system, best first, and the position effect.
-
-    A system's rank interval leaves out those systems whose difference from it is significant after Bonferroni's correction for the number
-    of other systems; it covers the rank with at least the given confidence.
-    """
+    """Strengths with intervals by system, best first, and the position effect."""
     clusters = Crossed([vote.rater for vote in found.votes], [vote.prompt for vote in found.votes])
     k, n = len(found.systems), len(found.votes)
-    beyond = np.zeros((k, k), dtype=bool)  # row above column
-    for i in range(k):
-        for j in range(i):
-            error = clusters.error(found.influence[:, i] - found.influence[:, j])
-            gap = found.strengths[i] - found.strengths[j]
-            if error and abs(gap) > error.quantile(1 - (1 - confidence) / (k - 1)) * error.standard_error:
-                beyond[(i, j) if gap > 0 else (j, i)] = True
-    order = np.argsort(-found.strengths, kind="stable")
+    ranks = rank_intervals(found.strengths, found.influence[:, :k], clusters, confidence)
     table: dict[str, Strength] = {}
-    for rank, i in enumerate(order, 1):
+    for rank, i in enumerate(np.argsort(-found.strengths, kind="stable"), 1):
         error = clusters.error(found.influence[:, i])
         estimate = difference(float(found.strengths[i]), error, n, clusters.method, "", confidence)
-        ranks = (1 + int(beyond[:, i].sum()), k - int(beyond[i].sum())) if error else None
-        table[found.systems[i]] = Strength(estimate, rank, ranks)
+        table[found.systems[i]] = Strength(estimate, rank, ranks[i])
     effect = None
     if found.position is not None:
         effect = difference(found.position, clusters.error(found.influence[:, k]), n, clusters.method, "", confidence)
