@@ -38,14 +38,65 @@ class Form(StrEnum):
 @human.command("plan")
 def plan(
     mode: Annotated[Mode, typer.Option("--mode", help="One document at a time, or two to compare.")] = Mode.rating,
+    half_width: Annotated[
+        float | None, typer.Option("--half-width", metavar="POINTS", help="Wanted half-width of a rate's interval.")
+    ] = None,
+    difference: Annotated[
+        float | None,
+        typer.Option(
+            "--difference", metavar="POINTS", help="Difference to find: of two rates, or of a win rate from 50."
+        ),
+    ] = None,
+    documents: Annotated[
+        int | None, typer.Option("--documents", metavar="N", min=1, help="Instead: the precision of N prompts.")
+    ] = None,
+    systems: Annotated[
+        int, typer.Option("--systems", metavar="N", min=1, help="Systems, the references among them.")
+    ] = 2,
+    raters: Annotated[
+        int | None, typer.Option("--raters", metavar="N", min=1, help="Raters; default: the fewest possible.")
+    ] = None,
+    votes_per_document: Annotated[
+        int,
+        typer.Option("--votes-per-document", metavar="N", min=1, help="Votes for a document (pairwise: for a prompt)."),
+    ] = 5,
+    rate: Annotated[
+        float, typer.Option("--rate", metavar="PERCENT", help="Expected rate of acceptance, or win rate.")
+    ] = 50,
+    ties: Annotated[float, typer.Option("--ties", metavar="PERCENT", help="Expected ties of a pairwise study.")] = 0,
+    document_share: Annotated[
+        float, typer.Option("--document-share", metavar="F", help="Share of the variance that lies in documents.")
+    ] = 0.2,
+    rater_share: Annotated[
+        float, typer.Option("--rater-share", metavar="F", help="Share of the variance that lies in raters.")
+    ] = 0.02,
+    design_effect: Annotated[
+        float | None,
+        typer.Option("--design-effect", metavar="F", help="Instead of the shares: 1 if votes were independent."),
+    ] = None,
+    confidence: Annotated[float, typer.Option("--confidence", metavar="F", help="Of the intervals.")] = 0.95,
+    power: Annotated[float, typer.Option("--power", metavar="F", help="Probability of finding a difference.")] = 0.8,
 ) -> None:
-    """Compute the documents, raters and votes that a study needs.
+    """Compute the documents, raters and votes that a study needs, and print the command that exports it.
 
-    Example: dreambench human plan --mode rating
+    Example: dreambench human plan --half-width 5
     """
-    from dreambench.human.plan import plan_study
+    from dreambench.human.plan import Assumptions, lines, plan_study
 
-    plan_study(mode=mode.value)
+    planned = plan_study(
+        mode=mode.value,
+        half_width=None if half_width is None else half_width / 100,
+        difference=None if difference is None else difference / 100,
+        documents=documents,
+        systems=systems,
+        raters=raters,
+        votes_per_document=votes_per_document,
+        assumed=Assumptions(rate / 100, ties / 100, document_share, rater_share, design_effect),
+        confidence=confidence,
+        power=power,
+    )
+    for line in lines(planned):
+        print(line)
 
 
 @human.command("export")
