@@ -34,6 +34,7 @@
   let sending = false;
   let offline = false;
   let stopped = false;
+  let database = null;
 
   // --- seals: SHA-256 (FIPS 180-4); crypto.subtle is missing where a page is neither on disk nor https -----------------
 
@@ -79,26 +80,66 @@
   // --- keeping answers ------------------------------------------------------------------------------------------------
 
   function save() {
+    const kept = JSON.stringify(state);
     try {
-      localStorage.setItem(KEY, JSON.stringify(state));
+      localStorage.setItem(KEY, kept);
     } catch {
       if (!served) notify("This browser does not keep answers. Save a copy (above) before you close this page.");
     }
+    if (database) database.transaction("states", "readwrite", { durability: "strict" }).objectStore("states").put(kept, KEY);
   }
 
-  function load() {
-    let saved = {};
+  // Browsers write localStorage to disk some seconds late, and a crash loses those answers; a strict transaction is on disk at once.
+  function openDatabase() {
+    return new Promise((resolve) => {
+      let request;
+      try {
+        request = indexedDB.open("dreambench", 1);
+      } catch {
+        return resolve(null); // localStorage alone must do
+      }
+      request.onupgradeneeded = () => request.result.createObjectStore("states");
+      request.onsuccess = () => resolve(request.result);
+      request.onerror = request.onblocked = () => resolve(null);
+      setTimeout(() => resolve(null), 3000);
+    });
+  }
+
+  function stored() {
+    return new Promise((resolve) => {
+      if (!database) return resolve(null);
+      const request = database.transaction("states").objectStore("states").get(KEY);
+      request.onsuccess = () => resolve(request.result);
+      request.onerror = () => resolve(null);
+    });
+  }
+
+  // What was kept, with the ratings up to the first whose seal is wrong.
+  function restored(kept) {
+    let saved = null;
     try {
-      saved = JSON.parse(localStorage.getItem(KEY)) || {};
-    } catch { /* nothing is kept here: save() says so */ }
-    const own = [];
-    for (const rating of Array.isArray(saved.ratings) ? saved.ratings : []) {
-      if (rating.seal !== seal(rating, lastSeal(own))) {
-        notify(`The answers kept in this browser are damaged after the first ${own.length}. Please answer the others again.`);
+      saved = JSON.parse(kept);
+    } catch { /* half-written: the other copy is used */ }
+    const ratings = [];
+    for (const rating of (saved && saved.ratings) || []) {
+      if (rating.seal !== seal(rating, lastSeal(ratings))) {
+        notify(`The answers kept in this browser are damaged after the first ${ratings.length}. Please answer the others again.`);
         break;
       }
-      own.push(rating);
+      ratings.push(rating);
     }
+    return { ...saved, ratings };
+  }
+
+  async function load() {
+    let saved = restored(null);
+    try {
+      saved = restored(localStorage.getItem(KEY));
+    } catch { /* nothing is kept here: save() says so */ }
+    database = await openDatabase();
+    const copy = restored(await stored());
+    if (copy.ratings.length > saved.ratings.length) saved = copy;
+    const own = saved.ratings;
     // The server's answers are the truth; later ones kept here count if they follow them.
     const theirs = served ? served.ratings : [];
     sent = theirs.length;
@@ -434,13 +475,12 @@
   document.addEventListener("visibilitychange", () => { tick(); if (!stopped) save(); });
   window.addEventListener("online", () => send());
   window.addEventListener("beforeunload", (event) => { if (served && !stopped && sent < state.ratings.length) event.preventDefault(); });
+  // What another page with the same link writes. Older answers of our own, as a reload may still hear of, are no other page's.
   window.addEventListener("storage", ({ key, newValue }) => {
-    if (key !== KEY || stopped || !newValue) return;
-    const theirs = JSON.parse(newValue).ratings;
-    if (lastSeal(theirs) !== lastSeal(state.ratings)) stop("This study is open in another tab. Go on there, or reload this page.");
+    if (key !== KEY || stopped || !newValue || !document.body.dataset.step) return;
+    const theirs = JSON.parse(newValue).ratings, same = state.ratings[theirs.length - 1];
+    if (theirs.length && (!same || same.seal !== lastSeal(theirs))) stop("This study is open in another tab. Go on there, or reload this page.");
   });
 
-  load();
-  show();
-  send();
+  load().then(show).then(() => send());
 })();

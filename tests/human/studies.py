@@ -37,6 +37,10 @@ def make_study(
     items: int = 4,
     raters: int = 3,
     documents: tuple[tuple[dict[str, Any], ...], ...] | None = None,
+    title: str = "Illustrated stories",
+    consent: str = "You will rate documents.\nYou can stop at any time.",
+    warning: str = "Some documents may be unpleasant.",
+    instruction: str = "Write story {k} and illustrate it.",
 ) -> Study:
     """A study of one training item and `items` others, all shown to every rater, and its folder.
 
@@ -53,7 +57,7 @@ def make_study(
             purpose="training" if k == 0 else "study",
             prompt=f"prompt-{k}",
             topic="weather",
-            instruction=f"Write story {k} and illustrate it.",
+            instruction=instruction.replace("{k}", str(k)),
             systems=systems,
             documents=tuple(document("An example.", "green.webp") for _ in systems) if k == 0 else shown,
             questions=ids,
@@ -62,9 +66,9 @@ def make_study(
 
     every = tuple(item(k) for k in range(items + 1))
     study = Study(
-        title="Illustrated stories",
-        consent="You will rate documents.\nYou can stop at any time.",
-        warning="Some documents may be unpleasant.",
+        title=title,
+        consent=consent,
+        warning=warning,
         design={"mode": "pairwise" if len(systems) == 2 else "rating", "seed": 0},
         questions=questions,
         systems={name: {"run": f"runs/secret-{name}"} for name in systems},
