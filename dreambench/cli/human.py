@@ -256,6 +256,14 @@ def import_(
         write_atomically(report, (json.dumps(imported.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
 
 
+class Ties(StrEnum):
+    """What a tie is in a table of votes: an answer of its own, half a win for each system, or nothing."""
+
+    davidson = "davidson"
+    half = "half"
+    drop = "drop"
+
+
 @human.command("analyse")
 def analyse(
     study: Annotated[Path | None, typer.Argument(metavar="[STUDY]", help="A study with imported ratings.")] = None,
@@ -265,11 +273,45 @@ def analyse(
             "--votes", metavar="FILE", help="A table prompt,system_a,system_b,vote,rater,position (CSV or JSON lines)."
         ),
     ] = None,
+    judge_votes: Annotated[
+        list[Path] | None, typer.Option("--judge-votes", metavar="FILE", help="A judge's votes, in the same columns.")
+    ] = None,
+    judge: Annotated[
+        list[str] | None, typer.Option("--judge", metavar="NAME", help="A rater in the table who is a judge.")
+    ] = None,
+    ties: Annotated[
+        Ties, typer.Option("--ties", help="An answer of its own (Davidson), half a win for each, or dropped.")
+    ] = Ties.davidson,
+    accept_from: Annotated[
+        int | None,
+        typer.Option(
+            "--accept-from", metavar="N", help="The lowest Likert answer that accepts. Default: above the middle."
+        ),
+    ] = None,
+    everyone: Annotated[
+        bool, typer.Option("--everyone", help="Also score the ratings of raters whom the import left out.")
+    ] = False,
+    without_careless: Annotated[
+        bool, typer.Option("--without-careless", help="Score without the raters named careless.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a report page.")] = None,
 ) -> None:
-    """Analyse a study's ratings, or a table of votes: acceptance, agreement, strengths, win rates.
+    """Analyse a study's ratings, or a table of votes: acceptance, strengths, win rates, agreement, raters, judges.
 
-    Example: dreambench human analyse study
+    Example: dreambench human analyse study --html study.html
     """
-    from dreambench.human.analyse import analyse as run_analysis  # pyright: ignore
+    from dreambench.human.analyse import analyse as run_analysis
 
-    run_analysis(study, votes)
+    run_analysis(
+        study,
+        votes,
+        judge_votes=judge_votes or (),
+        judges=judge or (),
+        ties=ties.value,
+        accept_from=accept_from,
+        everyone=everyone,
+        without_careless=without_careless,
+        json_file=json_file,
+        html_file=html_file,
+    )

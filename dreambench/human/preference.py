@@ -225,7 +225,11 @@ def rater_care(votes: Sequence[Vote], ties: Ties, position: bool) -> dict[str, f
 
     Strengths given care and care given strengths in turn, until no care changes by 0.001.
     """
-    care = dict.fromkeys(sorted({vote.rater for vote in votes}), 1.0)
+    by_rater: dict[str, list[Vote]] = {}
+    for vote in votes:
+        if not (vote.tie and ties == "drop"):
+            by_rater.setdefault(vote.rater, []).append(vote)
+    care = dict.fromkeys(sorted(by_rater), 1.0)
     for _ in range(ITERATIONS):
         found = fit(votes, ties, position=position, care=care)
         if isinstance(found, str):
@@ -233,7 +237,7 @@ def rater_care(votes: Sequence[Vote], ties: Ties, position: bool) -> dict[str, f
         by_system = dict(zip(found.systems, found.strengths, strict=True))
         updated: dict[str, float] = {}
         for rater in care:
-            own = [vote for vote in found.votes if vote.rater == rater]
+            own = by_rater[rater]
             gaps = np.array([by_system[vote.system_a] - by_system[vote.system_b] for vote in own])
             offsets = np.array([(found.position or 0.0) * vote.first for vote in own])
             updated[rater] = _care(gaps, offsets, own, found.tie)
