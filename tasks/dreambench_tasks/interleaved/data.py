@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dreambench.documents import JSON, Document, Image, Part, Text, digest
+from dreambench.documents import JSON, Document, Image, Part, Text, digest, parse_parts
 from dreambench.errors import DataError
 from dreambench.files import inside, read_json, read_json_lines, sha256_file
 from dreambench_tasks.interleaved.metrics import matched_sentences
@@ -183,7 +183,9 @@ class _Reader:
             id=str(id_),
             topic=_text(topic, "topic", where),
             instruction=_text(record.get("instruction") or "", "instruction", where).strip(),
-            document=tuple(part for part in parts if isinstance(part, Image) or part.text.strip()),
+            document=tuple(
+                part for part in parts if isinstance(part, Image) or _text(part.text, "text", where).strip()
+            ),
             truth=record.get("truth"),
             expected_images=expected,
             matched=matched,
@@ -223,14 +225,7 @@ def _inside(root: Path, name: str, where: str) -> Path:
 def _plain(reader: _Reader, record: Record, where: str) -> Parsed:
     if "id" not in record:
         raise DataError(f"{where}: it has no id")
-    parts: list[Part] = []
-    for part in _list(record["document"], dict, "document", where):
-        if set(part) == {"text"}:
-            parts.append(Text(_text(part["text"], "text", where)))
-        elif set(part) == {"image"}:
-            parts.append(reader.image(part["image"], where))
-        else:
-            raise DataError(f'{where}: a part is neither {{"text": ...}} nor {{"image": ...}}')
+    parts = parse_parts(record["document"], lambda name: reader.image(name, where), where)
     matched = record.get("matched")
     if matched is None:
         return parts, _nearest(parts)
