@@ -23,7 +23,6 @@ import secrets
 import socket
 import sys
 import threading
-import zipfile
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -320,16 +319,12 @@ class StudyServer(ThreadingHTTPServer):
         kind = TYPES.get(Path(name).suffix.lower())
         if kind is None or all(part.get("image") != name for part in parts):
             raise _RefusedError(404, "There is no such image.")
-        folder = self.folder / "raters" / rater.id
-        try:
+        # Of the forms of export, only `folder` has the images beside the page; those of all forms lie in the organiser's.
+        for folder in (self.folder / "raters" / rater.id, self.folder / "organiser" / "forms"):
             path = inside(folder / "images", name)
             if path is not None and path.is_file():
                 return kind, path.read_bytes()
-            with zipfile.ZipFile(folder.with_suffix(".zip")) as archive:
-                found = next(entry for entry in archive.namelist() if entry.endswith(f"images/{name}"))
-                return kind, archive.read(found)
-        except (OSError, StopIteration, zipfile.BadZipFile) as error:
-            raise _RefusedError(404, "This image is missing.") from error
+        raise _RefusedError(404, "This image is missing.")
 
 
 def _is_loopback(host: str) -> bool:

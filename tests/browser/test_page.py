@@ -351,7 +351,7 @@ def test_a_broken_image_says_so(tmp_path: Path, address: Callable[[Path], str], 
     names = ("red.webp", "damaged.webp", "absent.webp", "../../../organiser/key.json", "https://evil.example/x.png")
     shown = tuple({"image": name, "width": 96, "height": 96} for name in names)
     make_study(tmp_path, documents=(shown,))
-    (tmp_path / "raters" / "rater-1" / "images" / "damaged.webp").write_bytes(webp("blue")[:40])
+    (tmp_path / "raters" / "rater-1" / "images" / "damaged.webp").write_bytes(webp("blue")[:20])
     page = pages.open(address(tmp_path))
     start(page)
     press(page, "2", "Enter")

@@ -355,6 +355,14 @@ def test_nothing_of_the_key_and_no_other_file_is_served(tmp_path: Path) -> None:
             assert client.get(path).status == 404, path
 
 
+def test_images_of_a_study_exported_as_zip_or_html(tmp_path: Path) -> None:
+    rater = make_study(tmp_path).raters[0]
+    (tmp_path / "organiser" / "forms").mkdir()
+    (tmp_path / "raters" / rater.id / "images").rename(tmp_path / "organiser" / "forms" / "images")
+    with serving(tmp_path) as client:
+        assert client.get(f"/r/{rater.token}/images/red.webp").status == 200
+
+
 def test_every_reply_carries_the_headers_that_confine_it(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     rater = study.raters[0]
