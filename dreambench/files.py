@@ -234,7 +234,12 @@ def cache_folder() -> Path:
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """`folder / name` if that lies within `folder`, else None: names found in data never lead out of it."""
+    """`folder / name` if that lies within `folder`, else None: names found in data never lead out of it, nor need they be possible."""
     root = folder.resolve()
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+    except (OSError, ValueError):  # too long a name, or a null character
+        return None
     return path if path.is_relative_to(root) else None

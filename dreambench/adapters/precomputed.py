@@ -221,7 +221,7 @@ def _is_sound(image: Image) -> bool:
 
 def _document(parts: JSON, folder: Path, where: str) -> Document:
     def image(name: JSON) -> Image:
-        path = inside(folder, name) if isinstance(name, str) and "\0" not in name else None
+        path = inside(folder, name) if isinstance(name, str) else None
         if path is None or path == folder.resolve():
             raise DataError(f"{where}: image {name!r} is not a path within the folder")
         return Image(path=str(path))

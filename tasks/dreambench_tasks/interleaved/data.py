@@ -213,10 +213,7 @@ Parser = Callable[[_Reader, Record, str], Parsed]
 
 
 def _inside(root: Path, name: str, where: str) -> Path:
-    try:
-        path = inside(root, name)
-    except (ValueError, OSError):  # a null character, or a name too long for the system
-        path = None
+    path = inside(root, name)
     if path is None or "\\" in name:
         raise DataError(f"{where}: image {name[:100]!r} is not a path within its folder")
     return path
