@@ -305,6 +305,7 @@ class _State:
 
     def __init__(self, study: Study, ratings: list[Rating]) -> None:
         self.study = study
+        self.id = study.id  # a hash of the whole key
         self.ratings = ratings
         self.items = {item.id: item for item in study.items}
         self.questions = {question.id: question for question in study.questions}
@@ -346,14 +347,14 @@ class _State:
     def _rating(self, claim: Claim) -> Rating | None:
         try:
             canonical_json(dict(claim.fields)).encode()  # half a surrogate pair could not be stored
-            return Rating.model_validate({"study": self.study.id, "seconds": 0.0, **claim.fields})
+            return Rating.model_validate({"study": self.id, "seconds": 0.0, **claim.fields})
         except (ValidationError, ValueError):
             return None
 
     def _reason(self, rating: Rating, sealed: bool, chain: _Chain) -> Reason | None:
         """Why a rating is not valid, by itself or after those before it in its file."""
         rater = self.raters.get(rating.rater)
-        if rating.study != self.study.id:
+        if rating.study != self.id:
             return "another study"
         if rater is None:
             return "unknown rater"

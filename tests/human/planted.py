@@ -1,0 +1,64 @@
+"""A study whose truth is known: three systems in a planted order, and twelve raters of whom two do not look.
+
+A rater's answer depends on rater and item alone, so that a page, a server of another make and a list give the same study.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from human.runs import make_run, samples
+
+from dreambench.human.export import export_study
+from dreambench.human.study import Item, Question, Rater, Study
+from dreambench.requests import sample_seed
+
+GOOD = {"falcon": 0.85, "heron": 0.55, "magpie": 0.2}
+"""By system: how many of its documents are good."""
+STRENGTHS = {"falcon": 1.0, "heron": 0.0, "magpie": -1.0}
+"""By system: the logit of winning a comparison is a difference of these."""
+CARE = (1.0, 1.0, 0.95, 0.95, 0.95, 0.9, 0.9, 0.9, 0.85, 0.85, 0.0, 0.0)
+"""By rater: how often the answer is the rater's own and no coin's."""
+INATTENTIVE, PRETENDER = "rater-11", "rater-12"
+"""Neither looks at documents; the second one answers the attention checks right."""
+
+
+def export(folder: Path, mode: Literal["rating", "pairwise"] = "rating", prompts: int = 36) -> Study:
+    """The study, in the folder ``study``; each rater sees each prompt once."""
+    some = [sample for sample in samples(folder / "data", prompts) if sample.id.endswith("/0") and sample.id.startswith("free")]
+    runs = [make_run(folder / "runs", system, some) for system in GOOD]
+    votes = len(CARE) // len(GOOD) if mode == "rating" else len(CARE)
+    export_study(runs, folder / "study", mode=mode, raters=12, votes_per_document=votes, attention=3, repeats=4)
+    return Study.read(folder / "study")
+
+
+def chance(*label: str) -> float:
+    """A number in [0, 1) that belongs to the label."""
+    return sample_seed(0, " ".join(label)) % 1_000_003 / 1_000_003
+
+
+def care(rater: Rater) -> float:
+    return CARE[int(rater.id.removeprefix("rater-")) - 1]
+
+
+def is_good(system: str, prompt: str) -> bool:
+    return chance("good", system, prompt) < GOOD[system]
+
+
+def answer(rater: Rater, item: Item, question: Question, place: int) -> int | str:
+    """What the rater answers at that place of the list. Somebody who looks gives a repeated item the same answer."""
+    if item.purpose == "training" or (item.purpose == "attention" and rater.id != INATTENTIVE):
+        return item.expected[question.id]
+    options: list[int | str] = [0, 1] if question.kind == "accept" else ["a", "b"]
+    if item.purpose == "attention":
+        return next(option for option in options if option != item.expected[question.id])
+    if chance("care", rater.id, item.prompt) >= care(rater):
+        return options[int(chance("coin", rater.id, str(place)) < 0.5)]
+    if question.kind == "accept":
+        return int(is_good(item.systems[0], item.prompt))
+    first, second = (STRENGTHS[system] for system in item.systems)
+    if chance("tie", rater.id, item.prompt) < 0.15:
+        return "tie"
+    return "a" if chance("vote", rater.id, item.prompt) < 1 / (1 + math.exp(second - first)) else "b"
