@@ -6,11 +6,13 @@ A rater's answer depends on rater and item alone, so that a page, a server of an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from human.runs import make_run, samples
 
+from dreambench.documents import Document, Text
+from dreambench.human.design import Mode
 from dreambench.human.export import export_study
 from dreambench.human.study import Item, Question, Rater, Study
 from dreambench.requests import sample_seed
@@ -25,10 +27,15 @@ INATTENTIVE, PRETENDER = "rater-11", "rater-12"
 """Neither looks at documents; the second one answers the attention checks right."""
 
 
-def export(folder: Path, mode: Literal["rating", "pairwise"] = "rating", prompts: int = 36) -> Study:
-    """The study, in the folder ``study``; each rater sees each prompt once."""
-    some = [sample for sample in samples(folder / "data", prompts) if sample.id.endswith("/0") and sample.id.startswith("free")]
-    runs = [make_run(folder / "runs", system, some) for system in GOOD]
+def export(folder: Path, mode: Mode = "rating", prompts: int = 36, hostile: Sequence[str] = ()) -> Study:
+    """The study, in the folder ``study``; each rater sees each prompt once. The first documents are `hostile` texts."""
+    some = [
+        sample
+        for sample in samples(folder / "data", prompts)
+        if sample.id.endswith("/0") and sample.id.startswith("free")
+    ]
+    bad: dict[str, Document] = {sample.id: (Text(text),) for sample, text in zip(some, hostile, strict=False)}
+    runs = [make_run(folder / "runs", system, some, documents=bad) for system in GOOD]
     votes = len(CARE) // len(GOOD) if mode == "rating" else len(CARE)
     export_study(runs, folder / "study", mode=mode, raters=12, votes_per_document=votes, attention=3, repeats=4)
     return Study.read(folder / "study")
@@ -47,7 +54,7 @@ def is_good(system: str, prompt: str) -> bool:
     return chance("good", system, prompt) < GOOD[system]
 
 
-def answer(rater: Rater, item: Item, question: Question, place: int) -> int | str:
+def answer(rater: Rater, item: Item, question: Question, place: int, *, ties: bool = True) -> int | str:
     """What the rater answers at that place of the list. Somebody who looks gives a repeated item the same answer."""
     if item.purpose == "training" or (item.purpose == "attention" and rater.id != INATTENTIVE):
         return item.expected[question.id]
@@ -59,6 +66,10 @@ def answer(rater: Rater, item: Item, question: Question, place: int) -> int | st
     if question.kind == "accept":
         return int(is_good(item.systems[0], item.prompt))
     first, second = (STRENGTHS[system] for system in item.systems)
-    if chance("tie", rater.id, item.prompt) < 0.15:
+    if ties and chance("tie", rater.id, item.prompt) < 0.15:
         return "tie"
     return "a" if chance("vote", rater.id, item.prompt) < 1 / (1 + math.exp(second - first)) else "b"
+
+
+def check_analysis(study: Path, mode: Mode) -> None:
+    pass
