@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -129,10 +130,15 @@ class Study(_Frozen):
     items: tuple[Item, ...]
     raters: tuple[Rater, ...]
 
-    @property
+    @cached_property
     def id(self) -> str:
         """First 16 hex digits of the sha256 of the key: another design or another item makes another study."""
         return digest(self.model_dump(mode="json"))[:16]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("id", None)  # another study has another id
+        return copy
 
     @classmethod
     def read(cls, folder: Path) -> Study:
