@@ -75,7 +75,7 @@ def design_study(
     Raises:
         UsageError: the numbers leave no design with the properties above.
     """
-    shown = conditions(systems, mode)
+    shown = _shuffled(conditions(systems, mode), seed, "conditions")
     _require(prompts, shown, mode, raters, votes)
     orders = _assign(prompts, raters, votes, seed)
     ballots = [(rater, prompt, place) for rater, order in enumerate(orders) for place, prompt in enumerate(order)]
@@ -147,7 +147,7 @@ def equitable(colours: Sequence[int], n: int, families: tuple[Laminar, Laminar])
     while changed:
         changed = False
         for a, b in combinations(range(n), 2):
-            members = groups[a] + groups[b]
+            members = sorted(groups[a] + groups[b])  # by place: what comes first must not depend on its colour
             if any(not _is_balanced(members, found, a, labelling) for labelling in labellings):
                 _halve(members, found, a, b, families)
                 groups[a], groups[b] = ([item for item in members if found[item] == one] for one in (a, b))

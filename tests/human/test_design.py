@@ -129,12 +129,14 @@ def test_the_seed_alone_decides() -> None:
     assert one == same != other
 
 
-def test_the_order_tells_no_system_apart() -> None:
-    """Over many seeds, each system comes first about as often."""
-    first = Counter(
-        design_study(6, ["a", "b"], "rating", raters=2, votes=2, seed=seed)[0][0].systems[0] for seed in range(200)
-    )
-    assert abs(first["a"] - 100) < 36  # five standard errors
+@pytest.mark.parametrize("mode", ["rating", "pairwise"])
+def test_the_order_tells_no_system_apart(mode: Mode) -> None:
+    """Over many seeds, each system comes first, and each side of a pair, equally often (within five standard errors)."""
+    systems, n = ["a", "b", "c"], 600
+    first = Counter(design_study(6, systems, mode, raters=3, votes=3, seed=seed)[0][0].systems for seed in range(n))
+    assert len(first) == (3 if mode == "rating" else 6)
+    share = 1 / len(first)
+    assert max(abs(count - n * share) for count in first.values()) < 5 * (n * share * (1 - share)) ** 0.5
 
 
 @pytest.mark.parametrize(
