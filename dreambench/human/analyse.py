@@ -77,13 +77,12 @@ def analyse(
     """
     from dreambench.human.report import page, print_analysis
 
-    if (study is None) == (votes is None):
-        raise UsageError("give either the folder of a study or a table of votes with --votes FILE")
-    if study is not None:
+    if study is not None and votes is None:
         source, tables = tables_of_study(study, accept_from=accept_from, everyone=everyone)
-    else:
-        assert votes is not None
+    elif votes is not None and study is None:
         source, tables = tables_of_votes(votes)
+    else:
+        raise UsageError("give either the folder of a study or a table of votes with --votes FILE")
     found = analysis(
         source, tables, judges=_judges(tables, judge_votes, judges), ties=ties, without_careless=without_careless
     )
@@ -163,7 +162,8 @@ def _of_question(
             same = answer_of[rating.rater, str(item.repeats)] == rating.answer
             answers.append(Answered(rating.rater, item.id, repeated=same))
         elif item.purpose == "study" and question.kind == "pairwise":
-            vote = Vote(item.prompt, *item.systems, str(rating.answer), rating.rater, "a")
+            left, right = item.systems
+            vote = Vote(item.prompt, left, right, str(rating.answer), rating.rater, "a")
             answers.append(_answered(vote, rating.seconds))
             votes += [vote] if rating.rater in kept else []
         elif item.purpose == "study":

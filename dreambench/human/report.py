@@ -16,7 +16,7 @@ WIDTH = 80
 
 def interval(value: Mapping[str, JSON] | None) -> str:
     """``57.1 … 64.0``, or a dash."""
-    ends = value and value.get("interval")
+    ends = value.get("interval") if value else None
     return f"{number(ends[0])} … {number(ends[1])}" if ends else "–"
 
 
