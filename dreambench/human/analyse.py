@@ -114,7 +114,8 @@ def _pairwise(question: str, votes: list[Vote], answers: Iterable[Answered] = ()
 
 def _answered(vote: Vote, seconds: float | None = None) -> Answered:
     first = None if vote.tie or not vote.first else (vote.vote == vote.position)
-    return Answered(vote.rater, vote.item, score=vote.score_of(vote.item[1]), first=first, seconds=seconds)
+    score = vote.score_of(vote.item[1])
+    return Answered(vote.rater, vote.item, score, first=first, seconds=seconds, group=vote.item[1:])
 
 
 def tables_of_study(

@@ -168,23 +168,31 @@ def _no_maximum(design: Array, wins: Array, tied: Array, systems: Sequence[str],
     answer: Any = linprog(-better.sum(axis=0), A_ub=-better, b_ub=np.zeros(len(better)), bounds=(-1, 1), method="highs")
     if answer.status == 0 and -answer.fun < 1e-7:
         return ""
-    return _ends(np.concatenate([[0.0], answer.x[: k - 1]]), pairs * margin[:, None], systems)
+    results = pairs * margin[:, None]  # + for the winner, - for the loser
+    beaten = np.maximum(results, 0).T @ np.maximum(-results, 0)
+    if ties == "half":
+        beaten = beaten + np.abs(pairs[is_tie]).T @ np.abs(pairs[is_tie])
+    return _unbeaten(beaten, systems)
 
 
 def _with_tie(rows: Array, sign: int) -> Array:
     return np.column_stack([rows, np.full(len(rows), sign)])
 
 
-def _ends(direction: Array, results: Array, systems: Sequence[str]) -> str:
-    """Which systems lie at the ends of a line along which the likelihood only grows. `results`: + for the winner, - for the loser."""
+def _unbeaten(beaten: Array, systems: Sequence[str]) -> str:
+    """The groups of systems that never lost to, or never won against, all the others. `beaten`: row above 0 where it beat the column."""
+    from scipy.sparse.csgraph import connected_components
+
+    count, labels = connected_components(beaten, directed=True, connection="strong")
     found: dict[frozenset[str], str] = {}
-    for end, sign, verb in ((direction.max(), 1, "never lost to"), (direction.min(), -1, "never won against")):
-        inside = np.abs(direction - end) < 1e-6
-        members = [system for system, inner in zip(systems, inside, strict=True) if inner]
-        others = [system for system in systems if system not in members]
-        across = sign * (results @ inside)
-        if others and (across >= 0).all() and frozenset(others) not in found:
-            found[frozenset(members)] = f"{_names(members)} {verb} {_names(others)}"
+    for verb, table in (("never lost to", beaten.T), ("never won against", beaten)):
+        for label in range(count):
+            inside = np.asarray(labels == label)
+            members, others = (
+                [s for s, inner in zip(systems, mask, strict=True) if inner] for mask in (inside, ~inside)
+            )
+            if others and not table[inside][:, ~inside].any() and frozenset(others) not in found:
+                found[frozenset(members)] = f"{_names(members)} {verb} {_names(others)}"
     return "; ".join(found.values()) or "strengths, position or ties could grow without end and fit ever better"
 
 

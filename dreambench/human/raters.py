@@ -34,9 +34,9 @@ RULE = (
 class Answered:
     """One answer of a rater, reduced to what care needs.
 
-    `item` is the same for all raters who saw the same documents; `score` is between 0 and 1 (accepted, or the first of two sorted systems
-    won), None for checks. `passed` is an attention check's result, `repeated` whether an item's second answer was the same.
-    `first` is 1 where the document shown first won, 0 where it lost, None for ties and single documents.
+    `item` is the same for all raters who saw the same documents, `group` for all votes on the same two systems; `score` is between 0
+    and 1 (accepted, or the first of two sorted systems won), None for checks. `passed` is an attention check's result, `repeated`
+    whether an item's second answer was the same. `first` says whether the document shown first won, None for ties and single documents.
     """
 
     rater: str
@@ -46,6 +46,7 @@ class Answered:
     repeated: bool | None = None
     first: bool | None = None
     seconds: float | None = None
+    group: Hashable = None
 
 
 class Count(NamedTuple):
@@ -74,6 +75,8 @@ class RaterRow:
 def rater_table(answers: Sequence[Answered], pairwise: bool) -> dict[str, RaterRow]:
     """Bias and care of each rater, by name."""
     raters = sorted({answer.rater for answer in answers})
+    if not raters:
+        return {}
     own = {rater: [answer for answer in answers if answer.rater == rater] for rater in raters}
     others = _leave_one_out(answers)
     counts = {rater: _counts(own[rater], others) for rater in raters}
@@ -106,30 +109,35 @@ def rater_table(answers: Sequence[Answered], pairwise: bool) -> dict[str, RaterR
 
 
 def _leave_one_out(answers: Sequence[Answered]) -> Mapping[tuple[str, Hashable], float]:
-    """The mean score of the other raters by (rater, item), where there are any."""
-    by_item: dict[Hashable, dict[str, list[float]]] = {}
+    """The mean score of the other raters by (rater, item) and by (rater, group), where there are any."""
+    sums: dict[Hashable, dict[str, tuple[float, int]]] = {}
     for answer in answers:
-        if answer.score is not None:
-            by_item.setdefault(answer.item, {}).setdefault(answer.rater, []).append(answer.score)
+        for key in (answer.item, answer.group):
+            if answer.score is not None and key is not None:
+                own = sums.setdefault(key, {})
+                total, n = own.get(answer.rater, (0.0, 0))
+                own[answer.rater] = (total + answer.score, n + 1)
     found: dict[tuple[str, Hashable], float] = {}
-    for item, scores in by_item.items():
-        means = {rater: sum(values) / len(values) for rater, values in scores.items()}
-        total = sum(means.values())
-        for rater, mean in means.items():
-            if len(means) > 1:
-                found[rater, item] = (total - mean) / (len(means) - 1)
+    for key, by_rater in sums.items():
+        total, n = (sum(values) for values in zip(*by_rater.values(), strict=True))
+        for rater, (own_total, own_n) in by_rater.items():
+            if n > own_n:
+                found[rater, key] = (total - own_total) / (n - own_n)
     return found
 
 
 def _counts(own: Sequence[Answered], others: Mapping[tuple[str, Hashable], float]) -> tuple[Count, Count, Count]:
-    """Attention checks passed, repeats answered alike, decisive answers on the side of the others' majority."""
+    """Attention checks passed, repeats answered alike, decisive answers on the side of the others' majority.
+
+    The majority is that on the same item or, where no other rater answered it, on the same two systems.
+    """
     passed = [answer.passed for answer in own if answer.passed is not None]
     same = [answer.repeated for answer in own if answer.repeated is not None]
-    sides = [
-        (answer.score > 0.5) == (others[answer.rater, answer.item] > 0.5)
-        for answer in own
-        if answer.score not in (None, 0.5) and others.get((answer.rater, answer.item), 0.5) != 0.5
-    ]
+    sides: list[bool] = []
+    for answer in own:
+        usual = others.get((answer.rater, answer.item), others.get((answer.rater, answer.group), 0.5))
+        if answer.score not in (None, 0.5) and usual != 0.5:
+            sides.append((answer.score > 0.5) == (usual > 0.5))
     first, second, third = (Count(sum(values), len(values)) for values in (passed, same, sides))
     return first, second, third
 

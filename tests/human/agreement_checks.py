@@ -19,15 +19,26 @@ from dreambench.human.votes import Vote
 TOLERANCE, WILSON, STRENGTHS = 1e-9, 1e-12, 1e-5  # the fixtures' README
 EXEMPT = [
     *(
-        Exempt(f"expected_ratings*.json:*/cohen_pairwise/*/{name}", "a correlation of raters: no measure of agreement, not reported")
+        Exempt(
+            f"expected_ratings*.json:*/cohen_pairwise/*/{name}",
+            "a correlation of raters: no measure of agreement, not reported",
+        )
         for name in ("spearman", "kendall_tau_b", "pearson")
     ),
     *(
-        Exempt(f"expected_ratings*.json:*/acceptance/{name}", "another interval than Wilson's of independent ratings: not reported")
+        Exempt(
+            f"expected_ratings*.json:*/acceptance/{name}",
+            "another interval than Wilson's of independent ratings: not reported",
+        )
         for name in ("beta", "agresti_coull", "jeffreys")
     ),
-    Exempt("expected_pairwise*.json:*/BT_*alpha0.01*", "regularised: strengths are of maximum likelihood, or said not to exist"),
-    Exempt("expected_pairwise*.json:*/BT_*L2_*", "regularised: strengths are of maximum likelihood, or said not to exist"),
+    Exempt(
+        "expected_pairwise*.json:*/BT_*alpha0.01*",
+        "regularised: strengths are of maximum likelihood, or said not to exist",
+    ),
+    Exempt(
+        "expected_pairwise*.json:*/BT_*L2_*", "regularised: strengths are of maximum likelihood, or said not to exist"
+    ),
     Exempt("expected_pairwise*.json:*/glm_converged", "a remark of another package"),
     Exempt("expected_pairwise*.json:*/elo_sequential_*", "depends on the order of the votes: not reported"),
 ]
@@ -70,7 +81,9 @@ def value(key: str, expected: Any, actual: float | None, atol: float = TOLERANCE
 
 def rating_checks(key: str, recorded: dict[str, Any], ratings: np.ndarray, levels: int) -> Iterator[Check]:
     for metric, expected in recorded.get("krippendorff", {}).items():
-        yield value(f"{key}/krippendorff/{metric}", expected, agreement.krippendorff_alpha(ratings, levels, metric).value)
+        yield value(
+            f"{key}/krippendorff/{metric}", expected, agreement.krippendorff_alpha(ratings, levels, metric).value
+        )
     for name in ("fleiss_kappa", "randolph_kappa"):
         if name in recorded:
             yield value(f"{key}/{name}", recorded[name], getattr(agreement, name)(ratings, levels).value)

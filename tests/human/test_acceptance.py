@@ -40,12 +40,12 @@ def test_all_accepted_has_wilsons_interval_over_the_documents() -> None:
 
 
 def rows() -> list[DocumentRating]:
-    """Two systems, three raters, 20 prompts: `good` is accepted more often by 40 points, in every rater's eyes."""
+    """Two systems, six raters, 20 prompts: `good` is accepted more often by 40 points, in every rater's eyes."""
     rng = np.random.default_rng(4)
     return [
         DocumentRating(f"p{prompt}", "cats" if prompt % 2 else "dogs", system, rater, int(accepted), bool(accepted))
         for prompt in range(20)
-        for rater in "abc"
+        for rater in "abcdef"
         for system, share in (("good", 0.9), ("poor", 0.5))
         for accepted in [rng.random() < share]
     ]
@@ -56,9 +56,9 @@ def test_the_better_system_leads_in_rate_rank_majority_and_difference() -> None:
     assert list(table) == ["good", "poor"]
     assert table["good"].rank_interval == (1, 1)
     assert table["good"].majority.value > table["poor"].majority.value
-    assert (table["good"].raters, table["good"].documents, table["good"].rate.n) == (3, 20, 60)
+    assert (table["good"].raters, table["good"].documents, table["good"].rate.n) == (6, 20, 120)
     assert set(table["good"].topics) == {"cats", "dogs"}
-    assert sum(rate.n for rate in table["good"].topics.values()) == 60
+    assert sum(rate.n for rate in table["good"].topics.values()) == 120
     (difference,) = acceptance_differences(rows())
     assert difference.estimate.value == pytest.approx(table["good"].rate.value - table["poor"].rate.value)
     assert difference.estimate.interval is not None

@@ -143,7 +143,13 @@ def test_names_of_systems_and_raters_do_nothing_on_page_and_terminal(
 ) -> None:
     hostile = "<script>alert(1)</script>\x1b[31m[bold]"
     rows = [
-        {"prompt": f"p{k}", "system_a": hostile, "system_b": "\u202ey{{7*7}}", "vote": "ab"[k % 2], "rater": "<b>" + "x" * 300}
+        {
+            "prompt": f"p{k}",
+            "system_a": hostile,
+            "system_b": "\u202ey{{7*7}}",
+            "vote": "ab"[k % 2],
+            "rater": "<b>" + "x" * 300,
+        }
         for k in range(5)
     ]
     table = tmp_path / "votes.jsonl"
@@ -167,8 +173,8 @@ def rated_study(folder: Path) -> None:
     files: list[Path] = []
     for number, rater in enumerate(study.raters):
         answers: list[tuple[str, str, int | str]] = [("item-0", "prefer", "a")]
-        for k in range(1, 25):
-            answers.append((f"item-{k}", "prefer", str(rng.choice(["a", "b", "both_bad"], p=[0.6, 0.3, 0.1]))))
+        drawn = rng.choice(["a", "b", "both_bad"], size=24, p=[0.6, 0.3, 0.1]).tolist()
+        answers += [(f"item-{k}", "prefer", answer) for k, answer in enumerate(drawn, 1)]
         if number == 0:
             answers.append(("item-1", "prefer", "tie"))
         files.append(folder / f"{rater.id}.jsonl")

@@ -16,7 +16,9 @@ CASES = json.loads((Path(__file__).parent / "recorded" / "ppi.json").read_text()
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("name", "power"), [("tuned", None), ("1", 1.0), ("0", 0.0)])
-def test_value_and_interval_are_those_of_ppi_python(case: dict[str, list[float]], name: str, power: float | None) -> None:
+def test_value_and_interval_are_those_of_ppi_python(
+    case: dict[str, list[float]], name: str, power: float | None
+) -> None:
     found = corrected_mean(case["labels"], case["judged"], case["judged_only"], power=power).estimate
     expected = case["expected"][name]  # type: ignore[call-overload]
     assert found.value == pytest.approx(expected["value"], abs=1e-9)
@@ -57,7 +59,9 @@ def test_items_of_one_prompt_are_one_cluster() -> None:
 
 
 def test_agreement_position_and_consistency_of_a_judge() -> None:
-    humans = [Vote(f"p{k}", "x", "y", vote, rater, "a") for k, vote in enumerate(["a", "b", "tie", "a"]) for rater in "uv"]
+    humans = [
+        Vote(f"p{k}", "x", "y", vote, rater, "a") for k, vote in enumerate(["a", "b", "tie", "a"]) for rater in "uv"
+    ]
     judge = [Vote(f"p{k}", "x", "y", vote, "j", "a") for k, vote in enumerate(["a", "a", "a", "tie", "a", "b"])]
     judge += [Vote("p0", "y", "x", "b", "j", "a"), Vote("p1", "y", "x", "a", "j", "a")]
     report = judge_report(humans, judge)

@@ -24,9 +24,7 @@ def r_votes() -> list[Vote]:
         return [Vote(str(k), v["a"], v["b"], v["winner"], "", "a") for k, v in enumerate(csv.DictReader(file))]
 
 
-def simulated(
-    seed: int, raters: dict[str, float], prompts: int, *, order: float = 0.0, tie: float = 0.3
-) -> list[Vote]:
+def simulated(seed: int, raters: dict[str, float], prompts: int, *, order: float = 0.0, tie: float = 0.3) -> list[Vote]:
     """Votes by Davidson's model; each rater, of the given care, compares two systems for each prompt."""
     rng = np.random.default_rng(seed)
     names = list(PLANTED)
@@ -56,7 +54,8 @@ def test_strengths_order_effect_ties_and_errors_are_those_of_r(name: str, ties: 
     terms = [t for t in (found.position, found.tie) if t is not None]
     ours = [*(found.strengths - found.strengths[0])[1:], *terms]
     assert ours == pytest.approx(list(R[name]["coefficients"].values()), abs=1e-6)
-    assert np.sqrt(np.diag(found.inverse_information)) == pytest.approx(list(R[name]["errors"].values()), abs=1e-5)
+    # R's errors are those of the iteration before its last.
+    assert np.sqrt(np.diag(found.inverse_information)) == pytest.approx(list(R[name]["errors"].values()), abs=5e-5)
 
 
 def test_a_cumulative_link_model_of_ties_orders_the_systems_as_davidson_does() -> None:
@@ -99,7 +98,12 @@ def test_intervals_of_strengths_cover_when_raters_differ() -> None:
 
 @pytest.mark.parametrize("ties", ["davidson", "half", "drop"])
 def test_a_system_that_never_lost_has_no_strength_and_is_named(ties: str) -> None:
-    votes = [Vote("p", "best", "x", "a"), Vote("q", "x", "y", "a"), Vote("r", "y", "x", "a"), Vote("s", "x", "y", "tie")]
+    votes = [
+        Vote("p", "best", "x", "a"),
+        Vote("q", "x", "y", "a"),
+        Vote("r", "y", "x", "a"),
+        Vote("s", "x", "y", "tie"),
+    ]
     assert fit(votes, ties) == "best never lost to x, y"  # type: ignore[arg-type]
     with_worst = [*votes, Vote("p", "x", "worst", "a")]
     assert fit(with_worst, ties) == "best never lost to worst, x, y; worst never won against best, x, y"  # type: ignore[arg-type]

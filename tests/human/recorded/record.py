@@ -1,6 +1,6 @@
-"""Record values of other packages beside the inputs in this folder: ``ratings.json``, ``pairwise_votes.json``, ``ppi.json`` and ``expected_*.json``.
+"""Record values of other packages, as ``expected_*.json`` and in ``ppi.json``, beside the inputs that this script draws as well.
 
-    uv run --no-project --with krippendorff==0.9.0,statsmodels==0.15.0,scikit-learn,choix==0.4.1,ppi-python==0.2.3 python record.py
+    uv pip install krippendorff==0.9.0 statsmodels==0.15.0 scikit-learn==1.9.1 choix==0.4.1 ppi-python==0.2.3 && python record.py
 
 The format is that of ``golden/scores/agreement``. ``r_votes.csv``, written here too, is the input of ``r_values.R``.
 """
@@ -117,7 +117,10 @@ def ppi_values(labelled, others, copying, ties):
     cases = {}
     for name, lam in (("tuned", None), ("1", 1.0), ("0", 0.0)):
         low, high = ppi_mean_ci(*arrays, alpha=0.05, lam=lam)
-        cases[name] = {"value": float(np.ravel(ppi_mean_pointestimate(*arrays, lam=lam))[0]), "interval": [low[0], high[0]]}
+        cases[name] = {
+            "value": float(np.ravel(ppi_mean_pointestimate(*arrays, lam=lam))[0]),
+            "interval": [low[0], high[0]],
+        }
     return {"labels": truth, "judged": judged, "judged_only": rest, "expected": cases}
 
 
@@ -140,7 +143,9 @@ def main():
     write("pairwise_votes.json", votes)
     write("expected_ratings.json", {entry["name"]: rating_values(entry) for entry in ratings})
     write("expected_pairwise.json", {entry["name"]: vote_values(entry) for entry in votes})
-    write("ppi.json", [ppi_values(*case) for case in ((60, 400, 0.8, False), (25, 300, 0.3, True), (40, 50, 1.0, True))])
+    write(
+        "ppi.json", [ppi_values(*case) for case in ((60, 400, 0.8, False), (25, 300, 0.3, True), (40, 50, 1.0, True))]
+    )
     with (HERE / "r_votes.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["a", "b", "winner"])
