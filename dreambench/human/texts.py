@@ -30,10 +30,10 @@ You will see documents of text and images, one page after the other, and answer 
 attention, and some come twice.
 
 Your answers and the time you take for each are stored under a number, without your name. Taking part is voluntary; you may stop at any \
-time, and what you have answered until then is kept only if you hand it in."""
+time by closing this page."""
 WARNING = """\
 The texts and images were made by programs or collected from the web. Nobody has filtered them: some may be false, disturbing or \
-offensive. Skip or stop whenever you want."""
+offensive. Stop whenever you want."""
 STOPPING_RULE = (
     "The study ends when every rater has rated every item. Nothing is analysed before, and no rater is added after."
 )
