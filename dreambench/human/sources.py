@@ -120,7 +120,8 @@ def _identity(sample: Sample) -> str:
 
 def _nameless(value: JSON) -> JSON:
     if isinstance(value, dict):
-        return {key: PurePath(one).name if key == "image" else _nameless(one) for key, one in value.items()}
+        paths = {key for key, one in value.items() if key.endswith("image") and isinstance(one, str)}
+        return {key: PurePath(one).name if key in paths else _nameless(one) for key, one in value.items()}
     return [_nameless(one) for one in value] if isinstance(value, list) else value
 
 
@@ -145,7 +146,7 @@ def _prompts(samples: Sequence[Sample]) -> dict[str, Sample]:
     """The first sample of each instruction, by the id of its document where the task gives one."""
     found: dict[str, Sample] = {}
     for sample in samples:
-        if sample.targets.get("mode") != "teacher-forced":
+        if sample.targets.get("mode", "free") == "free":
             found.setdefault(str(sample.targets.get("document_id", sample.id)), sample)
     return found
 

@@ -43,7 +43,13 @@ def samples(folder: Path, n: int) -> list[Sample]:
         }
         prompt = (Text(instruction),)
         found += [Sample(f"free/doc-{k}/{j}", prompt, targets) for j in range(2)]
-        found.append(Sample(f"teacher-forced/doc-{k}/0", prompt, targets | {"mode": "teacher-forced"}))
+        found.append(
+            Sample(
+                f"teacher-forced/doc-{k}/0",
+                prompt,
+                targets | {"mode": "teacher-forced", "image": 0, "reference_image": str(path)},
+            )
+        )
     return found
 
 

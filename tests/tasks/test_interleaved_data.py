@@ -208,7 +208,9 @@ def test_files_that_cannot_be_read_say_so(folder: Path) -> None:
         read_documents(empty)
 
 
-def test_images_may_lie_elsewhere_and_links_lead_nowhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_images_may_lie_elsewhere_and_links_lead_nowhere(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     path = write(elsewhere / "documents.jsonl", PLAIN)
     images = read_documents(path, folder).documents[0].images
