@@ -137,7 +137,7 @@ class Study(_Frozen):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         copy = super().model_copy(update=update, deep=deep)
-        copy.__dict__.pop("id", None)  # another study has another id
+        vars(copy).pop("id", None)  # another study has another id
         return copy
 
     @classmethod
