@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dreambench.documents import JSON, Document, Image, Text, digest
 from dreambench.errors import DataError, UsageError, counted
-from dreambench.human.design import Mode, Showing, conditions, design_study
+from dreambench.human.design import Mode, Showing, design_study
 from dreambench.human.forms import write_forms
 from dreambench.human.page import render_page
 from dreambench.human.sources import Prompt, Sources, read_sources
@@ -101,7 +101,7 @@ def export_study(
     systems = sorted(sources.systems)  # not in the order of the command: that would make another study
     votes = votes_per_document * (len(systems) if mode == "rating" else 1)
     raters = votes if raters is None else raters
-    each = len(prompts) * votes // max(1, raters)
+    each = len(prompts) * votes // raters
     usual = min(each // 3, max(1, round(each / 20)))
     lessons = training_items(wording.questions)
     checks = attention_checks(wording.questions, usual if attention is None else attention)
@@ -114,7 +114,6 @@ def export_study(
         "mode": mode,
         "task": sources.task,
         "prompts": len(prompts),
-        "conditions": len(conditions(systems, mode)),
         "votes_per_prompt": votes,
         "raters": raters,
         **counts,
@@ -123,24 +122,36 @@ def export_study(
         "left_out": left_out,
         "stopping_rule": wording.stopping_rule,
     }
-    items = _Items(secret, prompts, sources, gallery, {"training": lessons, "attention": checks}, wording)
-    ids = [[items.id(showing) for showing in order] for order in orders]
-    digits = len(str(raters))
-    study = Study(
+    items = _Items(secret, prompts, gallery, {"training": lessons, "attention": checks}, wording)
+    study = _study(wording, design, sources.systems, items, orders)
+    _write(study, gallery.files, out, form, images_url)
+    return Export(study, out, left_out, _telling(study, gallery))
+
+
+def _study(
+    wording: Texts,
+    design: dict[str, JSON],
+    systems: dict[str, JSON],
+    items: _Items,
+    orders: Sequence[Sequence[Showing]],
+) -> Study:
+    """The key of a study in which rater k sees ``orders[k]``."""
+    shown = [tuple(items.id(showing) for showing in order) for order in orders]
+    digits = len(str(len(orders)))
+    raters = [
+        Rater(id=f"rater-{k:0{digits}}", token=digest([items.secret, "token", k])[:32], items=ids)
+        for k, ids in enumerate(shown, 1)
+    ]
+    return Study(
         title=wording.title,
         consent=wording.consent,
         warning=wording.warning,
         design=design,
         questions=wording.questions,
-        systems=sources.systems,
+        systems=systems,
         items=tuple(items.made[id_] for id_ in sorted(items.made)),
-        raters=tuple(
-            Rater(id=f"rater-{k:0{digits}}", token=digest([secret, "token", k])[:32], items=tuple(seen))
-            for k, seen in enumerate(ids, 1)
-        ),
+        raters=tuple(raters),
     )
-    _write(study, gallery.files, out, form, images_url)
-    return Export(study, out, left_out, _telling(study, gallery))
 
 
 def summary(export: Export) -> list[str]:
@@ -260,7 +271,6 @@ class _Items:
 
     secret: str
     prompts: Sequence[_Shown]
-    sources: Sources
     gallery: _Gallery
     checks: Mapping[str, Sequence[Check]]
     wording: Texts

@@ -18,6 +18,7 @@ from dreambench.errors import RunError, UsageError
 from dreambench.human.export import HTML_BYTES, TIME, export_study, summary
 from dreambench.human.study import Study
 from dreambench.images import read_rgb
+from dreambench.requests import Sample
 
 MODELS = ("zebra-model", "quokka-model")
 
@@ -169,8 +170,8 @@ def test_documents_are_taken_equally_from_all_topics(runs: list[Path], tmp_path:
 def test_unequal_runs_are_refused(runs: list[Path], tmp_path: Path) -> None:
     some = samples(tmp_path / "data", 12)
     fewer = make_run(tmp_path / "fewer", "third", some[:-3])
-    other = make_run(tmp_path / "other", "third", [*samples(tmp_path / "x", 13)[3:], *some[:0]])
-    changed = [*some[:-1], type(some[0])(some[-1].id, (Text("else"),), some[-1].targets)]
+    other = make_run(tmp_path / "other", "third", samples(tmp_path / "x", 13)[3:])
+    changed = [*some[:-1], Sample(some[-1].id, (Text("else"),), some[-1].targets)]
     for run, words in (
         (fewer, "different samples"),
         (other, "different samples"),
@@ -214,7 +215,7 @@ def test_a_text_that_names_its_system_is_pointed_out(tmp_path: Path) -> None:
 
 def test_text_to_image_runs_work_too(tmp_path: Path) -> None:
     """Any task's responses are documents: here one image for a caption, the chosen one of several candidates."""
-    some = [type(samples(tmp_path, 1)[0])(str(k), (Text(f"a photo of {k}"),), {"image_id": k}) for k in range(6)]
+    some = [Sample(str(k), (Text(f"a photo of {k}"),), {"image_id": k}) for k in range(6)]
     study = export_study(
         [make_run(tmp_path, "painter", some, task="coco_fid")], tmp_path / "study", raters=2, votes_per_document=2
     ).study
@@ -222,6 +223,21 @@ def test_text_to_image_runs_work_too(tmp_path: Path) -> None:
     assert item.instruction == "a photo of 3"
     with pytest.raises(UsageError, match="no reference document"):
         export_study([tmp_path / "coco_fid-painter-0a1b2c3d"], tmp_path / "other", references=6)
+
+
+def test_images_of_a_prompt_are_shown_above_each_document(tmp_path: Path) -> None:
+    image = tmp_path / "given.png"
+    image.write_bytes(picture("given", (8, 8)))
+    prompt = (Text("Make this night: "), Image(path=str(image)))
+    some = [Sample(str(k), prompt, {}) for k in range(3)]
+    study = export_study(
+        [make_run(tmp_path, "painter", some, task="edits")], tmp_path / "study", votes_per_document=1
+    ).study
+    for item in study.items:
+        if item.purpose == "study":
+            given, *document = item.documents[0]
+            assert (given["width"], given["height"]) == (8, 8)
+            assert [next(iter(part)) for part in document] == ["text", "text", "image"]
 
 
 @pytest.mark.parametrize(
