@@ -79,14 +79,23 @@
 
   // --- keeping answers ------------------------------------------------------------------------------------------------
 
-  function save() {
+  // `done` is called once a crash cannot lose what was saved.
+  function save(done = () => {}) {
     const kept = JSON.stringify(state);
     try {
       localStorage.setItem(KEY, kept);
     } catch {
       if (!served) notify("This browser does not keep answers. Save a copy (above) before you close this page.");
     }
-    if (database) database.transaction("states", "readwrite", { durability: "strict" }).objectStore("states").put(kept, KEY);
+    try {
+      if (!database) return done();
+      const transaction = database.transaction("states", "readwrite", { durability: "strict" });
+      transaction.objectStore("states").put(kept, KEY);
+      transaction.oncomplete = done;
+    } catch {
+      database = null; // the browser has closed it
+      done();
+    }
   }
 
   // Browsers write localStorage to disk some seconds late, and a crash loses those answers; a strict transaction is on disk at once.
@@ -114,21 +123,20 @@
     });
   }
 
-  // What was kept, with the ratings up to the first whose seal is wrong.
+  // What was kept, with the ratings up to the first that is damaged.
   function restored(kept) {
-    let saved = null;
-    try {
-      saved = JSON.parse(kept);
-    } catch { /* half-written: the other copy is used */ }
     const ratings = [];
-    for (const rating of (saved && saved.ratings) || []) {
-      if (rating.seal !== seal(rating, lastSeal(ratings))) {
-        notify(`The answers kept in this browser are damaged after the first ${ratings.length}. Please answer the others again.`);
-        break;
+    let saved = {}, damaged = false;
+    try {
+      saved = JSON.parse(kept || "{}");
+      for (const rating of saved.ratings || []) {
+        if (rating.seal !== seal(rating, lastSeal(ratings))) throw new Error("edited");
+        ratings.push(rating);
       }
-      ratings.push(rating);
+    } catch {
+      damaged = true;
     }
-    return { ...saved, ratings };
+    return { ...saved, ratings, damaged };
   }
 
   async function load() {
@@ -139,6 +147,7 @@
     database = await openDatabase();
     const copy = restored(await stored());
     if (copy.ratings.length > saved.ratings.length) saved = copy;
+    if (saved.damaged) notify(`Answers kept in this browser are damaged after the first ${saved.ratings.length}. Please answer the others again.`);
     const own = saved.ratings;
     // The server's answers are the truth; later ones kept here count if they follow them.
     const theirs = served ? served.ratings : [];
@@ -158,7 +167,9 @@
     const rating = { study: study.study, rater: study.rater, item: item.id, question: question.id, answer, seconds };
     rating.seal = seal(rating, lastSeal(state.ratings));
     state.ratings.push(rating);
-    save();
+    const number = state.ratings.length;
+    status("Saving …");
+    save(() => { if (!served && number === state.ratings.length) status("Saved"); });
     send();
   }
 
@@ -412,7 +423,6 @@
     if (stopped || (shown.training && given.has(question.id))) return;
     if (given.get(question.id) !== answer) {
       given.set(question.id, answer);
-      if (!served) status("Saved");
       record(shown, question, answer);
     }
     const open = shown.questions.findIndex((id) => !given.has(id));

@@ -19,6 +19,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import secrets
 import socket
 import sys
@@ -75,8 +76,8 @@ def serve_study(
             try:
                 server.serve_forever()
             finally:
-                with server.lock:  # no rating is half-written when the threads end
-                    say(server.summary())
+                server.lock.acquire()  # for good: no rating is half-written when the process ends
+                say(server.summary())
 
 
 def screening(study: Study, rater: Rater, ratings: Sequence[Rating]) -> Screening:
@@ -147,16 +148,18 @@ class StudyServer(ThreadingHTTPServer):
             raise UsageError(
                 f"--host {host} needs --url, the address that raters open (such as https://study.example.org)"
             )
+        if url is not None and not re.fullmatch(r"https?://[^/?#@]+(/[^?#]*)?", url):
+            raise UsageError(f"--url {url}: give an address such as https://study.example.org")
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
             raise UsageError(f"--host {host} --port {port}: {error.strerror}; name another") from error
-        shown = f"[{host}]" if ":" in host else host
-        self.url = (url or f"http://{shown}:{self.server_port}").rstrip("/")
-        self.origins = {"{0.scheme}://{0.netloc}".format(urlsplit(self.url))}
+        suffix = "" if self.server_port == 80 else f":{self.server_port}"
+        self.url = (url or f"http://{f'[{host}]' if ':' in host else host}{suffix}").rstrip("/")
+        self.origins = {"{0.scheme}://{0.netloc}".format(urlsplit(self.url)).lower()}
         if url is not None or _is_loopback(host):
-            names = ("127.0.0.1", "localhost", "[::1]")
-            self.origins |= {f"http://{name}:{self.server_port}" for name in names}
+            self.origins |= {f"http://{name}{suffix}" for name in ("127.0.0.1", "localhost", "[::1]")}
+        self._warn_of_missing_images()
 
     @property
     def links(self) -> dict[str, str]:
@@ -315,16 +318,35 @@ class StudyServer(ThreadingHTTPServer):
 
     def image(self, rater: Rater, name: str) -> tuple[str, bytes]:
         """(media type, bytes) of an image of the rater's items."""
-        parts = (part for id_ in rater.items for document in self.items[id_].documents for part in document)
         kind = TYPES.get(Path(name).suffix.lower())
-        if kind is None or all(part.get("image") != name for part in parts):
+        if kind is None or name not in self._images(rater):
             raise _RefusedError(404, "There is no such image.")
+        path = self._image_path(rater, name)
+        if path is None:
+            raise _RefusedError(404, "This image is missing.")
+        return kind, path.read_bytes()
+
+    def _images(self, rater: Rater) -> set[str]:
+        documents = (document for id_ in rater.items for document in self.items[id_].documents)
+        return {str(part["image"]) for document in documents for part in document if "image" in part}
+
+    def _image_path(self, rater: Rater, name: str) -> Path | None:
         # Of the forms of export, only `folder` has the images beside the page; those of all forms lie in the organiser's.
         for folder in (self.folder / "raters" / rater.id, self.folder / "organiser" / "forms"):
             path = inside(folder / "images", name)
             if path is not None and path.is_file():
-                return kind, path.read_bytes()
-        raise _RefusedError(404, "This image is missing.")
+                return path
+        return None
+
+    def _warn_of_missing_images(self) -> None:
+        missing = {
+            name for rater in self.study.raters for name in self._images(rater) if not self._image_path(rater, name)
+        }
+        if missing:
+            say(
+                f"warning: {counted(len(missing), 'image')} of the study missing, such as {min(missing)}: raters see that they "
+                "cannot be shown; export the study again"
+            )
 
 
 def _is_loopback(host: str) -> bool:

@@ -120,6 +120,7 @@ def test_a_study_in_firefox(tmp_path: Path) -> None:
         assert firefox.wait_for(PLACE) == "2 of 3"
         firefox.press("4", ENTER, "1")
         assert firefox.wait_for(PLACE) == "3 of 3"
+        firefox.wait_for("document.querySelector('#status').textContent === 'Saved'")
         firefox.kill()
         firefox = Firefox(program, tmp_path / "profile")
         firefox.ask("WebDriver:Navigate", url=url)

@@ -87,6 +87,13 @@ def until(page: Page, expression: str) -> None:
         page.wait_for_timeout(20)
 
 
+def until_stored(page: Page, server: StudyServer, number: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(server.ratings["rater-1"]) < number:
+        assert time.monotonic() < deadline, "the server has not got the ratings"
+        page.wait_for_timeout(20)
+
+
 def fits(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
@@ -164,7 +171,7 @@ def test_the_mouse_and_a_screen_reader_find_everything(tmp_path: Path, pages: Pa
     assert page.get_by_role("region", name="Document").get_by_role("img", name="Image 1 of 1").count() == 1
     assert page.get_by_role("progressbar", name="Progress").count() == 1
     press(page, "Tab", "Tab", "Space")
-    assert page.locator("#status").inner_text() == "Saved"
+    until(page, "document.getElementById('status').textContent === 'Saved'")
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
@@ -185,6 +192,41 @@ def test_a_reload_goes_on_at_the_same_item(tmp_path: Path, address: Callable[[Pa
     check_seals(study, ratings_of(page, tmp_path))
 
 
+def test_damaged_storage_is_repaired_from_its_copy_or_named(tmp_path: Path, pages: Pages) -> None:
+    study = make_study(tmp_path)
+    page = pages.open(on_disk(tmp_path))
+    start(page)
+    press(page, "2", "Enter", "1", "Enter", "2")
+    key = f"dreambench {study.id} rater-1"
+    for damage in (
+        "{",
+        '{"ratings": [null]}',
+        '{"ratings": 7}',
+        '{"ratings": [{"seal": "", "seconds": "x"}]}',
+        "[]",
+        "null",
+    ):
+        page.evaluate("([key, value]) => localStorage.setItem(key, value)", [key, damage])
+        page.reload()
+        page.wait_for_selector("#item")
+        assert page.inner_text("#place") == "2 of 4"
+        assert page.locator("#notice").is_hidden()
+    edited = """key => {
+        const kept = JSON.parse(localStorage.getItem(key));
+        kept.ratings[1].answer = 1;
+        localStorage.setItem(key, JSON.stringify(kept));
+        Storage.prototype.setItem = () => {};
+        indexedDB.deleteDatabase("dreambench");
+    }"""
+    press(page, "1")
+    page.evaluate(edited, key)
+    page.goto("about:blank")
+    page.goto(on_disk(tmp_path))
+    page.wait_for_selector("#item")
+    assert "damaged after the first 1" in page.inner_text("#notice")
+    assert page.inner_text("#place") == "1 of 4"
+
+
 def test_a_killed_browser_has_kept_every_answer(
     tmp_path: Path, chromium_type: tuple[BrowserType, dict[str, Any]]
 ) -> None:
@@ -198,6 +240,7 @@ def test_a_killed_browser_has_kept_every_answer(
     start(page)
     press(page, "2", "Enter", "1", "Enter", "2", "Enter", "1")
     assert page.inner_text("#place") == "3 of 4"
+    until(page, "document.getElementById('status').textContent === 'Saved'")
     kill_browser(profile)
     with contextlib.suppress(Exception):
         context.close()
@@ -216,12 +259,12 @@ def test_another_device_goes_on_from_the_server_and_the_first_one_stops(tmp_path
         first = pages.open(server.links["rater-1"])
         start(first)
         press(first, "2", "Enter", "1", "Enter")
-        until(first, "document.getElementById('status').textContent !== 'Sending …'")
+        until_stored(first, server, 2)
         second = pages.open(server.links["rater-1"])
         second.wait_for_selector("#item")
         assert second.inner_text("#place") == "2 of 4"
         press(second, "2")
-        until(second, "document.getElementById('status').textContent === 'Saved'")
+        until_stored(second, server, 3)
         press(first, "1")
         first.wait_for_selector("body[data-step=stopped]")
         assert "continued on another page" in first.inner_text("#notice")
@@ -254,14 +297,13 @@ def test_answers_wait_for_a_server_that_is_away(tmp_path: Path, pages: Pages) ->
         page = pages.open(server.links["rater-1"])
         start(page)
         press(page, "2", "Enter")
-        until(page, "document.getElementById('status').textContent !== 'Sending …'")
+        until_stored(page, server, 1)
         page.context.set_offline(True)
         press(page, "1", "Enter", "2")
         page.wait_for_selector("#notice:visible")
         assert "will be sent" in page.inner_text("#notice")
         page.context.set_offline(False)
         page.wait_for_selector("#notice", state="hidden")
-        until(page, "document.getElementById('status').textContent === 'Saved'")
         lines = (tmp_path / "organiser" / "ratings" / "served-rater-1.jsonl").read_text().splitlines()
     assert [json.loads(line)["answer"] for line in lines] == [1, 0, 1]
     pages.expected = "ERR_INTERNET_DISCONNECTED"
