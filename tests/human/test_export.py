@@ -86,6 +86,9 @@ def test_the_key_undoes_the_blinding(runs: list[Path], tmp_path: Path) -> None:
             assert texts == [f"A thing by seed {len(item.systems[0])}: {item.prompt[-1]}/0."] or len(item.prompt) > 5
     public = json.loads((tmp_path / "study/raters/rater-1/study.json").read_text())
     assert public == json.loads(json.dumps(study.public(study.raters[0])))
+    # A check and a repeat look like any other item; only training items are marked.
+    keys = {by_id[item["id"]].purpose: tuple(item) for item in public["items"]}
+    assert keys["attention"] == keys["repeat"] == keys["study"]
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "html"])
