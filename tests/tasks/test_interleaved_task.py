@@ -148,7 +148,7 @@ def test_documents_of_each_topic_are_chosen_by_seed_and_id(world: Path, tmp_path
     assert sorted(targets["topic"] for targets in chosen) == sorted({record["topic"] for record in records(world)})
     others = [sample.targets["document_id"] for sample in planned(world, **options, seed=5).samples]
     assert others != [targets["document_id"] for targets in chosen]
-    with pytest.raises(DataError, match="documents_per_topic=2: the topic .* has 1; take at most that"):
+    with pytest.raises(DataError, match=r"documents_per_topic=2: the topic .* has 1; take at most that"):
         planned(world, generation=["documents_per_topic=2"])
 
 
