@@ -167,7 +167,7 @@ def page(found: Mapping[str, JSON]) -> str:
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader("dreambench.human", ""), PackageLoader("dreambench.report", "")]),
+        loader=ChoiceLoader([PackageLoader("dreambench.report", ""), PackageLoader("dreambench.human", "")]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
