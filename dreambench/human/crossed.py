@@ -42,6 +42,7 @@ class Crossed:
     def __init__(self, raters: Sequence[Hashable], prompts: Sequence[Hashable]) -> None:
         kinds = {"rater": _codes(raters), "prompt": _codes(prompts)}
         self._kinds = {name: codes for name, codes in kinds.items() if codes.size and codes.max() > 0}
+        self._both = _codes(list(zip(*self._kinds.values(), strict=True))) if len(self._kinds) == 2 else None
         self.method = "cluster by " + " and ".join(self._kinds) if self._kinds else "none: a single rater and prompt"
 
     def error(self, influence: Array) -> Error | None:
@@ -49,11 +50,11 @@ class Crossed:
         parts = [_part(influence, codes) for codes in self._kinds.values()]
         if not parts:
             return None
-        if len(parts) == 1:
+        if self._both is None:
             variance, degrees = parts[0]
         else:
             (a, a_degrees), (b, b_degrees) = parts
-            both, both_degrees = _part(influence, _codes(list(zip(*self._kinds.values(), strict=True))))
+            both, both_degrees = _part(influence, self._both)
             variance = a + b - both
             if variance <= max(a, b):
                 # No variance is left for the other kind of cluster; the difference could even be negative.

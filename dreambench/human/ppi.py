@@ -214,4 +214,7 @@ def _judged_rate(system: str, by_human: Items, by_judge: Items, confidence: floa
         clusters=([item[0] for item in both], [item[0] for item in rest]),
         confidence=confidence,
     )
-    return JudgedRate(alone, humans, corrected, "" if rest else "the judge saw no item that humans did not vote on")
+    reason = "" if rest else "the judge saw no item that humans did not vote on"
+    if len(both) < len(labels):
+        reason = f"the correction leaves out {len(labels) - len(both)} items that the judge did not see"
+    return JudgedRate(alone, humans, corrected, reason)

@@ -293,10 +293,12 @@ class PairRate:
 
 
 def win_rates(votes: Sequence[Vote], confidence: float = 0.95) -> dict[str, WinRate]:
-    return {
+    """The win rate of each system, highest first."""
+    rates = {
         system: _rate([vote for vote in votes if system in (vote.system_a, vote.system_b)], system, confidence)
         for system in systems_of(votes)
     }
+    return dict(sorted(rates.items(), key=lambda pair: -pair[1].estimate.value))
 
 
 def pair_rates(votes: Sequence[Vote], confidence: float = 0.95) -> list[PairRate]:
