@@ -48,7 +48,7 @@ Parts: TypeAlias = tuple[dict[str, str | int], ...]
 
 @dataclass(frozen=True)
 class Export:
-    """A study that was written. `left_out` says why prompts are missing; `notes` are what could tell systems apart."""
+    """A study that was written, the reasons why prompts are left out, and what else its maker should know."""
 
     study: Study
     folder: Path
@@ -124,8 +124,8 @@ def export_study(
     }
     items = _Items(secret, prompts, gallery, {"training": lessons, "attention": checks}, wording)
     study = _study(wording, design, sources.systems, items, orders)
-    _write(study, gallery.files, out, form, images_url)
-    return Export(study, out, left_out, _telling(study, gallery))
+    missing = _write(study, gallery.files, out, form, images_url)
+    return Export(study, out, left_out, _telling(study, gallery) + missing)
 
 
 def _study(
@@ -347,8 +347,8 @@ def _telling(study: Study, gallery: _Gallery) -> list[str]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _write(study: Study, images: Mapping[str, bytes], out: Path, form: Form, images_url: str | None) -> None:
-    """Everything is written beside `out` and then takes its place; ratings that are there stay."""
+def _write(study: Study, images: Mapping[str, bytes], out: Path, form: Form, images_url: str | None) -> list[str]:
+    """Everything is written beside `out` and then takes its place; ratings that are there stay. Returns why a form is missing."""
     if (out / KEY).is_file():
         if Study.read(out).id != study.id:
             raise UsageError(
@@ -360,15 +360,16 @@ def _write(study: Study, images: Mapping[str, bytes], out: Path, form: Form, ima
     try:
         for rater in study.raters:
             _write_rater(study, rater, images, temporary / "raters", form)
-        write_forms(study, images, temporary / "organiser" / "forms", images_url)
+        missing = write_forms(study, images, temporary / "organiser" / "forms", images_url)
         study.write(temporary)
         if not out.exists() or not any(out.iterdir()):
             out.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(out)
-            return
+            return missing
         for part in (Path("raters"), Path("organiser/forms")):
             shutil.rmtree(out / part, ignore_errors=True)
             (temporary / part).replace(out / part)
+        return missing
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -27,6 +27,8 @@ from dreambench.report.text import printable
 
 __all__ = ["write_forms"]
 
+MTURK_BYTES = 65_000
+"""The question of a HIT may have 65,535 bytes (reference of CreateHIT); the rest is for what Mechanical Turk wraps it in."""
 LABEL_STUDIO_IMAGES = "/data/local-files/?d=images"
 POTATO_IMAGES = "/media"
 VOTES = {
@@ -38,8 +40,11 @@ VOTES = {
 }
 
 
-def write_forms(study: Study, images: Mapping[str, bytes], folder: Path, images_url: str | None = None) -> None:
-    """Write all forms of a study into `folder`. Text of models and data is escaped for each tool."""
+def write_forms(study: Study, images: Mapping[str, bytes], folder: Path, images_url: str | None = None) -> list[str]:
+    """Write all forms of a study into `folder`. Text of models and data is escaped for each tool.
+
+    Returns why a form is missing: Mechanical Turk's, where what a rater sees is more than a HIT can hold.
+    """
     form = _Forms(study, images_url and images_url.rstrip("/"))
     files: dict[str, bytes] = {"label-studio.xml": form.label_studio_config(pairwise=False)}
     if form.pairwise:
@@ -49,8 +54,10 @@ def write_forms(study: Study, images: Mapping[str, bytes], folder: Path, images_
         files[f"label-studio-{rater.id}.json"] = _json([form.label_studio_task(rater, item) for item in items])
         files[f"potato-{rater.id}.yaml"] = form.potato_config(rater)
         files[f"potato-{rater.id}.jsonl"] = _lines([form.potato_item(item) for item in items])
-    files["mturk.html"] = form.mturk_template()
-    files["mturk.csv"] = form.mturk_table()
+    template, rows = form.mturk_template(), form.mturk_rows()
+    largest = max(len(template) + len(items.encode()) for _, _, items in rows)
+    if largest <= MTURK_BYTES:
+        files |= {"mturk.html": template, "mturk.csv": form.mturk_table(rows)}
     files["items.jsonl"] = _lines([form.plain_item(item) for item in study.items])
     files["raters.jsonl"] = _lines([{"rater": rater.id, "items": list(rater.items)} for rater in study.raters])
     files |= {f"images/{name}": data for name, data in images.items()}
@@ -58,6 +65,12 @@ def write_forms(study: Study, images: Mapping[str, bytes], folder: Path, images_
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+    if largest <= MTURK_BYTES:
+        return []
+    return [
+        f"no form for Mechanical Turk: the items of a rater are {largest // 1000} kB and a HIT holds {MTURK_BYTES // 1000}; "
+        "take more --raters, or let a HIT link to `dreambench human serve`"
+    ]
 
 
 class _Forms:
@@ -141,14 +154,19 @@ class _Forms:
         rules = "section { max-width: 60em; margin: 3em auto } img { max-width: 100% } td { vertical-align: top; width: 50% }"
         return f"<style>{rules}</style>\n<h1>{_escaped(self.study.title)}</h1>\n{texts}\n{ids}\n${{items}}\n".encode()
 
-    def mturk_table(self) -> bytes:
-        """Cells are ids, or HTML that begins with a tag: none can be read as a formula."""
-        table = io.StringIO(newline="")
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["study", "rater", "items"])
+    def mturk_rows(self) -> list[tuple[str, str, str]]:
+        """(study, rater, items). Cells are ids, or HTML that begins with a tag: none can be read as a formula."""
+        rows: list[tuple[str, str, str]] = []
         for rater in self.study.raters:
             sections = [self._section(self.items[id_], place) for place, id_ in enumerate(rater.items, 1)]
-            writer.writerow([self.study.id, rater.id, "".join(sections)])
+            rows.append((self.study.id, rater.id, "".join(sections)))
+        return rows
+
+    @staticmethod
+    def mturk_table(rows: Sequence[tuple[str, str, str]]) -> bytes:
+        table = io.StringIO(newline="")
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerows([("study", "rater", "items"), *rows])
         return table.getvalue().encode()
 
     def _section(self, item: Item, place: int) -> str:

@@ -24,7 +24,7 @@ HOSTILE = (
     "${study} $instruction {{ 7 * 7 }} {% raw %}",
     "javascript:alert(1) data:text/html,x expression(1)",
     "\u202ereversed \u2066 \x1b[31m red \x00 nul",
-    "שלום عالم " + "long" * 5000,
+    "שלום عالم " + "long" * 1000,
     "]]> &amp; --> '\"; line\nbreak\ttab",
     "@SUM(A1)",
     "-1+1",
@@ -174,6 +174,17 @@ def test_mechanical_turk_gets_a_hit_for_each_rater_and_no_formula(study: tuple[S
             "label",
             "input",
         }
+
+
+def test_more_than_a_hit_holds_is_said_and_not_written(tmp_path: Path) -> None:
+    some = samples(tmp_path / "data", 6)
+    long = {sample.id: (Text("long " * 5000),) for sample in some}
+    done = export_study([make_run(tmp_path, "one", some, documents=long)], tmp_path / "study", votes_per_document=1)
+    (note,) = done.notes
+    assert re.match(r"no form for Mechanical Turk: the items of a rater are \d+ kB and a HIT holds 65", note)
+    names = {path.name for path in (tmp_path / "study/organiser/forms").iterdir()}
+    assert "label-studio.xml" in names
+    assert not {"mturk.csv", "mturk.html"} & names
 
 
 def test_json_lines_hold_items_questions_and_orders(study: tuple[Study, Path]) -> None:
