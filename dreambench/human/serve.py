@@ -65,6 +65,7 @@ def serve_study(
     prolific: bool = False,
 ) -> None:
     """Serve until interrupted; prints each rater's link. `StudyServer` has the options. Raises `KeyboardInterrupt` at Ctrl-C."""
+    Study.read(study)  # before the lock makes folders
     with RunLock(study / "organiser", name="serve.lock", alone=True):
         server = StudyServer(study, host=host, port=port, url=url, completion_code=completion_code, prolific=prolific)
         with server:

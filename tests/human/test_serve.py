@@ -20,7 +20,7 @@ from human.studies import ACCEPT, PREFER, QUALITY, chain, make_study
 
 from dreambench.documents import canonical_json
 from dreambench.errors import DataError, UsageError
-from dreambench.human.serve import BODY_LIMIT, StudyServer, screening
+from dreambench.human.serve import BODY_LIMIT, StudyServer, screening, serve_study
 from dreambench.human.study import Rater, Rating, Study
 
 
@@ -414,6 +414,12 @@ def test_a_full_disk_loses_no_rating(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert client.rate(rater, second).status == 503, "the page tries again"
         assert client.rate(rater, second).status == 200
     assert [Rating.model_validate_json(line) for line in stored(tmp_path, rater)] == [first, second]
+
+
+def test_a_folder_that_is_no_study_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a study"):
+        serve_study(tmp_path / "absent")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_salt_is_of_one_study(tmp_path: Path) -> None:
