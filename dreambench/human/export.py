@@ -349,6 +349,8 @@ def _telling(study: Study, gallery: _Gallery) -> list[str]:
 
 def _write(study: Study, images: Mapping[str, bytes], out: Path, form: Form, images_url: str | None) -> list[str]:
     """Everything is written beside `out` and then takes its place; ratings that are there stay. Returns why a form is missing."""
+    if out.name in ("", ".."):
+        raise UsageError(f"--out {out}: name a folder for the study")
     if (out / KEY).is_file():
         if Study.read(out).id != study.id:
             raise UsageError(

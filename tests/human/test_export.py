@@ -123,6 +123,9 @@ def test_another_study_is_refused_and_ratings_stay(runs: list[Path], tmp_path: P
     (tmp_path / "full/file").touch()
     with pytest.raises(UsageError, match="neither a study nor an empty folder"):
         export_study(runs, tmp_path / "full")
+    for here in (".", "..", "/"):
+        with pytest.raises(UsageError, match="name a folder"):
+            export_study(runs, Path(here))
 
 
 def test_the_entries_of_a_zip_have_one_time_and_no_owner(runs: list[Path], tmp_path: Path) -> None:
