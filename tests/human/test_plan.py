@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dreambench.errors import UsageError
+from dreambench.human.design import design_study
 from dreambench.human.plan import Assumptions, lines, plan_study
 
 PAPER = 0.6068
@@ -51,13 +52,17 @@ def test_one_document_fewer_would_not_be_enough(mode: str, wish: dict[str, float
 
 
 def test_the_variance_is_that_of_simulated_crossed_votes() -> None:
-    """Linear model with the assumed shares, documents × raters as they are exported: every rater half of a system's documents."""
+    """Linear model with the assumed shares; documents × raters as the design of an exported study has them."""
     documents, votes, raters, shares, rng = 30, 3, 6, (0.3, 0.05), np.random.default_rng(0)
     planned = plan_study(
         documents=documents, votes_per_document=votes, assumed=Assumptions(document=shares[0], rater=shares[1])
     ).chosen
     assert planned.raters == raters
-    seen = np.array([[(document + rater) % 2 for rater in range(raters)] for document in range(documents)], bool)
+    seen = np.zeros((documents, raters), bool)
+    for rater, items in enumerate(design_study(documents, ["a", "b"], "rating", raters=raters, votes=2 * votes)):
+        for item in items:
+            seen[item.prompt, rater] = item.systems == ("a",)
+    assert seen.sum() == documents * votes
     repeats = 20_000
     total = 0.25  # p (1 - p)
     effects = [
