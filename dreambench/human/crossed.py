@@ -71,10 +71,13 @@ def _codes(values: Sequence[Hashable]) -> NDArray[np.int64]:
 
 
 def _part(influence: Array, codes: NDArray[np.int64]) -> tuple[float, float]:
-    """(variance between clusters, its degrees of freedom). Clusters of unequal size count as fewer: (sum of sizes)^2 / sum of squares."""
-    sums, sizes = np.bincount(codes, weights=influence), np.bincount(codes)
-    count = len(sums)
-    effective = float(sizes.sum()) ** 2 / float(sizes @ sizes)
+    """(variance between clusters, its degrees of freedom). Clusters of unequal size count as fewer: (sum of sizes)^2 / sum of squares.
+
+    Observations without influence, such as those of other systems, belong to no cluster.
+    """
+    sums, sizes = np.bincount(codes, weights=influence), np.bincount(codes, weights=influence != 0)
+    count = max(2, int((sizes > 0).sum()))
+    effective = float(sizes.sum()) ** 2 / max(float(sizes @ sizes), 1.0)
     return float(sums @ sums) * count / (count - 1), max(effective - 1, 1.0)
 
 
@@ -107,9 +110,9 @@ def proportion(
 
 
 def difference(value: float, error: Error | None, n: int, method: str, unit: str, confidence: float) -> Estimate:
-    """An estimate with the interval value -/+ t * error."""
-    if error is None:
-        return Estimate(value, None, method, n, None, confidence, unit)
+    """An estimate with the interval value -/+ t * error; none where the observations do not vary."""
+    if error is None or error.standard_error == 0:
+        return Estimate(value, None, "none: no spread" if error else method, n, None, confidence, unit)
     half = error.quantile(confidence) * error.standard_error
     return Estimate(value, (value - half, value + half), f"{method}, t", n, error.standard_error, confidence, unit)
 
@@ -120,7 +123,7 @@ def rank_intervals(
     """For each of the estimates (influence: n x estimates), the ranks it may have, 1 being the largest.
 
     Its interval leaves out the estimates whose difference from it is significant after Bonferroni's correction for the number of others,
-    so it covers the rank with at least the given confidence. None where there is no error.
+    so it covers the rank with at least the given confidence. None where there is no error; where nothing varies, all ranks are possible.
     """
     k = len(values)
     above = np.zeros((k, k), dtype=bool)
@@ -130,6 +133,9 @@ def rank_intervals(
             if error is None:
                 return [None] * k
             gap = values[i] - values[j]
-            if abs(gap) > error.quantile(1 - (1 - confidence) / (k - 1)) * error.standard_error:
+            if (
+                error.standard_error > 0
+                and abs(gap) > error.quantile(1 - (1 - confidence) / (k - 1)) * error.standard_error
+            ):
                 above[(i, j) if gap > 0 else (j, i)] = True
     return [(1 + int(above[:, i].sum()), k - int(above[i].sum())) for i in range(k)]

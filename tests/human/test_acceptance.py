@@ -65,6 +65,23 @@ def test_the_better_system_leads_in_rate_rank_majority_and_difference() -> None:
     assert difference.estimate.interval[0] > 0
 
 
+def test_a_third_system_and_its_raters_change_nothing_between_two() -> None:
+    third = [DocumentRating(f"q{k}", None, "third", f"r{k}", k % 2, bool(k % 2)) for k in range(50)]
+    (alone,), both = acceptance_differences(rows()), acceptance_differences([*rows(), *third])
+    assert both[0].estimate.interval == pytest.approx(alone.estimate.interval, rel=1e-12)
+
+
+def test_without_any_spread_there_is_no_interval_and_no_certain_rank() -> None:
+    sure = [
+        DocumentRating(f"p{k}", None, system, "r", one, bool(one))
+        for k in range(2)
+        for system, one in (("x", 1), ("y", 0))
+    ]
+    (difference,) = acceptance_differences(sure)
+    assert (difference.estimate.value, difference.estimate.interval) == (100, None)
+    assert acceptance(sure)["x"].rank_interval == (1, 2)
+
+
 @pytest.mark.parametrize(("levels", "lowest"), [(2, 2), (3, 3), (4, 3), (5, 4), (7, 5)])
 def test_a_likert_answer_accepts_above_the_middle(levels: int, lowest: int) -> None:
     assert threshold(levels) == lowest

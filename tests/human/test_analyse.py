@@ -129,6 +129,10 @@ def test_unknown_columns_judges_and_sources_are_errors(tmp_path: Path, capsys: p
     table.write_text("prompt,system_a,system_b,vote,score\np,x,y,a,1\n")
     assert run("--votes", table) == 2
     assert "line 2: unknown column 'score'" in capsys.readouterr().err
+    lines = tmp_path / "votes.jsonl"
+    lines.write_text('{"prompt": ["p"], "system_a": "x", "system_b": "y", "vote": "a"}\n')
+    assert run("--votes", lines) == 2
+    assert "line 1: prompt is not text but list" in capsys.readouterr().err
     table.write_text(HEADER + "p,x,y,a,anna,\n")
     assert run("--votes", table, "--judge", "gpt") == 2
     assert "the raters are anna" in capsys.readouterr().err
