@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from dreambench_tasks.playground.render import CENTRES, SIDE, render
 from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, LIGHTS, SHAPES, SIZES, TILTS, Scene, Thing
 
-__all__ = ["Reading", "read_images"]
+__all__ = ["CLEAR", "Reading", "read_images"]
 
+CLEAR = 0.1
 _WINDOW = 32  # pixels; fits a large object and its shadow
 _SHIFT = 2  # pixels; rendered scenes shift by one
 _PAD = _WINDOW // 2 + _SHIFT
@@ -37,14 +38,19 @@ Array = NDArray[np.float32]
 class Reading:
     """The best scene of an image.
 
-    `margin` is 1 for a rendered scene and 0 half-way between the best reading of a cell and the second best (another shape, color or
-    size, or an empty cell); it is the smallest of the nine cells. `error` is the root mean square difference, in levels of 0 to 255,
-    between the image and the reading.
+    `margin` is 1 for a rendered scene and 0 half-way between the best reading of a cell and the second best (another shape or color, or
+    an empty cell); it is the smallest of the nine cells. `error` is the root mean square difference, in levels of 0 to 255, between the
+    image and the reading.
     """
 
     scene: Scene
     margin: float
     error: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the margin is at least `CLEAR`, below which people do not agree on what they see either."""
+        return self.margin >= CLEAR
 
 
 def read_images(images: NDArray[np.uint8]) -> list[Reading]:
@@ -84,11 +90,11 @@ def _candidates() -> tuple[Thing, ...]:
 
 
 @cache
-def _kinds() -> NDArray[np.int64]:
-    """For each candidate the number of its shape, color and size: those of one kind differ in tilt only."""
-    names = [(thing.name, thing.size) for thing in _candidates()]
-    different = list(dict.fromkeys(names))
-    return np.array([different.index(name) for name in names])
+def _numbers(*attributes: str) -> NDArray[np.int64]:
+    """For each candidate the number of its values of some attributes, from 0."""
+    values = [tuple(getattr(thing, name) for name in attributes) for thing in _candidates()]
+    different = list(dict.fromkeys(values))
+    return np.array([different.index(value) for value in values])
 
 
 @lru_cache(maxsize=2)
@@ -163,16 +169,17 @@ def _coarse(residual: Array, cell: tuple[int, int], templates: Array, norms: Arr
 def _fine(residual: Array, cell: tuple[int, int], templates: Array, norms: Array) -> _Cell:
     """The best candidate at any shift, among the kinds that are best at every second one, and its margin."""
     windows, templates, norms = _windows(residual, *cell), templates[cell[0]], norms[cell[0]]
-    first = np.full(len(norms), np.inf)
     rough = _errors(windows[::2, ::2], templates, norms).min(axis=1)
-    np.minimum.at(first, _kinds(), rough)
-    kept = np.flatnonzero(np.isin(_kinds(), np.argsort(first, kind="stable")[:_KEPT]))
+    kinds, names = _numbers("shape", "colour", "size"), _numbers("shape", "colour")
+    first = np.full(kinds.max() + 1, np.inf)
+    np.minimum.at(first, kinds, rough)
+    kept = np.flatnonzero(np.isin(kinds, np.argsort(first, kind="stable")[:_KEPT]))
     errors = _errors(windows, templates[kept], norms[kept])
     shifts, lowest = errors.argmin(axis=1), errors.min(axis=1)
     best = int(lowest.argmin())
     if lowest[best] >= 0:
         return _Cell(None, margin=float(lowest[best] / norms[kept[best]]))
-    others = np.flatnonzero(_kinds()[kept] != _kinds()[kept[best]])
+    others = np.flatnonzero(names[kept] != names[kept[best]])
     second = int(others[lowest[others].argmin()])
     difference = _moved(templates[kept[best]], shifts[best]) - _moved(templates[kept[second]], shifts[second])
     against_second = (lowest[second] - lowest[best]) / (difference**2).sum()
