@@ -24,6 +24,7 @@ from dreambench.images import BrokenImageError, decode_rgb
 from dreambench.metrics.set_metrics import CLIP_WEIGHT, clip_scores, cosine_similarities
 from dreambench.scores import Estimate
 from dreambench.statistics import bootstrap_mean, mean_estimate
+from dreambench_tasks.playground.truth import story_truth
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -87,6 +88,7 @@ TRUTH = {
         "higher",
     ),
     "unparsed_sentences": Metric("images whose sentence cannot be parsed", "lower"),
+    "unclear_images": Metric("images that the probe cannot read clearly", "lower"),
 }
 """The playground only: the strict probe's reading of the images against what the document itself tells."""
 
@@ -274,6 +276,11 @@ def document_metrics(
     }
     values["malformed"] = float(any(faults.values()))
     values |= {f"malformed_{fault}": float(found) for fault, found in faults.items()}
+    truth = targets.get("truth")
+    if isinstance(truth, Mapping) and "scenes" in truth:
+        arrays = [None if image is None else np.asarray(image) for image in pixels]
+        found = story_truth(matched_sentences(document), arrays)
+        values |= {name: found[name] for name in TRUTH}
     return values
 
 

@@ -187,7 +187,7 @@ def _fine(residual: Array, cell: tuple[int, int], templates: Array, norms: Array
     return _Cell(int(kept[best]), divmod(int(shifts[best]), _REACH), margin)
 
 
-def _errors(windows: Array, templates: Array, norms: Array) -> Array:
+def _errors(windows: Array, templates: Array, norms: Array) -> NDArray[np.floating]:
     """Squared error of each candidate at each shift, ``(C, shifts)``, less that of the empty cell."""
     flat = np.ascontiguousarray(windows).reshape(-1, templates.shape[1])
     return norms[:, None] - 2 * (templates @ flat.T)
