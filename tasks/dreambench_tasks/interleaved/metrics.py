@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +158,7 @@ def _repeated(items: Sequence[Hashable]) -> float:
 # --- features ---------------------------------------------------------------------------------------------------------
 
 Array = NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -172,31 +173,44 @@ class DocumentFeatures:
 
 
 def encode_documents(documents: Sequence[Document], scorer: ClipScorer) -> list[DocumentFeatures]:
-    """Features of documents, each image decoded once."""
+    """Features of documents; an image file or a sentence that occurs several times is encoded once."""
     shown = [part for document in documents for part in document if isinstance(part, Image)]
     told = [sentence for document in documents for sentence in matched_sentences(document)]
-    images, texts = (np.zeros((len(shown), scorer.dim), np.float32) for _ in range(2))
-    for start in range(0, len(shown), _BATCH):
-        _encode_images(shown[start : start + _BATCH], images[start : start + _BATCH], scorer)
-    present = [index for index, sentence in enumerate(told) if sentence is not None]
-    for start in range(0, len(present), _BATCH):
-        rows = present[start : start + _BATCH]
-        texts[rows] = scorer.text_features([told[index] or "" for index in rows]).cpu().numpy()
+    names = [image.path or image.digest() for image in shown]
+    images = _looked_up(
+        names, dict(zip(names, shown, strict=True)), scorer.dim, lambda some: _encode_images(some, scorer)
+    )
+    known = {sentence: sentence for sentence in told if sentence is not None}
+    texts = _looked_up(told, known, scorer.dim, lambda some: scorer.text_features(list(some)).cpu().numpy())
     ends = np.cumsum([sum(isinstance(part, Image) for part in document) for document in documents])[:-1]
     return [DocumentFeatures(*pair) for pair in zip(np.split(images, ends), np.split(texts, ends), strict=True)]
 
 
-def _encode_images(images: Sequence[Image], rows: Array, scorer: ClipScorer) -> None:
+def _looked_up(
+    keys: Sequence[str | None], items: Mapping[str, T], dim: int, encode: Callable[[Sequence[T]], Array]
+) -> Array:
+    """A row per key: the features of its item, each item encoded once; 0 for None."""
+    rows = np.zeros((len(items) + 1, dim), np.float32)
+    listed = list(items.values())
+    for start in range(0, len(listed), _BATCH):
+        rows[start : min(start + _BATCH, len(listed))] = encode(listed[start : start + _BATCH])
+    place = {key: index for index, key in enumerate(items)}
+    return rows[[len(items) if key is None else place[key] for key in keys]]
+
+
+def _encode_images(images: Sequence[Image], scorer: ClipScorer) -> Array:
     """One batch; images of one size go through the network together."""
     import torch
     from torchvision.transforms.functional import pil_to_tensor
 
+    rows = np.zeros((len(images), scorer.dim), np.float32)
     decoded = [(index, image) for index, image in enumerate(map(_decoded, images)) if image is not None]
     decoded.sort(key=lambda pair: pair[1].size)
     for _, group in groupby(decoded, key=lambda pair: pair[1].size):
         members = list(group)
         pixels: Any = torch.stack([pil_to_tensor(image) for _, image in members])
         rows[[index for index, _ in members]] = scorer.image_features(pixels).cpu().numpy()
+    return rows
 
 
 def _decoded(image: Image) -> PIL.Image.Image | None:

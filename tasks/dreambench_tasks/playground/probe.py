@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +57,7 @@ def read_images(images: NDArray[np.uint8]) -> list[Reading]:
     """Readings of images ``(N, 64, 64, 3)`` uint8. Raises `ValueError` for another shape."""
     if images.shape[1:] != (SIDE, SIDE, 3) or images.dtype != np.uint8:
         raise ValueError(f"images of shape (N, {SIDE}, {SIDE}, 3) uint8, not {images.shape} {images.dtype}")
-    grounds = [_ground_of(image) for image in images]
-    readings: dict[int, Reading] = {}
-    for index in sorted(range(len(images)), key=lambda index: grounds[index]):  # templates are made once per ground
-        readings[index] = _read(images[index], *grounds[index])
-    return [readings[index] for index in range(len(images))]
+    return [_read(image, *_ground_of(image)) for image in images]
 
 
 @cache
@@ -97,9 +93,9 @@ def _numbers(*attributes: str) -> NDArray[np.int64]:
     return np.array([different.index(value) for value in values])
 
 
-@lru_cache(maxsize=2)
+@cache
 def _templates(background: str, light: int) -> tuple[Array, Array]:
-    """What each candidate adds to the ground in each row of cells, ``(3, C, K)``, and its squared norm, ``(3, C)``."""
+    """What each candidate adds to the ground in each row of cells, ``(3, C, K)``, and its squared norm, ``(3, C)``; 9 MB per ground."""
     ground = render(Scene(background, (), light=light)).astype(np.float32)
     templates = np.empty((3, len(_candidates()), _WINDOW * _WINDOW * 3), np.float32)
     for row in range(3):

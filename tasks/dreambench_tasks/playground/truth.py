@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, pairwise
 
 import numpy as np
@@ -141,7 +141,7 @@ def story_truth(sentences: Sequence[str | None], images: Sequence[NDArray[np.uin
         images: uint8 ``(height, width, 3)``, or None for a broken image.
     """
     told = [None if sentence is None else parse_sentence(sentence) for sentence in sentences]
-    readings = _readings(images)
+    readings = [_read(image) for image in images]
     pairs = [_facts(*pair) for pair in zip(told, readings, strict=True)]
     steps = [_step(*step) for step in zip(pairwise(told), pairwise(readings), strict=True)]
     values: dict[str, float | None] = {name: _mean([facts[name] for facts in pairs]) for name in _FACTS}
@@ -160,15 +160,14 @@ def _mean(values: Sequence[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _readings(images: Sequence[NDArray[np.uint8] | None]) -> list[Reading | None]:
-    fit = [index for index, image in enumerate(images) if image is not None and image.shape == (SIDE, SIDE, 3)]
-    readings: list[Reading | None] = [None] * len(images)
-    if fit:
-        for index, reading in zip(
-            fit, read_images(np.stack([np.asarray(images[index]) for index in fit])), strict=True
-        ):
-            readings[index] = reading
-    return readings
+@lru_cache(maxsize=2048)
+def _reading(pixels: bytes) -> Reading:
+    """The same image, in several documents or read by several metrics, is read once."""
+    return read_images(np.frombuffer(pixels, np.uint8).reshape(1, SIDE, SIDE, 3))[0]
+
+
+def _read(image: NDArray[np.uint8] | None) -> Reading | None:
+    return _reading(image.tobytes()) if image is not None and image.shape == (SIDE, SIDE, 3) else None
 
 
 def _facts(told: Told | None, reading: Reading | None) -> dict[str, bool]:
