@@ -19,7 +19,7 @@ from dreambench.progress import say
 from dreambench.report.documents import document_cards
 from dreambench.report.images import SIDE, captioned_sheet, saved_reference_images, thumbnail
 from dreambench.report.runs import COUNT, CompleteRun, choose
-from dreambench.report.tables import Line, incomparable, lines
+from dreambench.report.tables import Line, incomparable, lines, saved_tables
 from dreambench.report.text import interval_text, method_text, number, printable, unscored_text
 from dreambench.scores import Score
 
@@ -88,6 +88,7 @@ def _section(run: CompleteRun, count: int) -> dict[str, Any]:
         "documents": document_cards(run, _embedded),
         "examples": [] if run.has_images else _answers(run),
         "protocols": _side_by_side(run.metrics["protocols"]),
+        "tables": saved_tables(run.run.path),
         "errors": _errors(run),
         "system": _flat(run.metrics["system"]),
         "environment": _flat({**environment["device"], **environment["machine"], **environment["versions"]}),

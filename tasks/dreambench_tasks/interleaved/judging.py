@@ -28,7 +28,8 @@ from dreambench.judges import (
 )
 from dreambench.progress import progress_bar
 
-__all__ = ["ASPECTS", "LEVELS", "RUBRICS", "Rubric", "grade_documents", "graded", "read_rubric", "rubric_judges"]
+__all__ = ["ASPECTS", "LEVELS", "RUBRICS", "Rubric", "estimate_grading", "grade_documents", "graded", "metric_name"]
+__all__ += ["read_rubric", "rubric_judges", "ungraded"]
 
 LEVELS = ("structure", "block", "image", "whole")
 """The levels of ISG-Bench (Chen et al. 2024, "Interleaved Scene Graphs")."""
@@ -120,6 +121,14 @@ def grade_documents(judges: Mapping[str, Judge], items: Mapping[str, GradeReques
                 grade_missing(judge, requests, JudgementLog(log), progress)
 
 
+def ungraded(
+    identities: Mapping[str, Mapping[str, JSON]], runs: int, items: Mapping[str, GradeRequest], log: Path
+) -> bool:
+    """Whether the log lacks a grade; a run that has them all is scored again without its judge."""
+    kept = JudgementLog(log)
+    return any(missing(identity, _requests(name, items, runs), kept) for name, identity in identities.items())
+
+
 def graded(
     identities: Mapping[str, Mapping[str, JSON]], runs: int, items: Mapping[str, GradeRequest], log: Path
 ) -> dict[str, dict[str, float | None]]:
@@ -134,6 +143,11 @@ def graded(
             known = [score for score in scores if score is not None]
             grades[id_][metric_name(name)] = sum(known) / runs if len(known) == runs else None
     return grades
+
+
+def estimate_grading(judges: Mapping[str, Judge], items: Mapping[str, GradeRequest]) -> list[str]:
+    """Lines for ``--dry-run``: the calls, tokens and cost of each rubric."""
+    return [line for name, judge in judges.items() for line in judge.estimate(_requests(name, items, judge.runs))]
 
 
 def metric_name(rubric: str) -> str:

@@ -107,6 +107,8 @@ METRICS: Mapping[str, Metric] = {
     **TRUTH,
 }
 
+JUDGED = Metric("a judge's grade under a rubric", "higher")
+
 # --- the text of a document -------------------------------------------------------------------------------------------
 
 
@@ -333,7 +335,7 @@ def metric_estimate(name: str, values: Iterable[float], documents: Sequence[Hash
     `documents` names the reference document of each value: what was generated for one instruction is not independent. A percentile
     bootstrap over these; Wilson's interval where 0/1 values are all equal.
     """
-    metric, scores = METRICS[name], np.fromiter(values, np.float64)
+    metric, scores = METRICS.get(name, JUDGED), np.fromiter(values, np.float64)
     if np.ptp(scores) == 0 and np.isin(scores, (0, 1)).all() and metric.high <= 1:
         return mean_estimate(scores, documents, cluster_name="document", unit=metric.unit)
     found = bootstrap_mean(scores, seed=_BOOTSTRAP_SEED, clusters=documents, cluster_name="document")

@@ -25,14 +25,20 @@ from dreambench.metrics.set_metrics import kernel_distance
 from dreambench.progress import say
 from dreambench.report.images import save_reference_images, saved_reference_images
 from dreambench.report.runs import shown_documents, shown_images
+from dreambench.report.tables import save_tables
 from dreambench.requests import Response, Sample
 from dreambench.scores import Score, TaskResult
 from dreambench.store import RunFolder
 from dreambench_tasks.interleaved import metrics
-from dreambench_tasks.interleaved.task import FREE, RESIZE, reference_documents
+from dreambench_tasks.interleaved.judging import grade_documents, graded, ungraded
+from dreambench_tasks.interleaved.judging import metric_name as judged_as
+from dreambench_tasks.interleaved.task import FREE, RESIZE, grade_requests, reference_documents
+from dreambench_tasks.interleaved.trial import recorded_trial, standing
+from dreambench_tasks.interleaved.trial_output import table
 from dreambench_tasks.text_to_image_features import cosine, further_outputs
 
 if TYPE_CHECKING:
+    from dreambench.judges import GradeRequest, PromptedJudge
     from dreambench.metrics.encoders import ClipScorer
     from dreambench.metrics.features import Extractor
 
@@ -67,6 +73,22 @@ class _Part:
         """The answers, in the order of `answered`."""
         return [self.responses[sample.id].document for sample in self.answered]
 
+    @property
+    def graded_by(self) -> Mapping[str, Mapping[str, JSON]]:
+        """The judges' identities by rubric."""
+        return self.fields.get("judges", {})
+
+    @property
+    def requests(self) -> dict[str, GradeRequest]:
+        """What judges grade."""
+        return grade_requests(
+            self.answered, {sample.id: self.responses[sample.id].document for sample in self.answered}
+        )
+
+    @property
+    def judgements(self) -> Path:
+        return self.run.path / "judgements.jsonl"
+
     def load(self, name: str) -> dict[str, Any]:
         path = self.file(name)
         try:
@@ -94,10 +116,15 @@ def collect(
     responses: Mapping[str, Response],
     extractor: Callable[[], Extractor],
     clip: Callable[[], ClipScorer | None],
+    judges: Callable[[], Mapping[str, PromptedJudge]],
 ) -> None:
-    """Compute and store the features that are missing, and thumbnails of the reference images that a report may show."""
+    """Compute and store the features and grades that are missing, the trial's table and thumbnails that a report may show."""
     parts = _parts(run, samples, responses)
     for part in parts:
+        if part.graded_by and ungraded(part.graded_by, part.fields["grading_runs"], part.requests, part.judgements):
+            grade_documents(judges(), part.requests, part.judgements)
+        if part.is_free:
+            save_tables(run.path, [table(recorded_trial())])
         if not part.file("generated.npz").exists():
             _collect_generated(part, extractor())
         if not part.file("real.npz").exists():
@@ -204,6 +231,12 @@ def score(run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Res
         f"{counted(gone['n'], 'document')} left out of the data, {reason} (first {gone['first']})"
         for reason, gone in (parts[0].fields["left_out"] if parts else {}).items()
     ]
+    notes += [
+        note
+        for part in parts
+        if part.is_free
+        for note in standing({score.metric for score in scores}, part.fields["clip"])
+    ]
     return TaskResult(rows, scores, notes)
 
 
@@ -254,13 +287,18 @@ def _document_rows(part: _Part) -> list[Row]:
     if part.fields["clip"] is not None:
         features = metrics.load_features(part.file("documents.npz"), part.documents)
     by_id = dict(zip([sample.id for sample in part.answered], features, strict=True))
+    grades: Mapping[str, Mapping[str, float | None]] = {}
+    if part.graded_by:
+        grades = graded(part.graded_by, part.fields["grading_runs"], part.requests, part.judgements)
     rows: list[Row] = []
     for sample in part.samples:
         row, response = _row(part, sample), part.responses[sample.id]
+        row |= dict.fromkeys(map(judged_as, part.graded_by))
         if sample.id in by_id:
             row |= metrics.document_metrics(
                 response.document, sample.targets, by_id[sample.id], finish_reason=response.finish_reason
             )
+            row |= grades.get(sample.id, {})
         rows.append(row)
     return rows
 
@@ -311,8 +349,10 @@ def _topic_score(
 
 
 def _document_scores(part: _Part, rows: Sequence[Row]) -> Iterator[Score]:
-    """The mean over documents of each metric that is defined for some; undefined ones count as unscored."""
-    for name in metrics.METRICS:
+    """The mean over documents of each metric that is defined for some, headlines first; undefined ones count as unscored."""
+    names = [*metrics.METRICS, *map(judged_as, part.graded_by)]
+    first = [name for name in recorded_trial().headlines if name in names]
+    for name in dict.fromkeys([*first, *names]):
         scored = [row for row in rows if row[name] is not None]
         if scored:
             values, documents = [row[name] for row in scored], [row["document_id"] for row in scored]

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, ClassVar
 from dreambench.documents import JSON, Document, Image, Text, from_json, to_json
 from dreambench.errors import DataError, UsageError, counted
 from dreambench.interfaces import Task, sample_choice
+from dreambench.judges import GradeRequest
 from dreambench.requests import Request, Response, Sample, sample_seed
 from dreambench.scores import Protocol, TaskResult
 from dreambench.spec import RunSpec
 from dreambench.store import RunFolder
 from dreambench_tasks.interleaved.data import ReferenceData, ReferenceDocument, read_documents
+from dreambench_tasks.interleaved.judging import estimate_grading, rubric_judges
 from dreambench_tasks.text_to_image import EMBEDDED_FEATURES, clip_folder
 
 if TYPE_CHECKING:
+    from dreambench.judges import PromptedJudge
     from dreambench.metrics.encoders import ClipScorer
     from dreambench.metrics.features import Extractor
 
@@ -70,7 +73,7 @@ class InterleavedTask(Task):
         TEACHER_FORCED: "each image of a reference document from what precedes it there (DreamLLM, section 4.3)",
         MATCHED_TEXT: "each image of a reference document from the text that it illustrates only: the text-to-image baseline",
     }
-    uses: ClassVar[frozenset[str]] = frozenset({"images", "features"})
+    uses: ClassVar[frozenset[str]] = frozenset({"images", "features", "judge"})
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
         "default": {
             "samples": 1,
@@ -232,6 +235,11 @@ class InterleavedTask(Task):
             TEACHER_FORCED: {"context_images": self.generation["context_images"]},
             MATCHED_TEXT: {},
         }
+        if self.spec.judge is not None:
+            if FREE not in self.modes:
+                raise UsageError(f"--judge {self.spec.judge} has no effect without the protocol {FREE}: leave it out")
+            judges = {name: dict(judge.identity()) for name, judge in self.judges.items()}
+            own[FREE] |= {"judges": judges, "grading_runs": next(iter(self.judges.values())).runs}
         found: list[Protocol] = []
         for mode in self.modes:
             chosen = [sample for sample in samples if sample.targets["mode"] == mode]
@@ -241,6 +249,19 @@ class InterleavedTask(Task):
             elif mode in self.spec.protocol:
                 raise UsageError(f"--ids: none of the ids is a sample of the protocol {mode}")
         return found
+
+    @cached_property
+    def judges(self) -> Mapping[str, PromptedJudge]:
+        """The judge of ``--judge`` under each rubric."""
+        return rubric_judges(self.spec.judge or "", offline=self.spec.offline, device=self.spec.device)
+
+    def estimate(self, samples: Sequence[Sample]) -> Sequence[str]:
+        """The judge's cost, if the generated documents are as long as the references."""
+        if self.spec.judge is None:
+            return ()
+        free = [sample for sample in samples if sample.targets["mode"] == FREE]
+        references = {sample.id: from_json(sample.targets["reference"]) for sample in free}
+        return estimate_grading(self.judges, grade_requests(free, references))
 
     def extractor(self) -> Extractor:
         """The feature extractor of the Fréchet distance."""
@@ -273,12 +294,28 @@ class InterleavedTask(Task):
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         from dreambench_tasks.interleaved.scoring import collect
 
-        collect(run, samples, responses, self.extractor, self.clip)
+        collect(run, samples, responses, self.extractor, self.clip, lambda: self.judges)
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         from dreambench_tasks.interleaved.scoring import score
 
         return score(run, samples, responses)
+
+
+def grade_requests(samples: Sequence[Sample], documents: Mapping[str, Document]) -> dict[str, GradeRequest]:
+    """What judges grade: the documents by sample id, each with its instruction and its reference."""
+    return {
+        sample.id: GradeRequest(
+            sample.id,
+            0,
+            sample.targets["instruction"],
+            "",
+            "",
+            documents[sample.id],
+            from_json(sample.targets["reference"]),
+        )
+        for sample in samples
+    }
 
 
 def reference_documents(samples: Sequence[Sample]) -> dict[str, list[Image]]:

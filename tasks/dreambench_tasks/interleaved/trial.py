@@ -7,7 +7,8 @@ interval lies on the other side. `HEADLINES` and `Trial.headlines` state what a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from dreambench.metrics.encoders import ClipScorer
 
 __all__ = ["HEADLINES", "Trial", "TrialRow", "automatic_values", "compare_values", "judged_values", "read_trial"]
-__all__ += ["recorded_trial", "run_trial", "variants"]
+__all__ += ["recorded_trial", "run_trial", "standing", "variants"]
 
 REFERENCE = "references"
 _VERSIONS = ("python", "dreambench", "torch", "transformers", "numpy", "pillow")
@@ -269,6 +270,7 @@ def read_trial(path: Path) -> Trial:
     return _parse(read_text(path), str(path))
 
 
+@cache
 def recorded_trial() -> Trial:
     """The trial on the playground's default documents, recorded with the package."""
     text = files("dreambench_tasks.interleaved").joinpath("recorded_trial.json").read_text(encoding="utf-8")
@@ -280,3 +282,28 @@ def _parse(text: str, name: str) -> Trial:
         return Trial.model_validate_json(text)
     except ValueError as error:
         raise DataError(f"{name}: not the table of a trial; write one with `dreambench trial --out DIR`") from error
+
+
+def standing(metrics: Collection[str], clip: Mapping[str, JSON] | None) -> list[str]:
+    """Sentences about a run's metrics: which passed the recorded trial, which did not, and which it says nothing about.
+
+    `clip` is the identity of the run's CLIP. The trial of another CLIP, or of a judge, is the user's to make.
+    """
+    trial = recorded_trial()
+    untried = [name for name in metrics if name.startswith("judge_")]
+    if clip is not None and clip["clip_sha256"] != trial.clip_sha256:
+        untried += [name for name in ("clip_score", "image_consistency") if name in metrics]
+    asked = [name for name in HEADLINES if name in metrics and name not in untried]
+    passed, failed = ([name for name in asked if trial.enters_headline(name) is wanted] for wanted in (True, False))
+    lines = (
+        [f"headline metrics of documents, which passed their trial on corrupted references: {', '.join(passed)}"]
+        if passed
+        else []
+    )
+    lines += [f"{name} did not pass its trial: {trial.verdict(name)}" for name in failed]
+    if untried:
+        lines.append(
+            f"no trial is recorded for {', '.join(sorted(untried))}; try them with `dreambench trial --task interleaved`"
+            " before they enter a headline"
+        )
+    return lines

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dreambench.errors import UsageError
 from dreambench.files import write_atomically
 from dreambench.progress import say
+from dreambench.report.tables import Table
 from dreambench.report.text import printable
 from dreambench_tasks.interleaved.corruptions import CORRUPTIONS
 from dreambench_tasks.interleaved.data import read_documents
@@ -20,17 +21,7 @@ from dreambench_tasks.interleaved.trial import HEADLINES, Trial, TrialRow, run_t
 if TYPE_CHECKING:
     from dreambench.metrics.encoders import ClipScorer
 
-__all__ = ["Table", "TrialOptions", "conduct", "table", "to_csv", "to_json", "to_markdown", "to_text"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns and rows of text, with sentences that belong under them."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    notes: list[str]
+__all__ = ["TrialOptions", "conduct", "table", "to_csv", "to_json", "to_markdown", "to_text"]
 
 
 def table(trial: Trial) -> Table:
@@ -38,27 +29,27 @@ def table(trial: Trial) -> Table:
     cells = {(row.metric, row.corruption): row for row in trial.rows}
     means = {row.metric: row.reference for row in reversed(trial.rows) if row.reference is not None}
     rows = [
-        [
+        (
             metric,
             "–" if means.get(metric) is None else f"{means[metric]:.3f}",
             *(_cell(cells.get((metric, corruption))) for corruption in CORRUPTIONS),
             trial.verdict(metric),
             "yes" if trial.enters_headline(metric) else "no" if metric in HEADLINES else "–",
-        ]
+        )
         for metric in trial.metrics
     ]
-    notes = [
+    notes = (
         f"{trial.documents} documents with {trial.images} images; each cell is reference minus corruption with its 95 % interval over"
         " documents. ✓ the metric sees the corruption, ✗ the corruption misleads it, neither: it is blind to it.",
         "A metric enters the headline if it sees every corruption that it is meant to see and none misleads it. Meant: "
         + "; ".join(f"{metric}: {', '.join(HEADLINES[metric])}" for metric in trial.metrics if metric in HEADLINES)
         + ".",
-    ]
+    )
     return Table(
-        "Trial of the metrics on corrupted references",
-        ["metric", "references", *CORRUPTIONS, "verdict", "headline"],
-        rows,
-        notes,
+        title="Trial of the metrics on corrupted references",
+        columns=("metric", "references", *CORRUPTIONS, "verdict", "headline"),
+        rows=tuple(rows),
+        notes=notes,
     )
 
 
@@ -109,7 +100,7 @@ def to_text(trial: Trial) -> str:
 def to_markdown(trial: Trial) -> str:
     """The table with its notes."""
     shown = table(trial)
-    lines = [shown.columns, ["---"] * len(shown.columns), *shown.rows]
+    lines = [shown.columns, ("---",) * len(shown.columns), *shown.rows]
     return "\n".join(
         ["\n".join(f"| {' | '.join(line)} |" for line in lines), "", *(f"{note}\n" for note in shown.notes)]
     )
