@@ -1,8 +1,13 @@
-"""Draw the images of docs/playground.md: ``python docs/make_images.py``."""
+"""Draw the images of docs/playground.md and docs/interleaved.md: ``python docs/make_images.py [RUNS]``.
+
+The documents are those of ``dreambench run --task interleaved``, which is run into the folder RUNS (default: runs) unless it is there.
+"""
 
 from __future__ import annotations
 
+import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +17,14 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+import dreambench
+from dreambench.documents import Document, Text, from_json
+from dreambench.images import decode_rgb
+from dreambench.report.runs import load, shown_documents
 from dreambench_tasks.playground import draw_scene, render, render_many, story
 
 STORIES = (30, 7, 12, 48, 51, 25)
+DOCUMENTS = 3
 SCALE, WIDTH, TEXT_HEIGHT = 3, 250, 84
 
 
@@ -35,6 +45,34 @@ def story_sheet() -> Image.Image:
             begin = sentence + 1
         rest = " ".join(document.sentences[begin:])
         rows.append([*row, _cell(rest)] if rest else row)
+    return _grid(rows)
+
+
+def document_sheet(runs: Path) -> Image.Image:
+    """The first random documents of the report of the default run, each above its reference document."""
+    run = load(dreambench.run("interleaved", out=runs).folder)
+    rows: list[list[Tensor]] = []
+    for row in shown_documents(run.rows)[:DOCUMENTS]:
+        sample, generated = run.samples[row["id"]], run.responses[row["id"]].document
+        rows.append([_cell(f"{row['document_id']}, generated for: {run.prompts[row['id']]}"), *_cells(generated)])
+        rows.append([_cell("reference"), *_cells(from_json(sample.targets["reference"]))])
+    return _grid(rows)
+
+
+def _cells(document: Document) -> list[Tensor]:
+    """Each image below the text before it."""
+    cells: list[Tensor] = []
+    text = ""
+    for part in document:
+        if isinstance(part, Text):
+            text = part.text
+        else:
+            cells.append(_cell(text, decode_rgb(part)))
+            text = ""
+    return [*cells, _cell(text)] if text else cells
+
+
+def _grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
     columns = max(map(len, rows))
     cells = [cell for row in rows for cell in [*row, *[_cell("")] * (columns - len(row))]]
     return to_pil_image(make_grid(torch.stack(cells), nrow=columns, padding=14, pad_value=255))
@@ -54,3 +92,4 @@ if __name__ == "__main__":
     folder = Path(__file__).parent
     scene_sheet().save(folder / "playground.png", optimize=True)
     story_sheet().save(folder / "stories.png", optimize=True)
+    document_sheet(Path(*sys.argv[1:2] or ["runs"])).save(folder / "interleaved.png", optimize=True)

@@ -73,7 +73,9 @@ def check(spec: RunSpec) -> None:
 def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None) -> RunPlan:
     """Load task and model, choose the samples, and name the run's folder. Writes nothing."""
     task = load_task(spec)
-    samples = choose(task.samples(), spec.limit, spec.ids)
+    samples = choose(task.samples(), spec.ids)
+    if spec.limit is not None:
+        samples = task.first(samples, spec.limit)
     requests = [task.request(sample) for sample in samples]
     protocols = task.protocols(samples)
     name, location = parse_model(spec.model)
@@ -126,8 +128,8 @@ def _require_images(samples: Sequence[Sample]) -> None:
         )
 
 
-def choose(samples: list[Sample], limit: int | None, ids: Sequence[str] | None) -> list[Sample]:
-    """The samples of a run: all, the first `limit`, or those of `ids` in the task's order."""
+def choose(samples: list[Sample], ids: Sequence[str] | None) -> list[Sample]:
+    """The samples of a run: all, or those of `ids` in the task's order."""
     if not samples:
         raise UsageError("the split has no samples: look at --data and --split")
     seen: set[str] = set()
@@ -147,7 +149,7 @@ def choose(samples: list[Sample], limit: int | None, ids: Sequence[str] | None) 
             raise UsageError(f"--ids: {len(unknown)} ids are not in the data, the first {unknown[0]}")
         wanted = set(ids)
         samples = [sample for sample in samples if sample.id in wanted]
-    return samples[:limit]
+    return samples
 
 
 def _slug(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,8 +13,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from dreambench.documents import JSON
+from dreambench.documents import JSON, Document, Image, Text, document_text
 from dreambench.errors import DreambenchError, MissingExtraError, UsageError, counted
+from dreambench.images import decode, encode_png
 from dreambench.spec import parse_arguments
 
 if TYPE_CHECKING:
@@ -26,12 +28,15 @@ __all__ = [
     "RefusedError",
     "Reply",
     "ServerUnavailableError",
+    "content_parts",
     "in_parallel",
+    "message_content",
 ]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -209,6 +214,32 @@ def _read(completion: object) -> Reply:
         getattr(usage, "prompt_tokens", None),
         getattr(usage, "completion_tokens", None),
     )
+
+
+def message_content(document: Document) -> JSON:
+    """The content of a user message: a string where there is nothing but text, else `content_parts`."""
+    if all(isinstance(part, Text) for part in document):
+        return document_text(document)
+    return content_parts(document)
+
+
+def content_parts(document: Document) -> list[JSON]:
+    """A document as parts of a message: PNG and JPEG files unchanged as data URLs, others as PNG. Raises `BrokenImageError`."""
+    return [
+        {"type": "text", "text": part.text}
+        if isinstance(part, Text)
+        else {"type": "image_url", "image_url": {"url": _data_url(part)}}
+        for part in document
+    ]
+
+
+def _data_url(image: Image) -> str:
+    data = image.read()
+    decoded = decode(data, image.path or "an image")
+    kind = next((kind for start, kind in _TYPES.items() if data.startswith(start)), None)
+    if kind is None:
+        kind, data = "image/png", encode_png(decoded)
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def in_parallel(server: ChatServer, work: Callable[[Conversation, T], R], items: Sequence[T]) -> Iterator[R]:

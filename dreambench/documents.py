@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ __all__ = [
     "digest",
     "document_text",
     "from_json",
+    "parse_parts",
     "to_json",
 ]
 
@@ -99,6 +100,26 @@ def from_json(parts: Sequence[Mapping[str, JSON]]) -> Document:
         else:
             document.append(Image(path=part["image"], sha256=part.get("sha256")))
     return tuple(document)
+
+
+def parse_parts(parts: JSON, image: Callable[[JSON], Image], where: str) -> list[Part]:
+    """A document as people write it: ``[{"text": ...} | {"image": NAME}, ...]``.
+
+    Args:
+        image: finds the image of a name.
+        where: what a `DataError` begins with, for instance a file and a line.
+    """
+    if not isinstance(parts, list):
+        raise DataError(f"{where}: a document must be a list of texts and images")
+    found: list[Part] = []
+    for part in parts:
+        if isinstance(part, dict) and set(part) == {"text"} and isinstance(part["text"], str):
+            found.append(Text(part["text"]))
+        elif isinstance(part, dict) and set(part) == {"image"}:
+            found.append(image(part["image"]))
+        else:
+            raise DataError(f'{where}: a part of a document is neither {{"text": ...}} nor {{"image": ...}}')
+    return found
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import gzip
 import hashlib
+import io
 import json
 import os
 import sys
@@ -44,12 +45,17 @@ __all__ = [
 
 
 def read_bytes(path: Path, error: type[DreambenchError] = DataError) -> bytes:
-    """A file's bytes, decompressed if they are gzip, whatever the file is called."""
+    """A file's bytes, decompressed if they are gzip, whatever the file is called, or the only file in a ``.zip``."""
     try:
         data = path.read_bytes()
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                (name,) = archive.namelist()
+                return archive.read(name)
         return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as reason:
-        what = reason.strerror if isinstance(reason, OSError) and reason.strerror else "its gzip data are damaged"
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as reason:
+        what = "it is no .zip with one file in it" if path.suffix == ".zip" else "its gzip data are damaged"
+        what = reason.strerror if isinstance(reason, OSError) and reason.strerror else what
         raise error(f"{path}: cannot be read ({what})") from reason
 
 
@@ -228,7 +234,12 @@ def cache_folder() -> Path:
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """`folder / name` if that lies within `folder`, else None: names found in data never lead out of it."""
+    """`folder / name` if that lies within `folder`, else None: names found in data never lead out of it, nor need they be possible."""
     root = folder.resolve()
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+    except (OSError, ValueError):  # too long a name, or a null character
+        return None
     return path if path.is_relative_to(root) else None

@@ -16,7 +16,8 @@ from dreambench.errors import DataError
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["BrokenImageError", "contact_sheet", "decode", "decode_rgb", "encode_png", "read_rgb", "require_images"]
+__all__ = ["BrokenImageError", "contact_sheet", "decode", "decode_rgb", "encode_png", "image_suffix", "read_rgb"]
+__all__ += ["require_images"]
 
 # What Pillow's decoders raise on damaged files, beside DecompressionBombError.
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Warning)
@@ -69,6 +70,15 @@ def require_images(paths: Iterable[Path]) -> None:
                 pass
         except (*_BROKEN, PIL.Image.DecompressionBombError) as error:
             raise DataError(f"{path}: not a readable image ({type(error).__name__}): replace it") from error
+
+
+def image_suffix(data: bytes) -> str | None:
+    """``png``, ``jpg`` or ``webp`` by the first bytes of an encoded image: the forms that a run stores. None for other bytes."""
+    if data.startswith(b"\x89PNG"):
+        return "png"
+    if data.startswith(b"\xff\xd8"):
+        return "jpg"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
 def encode_png(image: PIL.Image.Image) -> bytes:

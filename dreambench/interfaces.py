@@ -122,6 +122,10 @@ class Task(ABC):
     def samples(self) -> list[Sample]:
         """Every sample of the split, in a fixed order. A broken file is a `DataError`."""
 
+    def first(self, samples: Sequence[Sample], n: int) -> list[Sample]:
+        """The samples that ``--limit N`` takes."""
+        return list(samples[:n])
+
     @abstractmethod
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
         """The protocols of the run, headline first. What they need (weights, references) is checked here, before hours of work."""

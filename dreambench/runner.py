@@ -24,17 +24,20 @@ Batch = tuple[str, list[int]]
 def batches(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
     """The plan: indices of `requests`, batch by batch. A pure function, fixed before the first answer: batch mates can change last digits.
 
-    Requests of one group (one image) stay together, so that a model may encode their image once; groups are ordered by
-    their longest request, longest first, so that a batch pads little and memory runs out early or never.
+    A batch has requests of one kind. Those of one group (one image) stay together, so that a model may encode their image once; groups
+    are ordered by their longest request, longest first, so that a batch pads little and memory runs out early or never.
     """
-    groups: dict[str, list[int]] = {}
+    kinds: dict[str, dict[str, list[int]]] = {}
     for index, request in enumerate(requests):
         key = f"g{request.group}" if request.group is not None else f"r{index}"
-        groups.setdefault(key, []).append(index)
+        kinds.setdefault(request.kind, {}).setdefault(key, []).append(index)
     lengths = [request.length() for request in requests]
-    ordered = sorted(groups.values(), key=lambda members: (-max(lengths[i] for i in members), members[0]))
-    flat = [index for members in ordered for index in members]
-    return [flat[start : start + batch_size] for start in range(0, len(flat), batch_size)]
+    planned: list[list[int]] = []
+    for groups in kinds.values():
+        ordered = sorted(groups.values(), key=lambda members: (-max(lengths[i] for i in members), members[0]))
+        flat = [index for members in ordered for index in members]
+        planned += [flat[start : start + batch_size] for start in range(0, len(flat), batch_size)]
+    return planned
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:

@@ -22,6 +22,7 @@ from dreambench.files import (
     write_atomically,
     write_once,
 )
+from dreambench.images import image_suffix
 from dreambench.requests import Response, Sample
 from dreambench.spec import RunSpec
 
@@ -260,10 +261,7 @@ def _lenient(parts: JSON) -> Document:
 
 
 def _extension(data: bytes) -> str:
-    if data.startswith(b"\x89PNG"):
-        return "png"
-    if data.startswith(b"\xff\xd8"):
-        return "jpg"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    raise RunError("a model returned an image that is neither PNG, JPEG nor WebP: its adapter must encode it")
+    suffix = image_suffix(data)
+    if suffix is None:
+        raise RunError("a model returned an image that is neither PNG, JPEG nor WebP: its adapter must encode it")
+    return suffix

@@ -1,8 +1,8 @@
-"""DreamLLM: text and log-likelihood as for any model of transformers, and image generation by the library `dreamllm`."""
+"""DreamLLM: text and log-likelihood as for any model of transformers; image and interleaved generation by the library `dreamllm`."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -35,8 +35,10 @@ IMAGE_SETTINGS = (
     "guidance_rescale",
     "negative_prompt",
     "resolution",
-    "candidates",
 )
+GENERATED: frozenset[Kind] = frozenset({"generate_image", "generate_interleaved"})
+GENERATE_IMAGE = (*IMAGE_SETTINGS, "candidates", "user_parts")
+GENERATE_INTERLEAVED = (*IMAGE_SETTINGS, "max_new_tokens", "max_images", "temperature", "top_k", "top_p")
 
 
 class DreamLLM(VisionLanguageModel):
@@ -44,9 +46,15 @@ class DreamLLM(VisionLanguageModel):
 
     ``--model-arg clip=DIR`` and ``diffusion=DIR`` give the sub-models that a released checkpoint names but does not hold, and
     ``plugins=DIR`` the folder of its three .bin files if they are elsewhere.
+
+    Image generation: the document is the prompt as it stands, without a template. With the setting ``user_parts=N`` its first N parts are
+    the user's turn and the others begin the answer, as documents are tokenised in training: the image follows them. Interleaved
+    generation: the document is one user turn.
     """
 
-    capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_text", "generate_image", "loglikelihood"})
+    capabilities: ClassVar[frozenset[Kind]] = frozenset(
+        {"generate_text", "generate_image", "generate_interleaved", "loglikelihood"}
+    )
     argument_names: ClassVar[tuple[str, ...]] = ("clip", "diffusion", "plugins")
     image_errors: ClassVar[tuple[type[Exception], ...]] = (BrokenImageError, DataError)
     model: Any
@@ -80,9 +88,14 @@ class DreamLLM(VisionLanguageModel):
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         with threads_for(self.model), _harness_errors():
-            for group in group_by_settings([request for request in requests if request.kind == "generate_image"]):
-                yield from self._generate_images(group)
-            yield from super().answer([request for request in requests if request.kind != "generate_image"])
+            for group in group_by_settings([request for request in requests if request.kind in GENERATED]):
+                generate = self._generate_images if group[0].kind == "generate_image" else self._generate_interleaved
+                images, failed = open_images(group, self.image_errors)
+                yield from failed
+                readable = [request for request in group if request.id in images]
+                if readable:
+                    yield from generate(readable, images)
+            yield from super().answer([request for request in requests if request.kind not in GENERATED])
 
     def inputs(self, batch: Sequence[Request], images: Images, side: str) -> dict[str, torch.Tensor]:
         return self._encode_images(super().inputs(batch, images, side), batch, images)
@@ -104,42 +117,132 @@ class DreamLLM(VisionLanguageModel):
             inputs["image_features"] = self.model.encode_images(pixels)[[unique.index(name) for name in names]]
         return inputs
 
-    def _generate_images(self, requests: Sequence[Request]) -> Iterator[Response]:
-        settings = known_settings(requests[0], IMAGE_SETTINGS, "dreamllm")
-        candidates = int(settings.get("candidates", 1))
+    def _image_options(self, settings: Mapping[str, JSON]) -> dict[str, Any]:
+        """The arguments of `generate_images` and `generate_interleaved` that say how an image is generated."""
         side, resolution = self.model.config.image_decoder_config.resolution, settings.get("resolution")
         if resolution and resolution != side:
             raise ModelError(f"resolution={resolution}: this model generates images of {side} x {side}; leave it out")
-        images, failed = open_images(requests, self.image_errors)
-        yield from failed
-        readable = [request for request in requests if request.id in images]
-        if not readable:
-            return
-        prompts = [
-            "".join(self.text(part.text) if isinstance(part, Text) else "<image>" for part in request.document)
-            for request in readable
-        ]
-        inputs = self.processor(prompts, [image for request in readable for image in images[request.id]])
         negative = settings.get("negative_prompt")
+        return {
+            "negative_prompts": self.processor(text=negative) if negative else None,
+            "scheduler": settings.get("scheduler", "ddim"),
+            "num_inference_steps": int(settings.get("num_inference_steps", 50)),
+            "guidance_scale": float(settings.get("guidance_scale", 7.5)),
+            "guidance_rescale": float(settings.get("guidance_rescale", 0.0)),
+        }
+
+    def _generate_images(self, requests: Sequence[Request], images: Images) -> Iterator[Response]:
+        settings = known_settings(requests[0], GENERATE_IMAGE, "dreamllm")
+        candidates = int(settings.get("candidates", 1))
+        options = self._image_options(settings)
+        if "user_parts" in settings:
+            requests, inputs, too_long = self._fitting(requests, lambda some: self._answers_begun(some, images))
+            yield from too_long
+        else:
+            prompts = [
+                "".join(self.text(part.text) if isinstance(part, Text) else "<image>" for part in request.document)
+                for request in requests
+            ]
+            inputs = dict(self.processor(prompts, [image for request in requests for image in images[request.id]]))
+        if not requests:
+            return
+        lengths = inputs["attention_mask"].sum(1).tolist()
         with catch_out_of_memory(), torch.no_grad():
             generated: torch.Tensor = self.model.generate_images(
-                prompt_embeds=self.model.encode_prompts(**self._encode_images(dict(inputs), readable, images)),
-                negative_prompts=self.processor(text=negative) if negative else None,
+                prompt_embeds=self.model.encode_prompts(**self._encode_images(inputs, requests, images)),
                 num_images_per_prompt=candidates,
-                scheduler=settings.get("scheduler", "ddim"),
-                num_inference_steps=int(settings.get("num_inference_steps", 50)),
-                guidance_scale=float(settings.get("guidance_scale", 7.5)),
-                guidance_rescale=float(settings.get("guidance_rescale", 0.0)),
-                seeds=[request.seed + j for request in readable for j in range(candidates)],
+                seeds=[request.seed + j for request in requests for j in range(candidates)],
                 output_type="tensor",
+                **options,
             )
-        for request, pixels, mask in zip(readable, generated.split(candidates), inputs["attention_mask"], strict=True):
+        for request, pixels, length in zip(requests, generated.split(candidates), lengths, strict=True):
             if not bool(torch.isfinite(pixels).all()):
-                message = f"the image has pixels that are not finite in {self.dtype}: use --dtype float32"
-                yield Response.failed(request.id, "not-finite", message)
+                yield self._not_finite(request)
                 continue
             document = tuple(Image(data=encode_png(image)) for image in to_pil(pixels))
-            yield Response(request.id, document, prompt_tokens=int(mask.sum()))
+            yield Response(request.id, document, prompt_tokens=length)
+
+    def _answers_begun(self, requests: Sequence[Request], images: Images) -> dict[str, torch.Tensor]:
+        """The processor's tensors of user turns and the beginnings of their answers, whose images the model generated and then read."""
+        rows: list[list[int]] = []
+        for request in requests:
+            count = int(request.settings["user_parts"])
+            turn = [
+                {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": self.text(part.text)}
+                for part in request.document[:count]
+            ]
+            prompt = self.processor.apply_chat_template([{"role": "user", "content": turn}]) if turn else ""
+            row: list[int] = self.tokenizer(prompt)["input_ids"]
+            for part in request.document[count:]:
+                # Each text by itself, as in training.
+                begun = (
+                    [self.processor.dream_id]
+                    if isinstance(part, Image)
+                    else self.tokenizer(self.text(part.text), add_special_tokens=False)["input_ids"]
+                )
+                row = [*row, *begun]
+            rows.append(self.processor.expand(row))
+        padded = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+        shown = [image for request in requests for image in images[request.id]]
+        inputs = {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
+        return inputs | ({"pixel_values": self.processor.pixel_values(shown)} if shown else {})
+
+    def _generate_interleaved(self, requests: Sequence[Request], images: Images) -> Iterator[Response]:
+        settings = known_settings(requests[0], GENERATE_INTERLEAVED, "dreamllm")
+        options = self._image_options(settings)
+        temperature, top_p, top_k = (float(settings.get(name, 0)) for name in ("temperature", "top_p", "top_k"))
+        user_turns = super().inputs
+        requests, inputs, too_long = self._fitting(requests, lambda some: user_turns(some, images, "left"))
+        yield from too_long
+        if not requests:
+            return
+        with catch_out_of_memory():
+            documents = self.model.generate_interleaved(
+                inputs,
+                self.processor,
+                max_new_tokens=int(settings.get("max_new_tokens", 512)),
+                max_images=int(settings.get("max_images", 4)),
+                do_sample=temperature > 0,
+                temperature=temperature or 1.0,
+                top_k=int(top_k) or None,
+                top_p=top_p if 0 < top_p < 1 else None,
+                seeds=[request.seed for request in requests],
+                **options,
+            )
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        for request, document, length in zip(requests, documents, lengths, strict=True):
+            if document.finish_reason == "not-finite":
+                yield self._not_finite(request)
+                continue
+            parts = tuple(
+                Text(part) if isinstance(part, str) else Image(data=encode_png(part)) for part in document.parts
+            )
+            tokens = len(document.token_ids)
+            yield Response(request.id, parts, document.finish_reason, prompt_tokens=length, new_tokens=tokens)
+
+    def _fitting(
+        self, requests: Sequence[Request], inputs_of: Callable[[Sequence[Request]], dict[str, torch.Tensor]]
+    ) -> tuple[list[Request], dict[str, torch.Tensor], list[Response]]:
+        """The requests whose prompts leave room for an image in the model's positions, their tensors, and failures for the others."""
+        positions = int(self.model.config.text_config.max_position_embeddings)
+        room = positions - self.model.config.num_dream_queries - 2
+        inputs = inputs_of(requests)
+        lengths: list[int] = inputs["attention_mask"].sum(1).tolist()
+        fitting = [request for request, length in zip(requests, lengths, strict=True) if length <= room]
+        failed = [
+            Response.failed(
+                request.id,
+                "prompt-too-long",
+                f"a prompt of {length} tokens leaves no room for an image: the model has {positions} positions",
+            )
+            for request, length in zip(requests, lengths, strict=True)
+            if length > room
+        ]
+        return fitting, inputs_of(fitting) if fitting and failed else inputs, failed
+
+    def _not_finite(self, request: Request) -> Response:
+        message = f"an image has pixels that are not finite in {self.dtype}: use --dtype float32"
+        return Response.failed(request.id, "not-finite", message)
 
 
 @contextmanager

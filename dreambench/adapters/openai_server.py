@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
@@ -12,18 +11,18 @@ from dreambench.chat import (
     MalformedReplyError,
     RefusedError,
     ServerUnavailableError,
+    content_parts,
     in_parallel,
 )
-from dreambench.documents import JSON, Image, Text
+from dreambench.documents import JSON, Text
 from dreambench.errors import ModelError
-from dreambench.images import BrokenImageError, decode, encode_png
+from dreambench.images import BrokenImageError
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
 
 __all__ = ["ServedModel"]
 
 _KNOWN = {"max_new_tokens", "do_sample", "temperature", "top_p", "num_beams", "preset"}
-_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
 class ServedModel(Model):
@@ -59,13 +58,7 @@ class ServedModel(Model):
     def _answer(self, conversation: Conversation, request: Request) -> Response:
         max_tokens, settings = _settings(request)
         try:
-            content = [
-                {"type": "text", "text": part.text}
-                if isinstance(part, Text)
-                else {"type": "image_url", "image_url": {"url": _data_url(part)}}
-                for part in request.document
-            ]
-            reply = conversation.ask(content, max_tokens, settings)
+            reply = conversation.ask(content_parts(request.document), max_tokens, settings)
         except BrokenImageError as error:
             return Response.failed(request.id, "broken-image", str(error))
         except RefusedError as error:
@@ -103,12 +96,3 @@ def _settings(request: Request) -> tuple[int, dict[str, JSON]]:
             "the task sets temperature or top_p without do_sample, where they have no effect: set do_sample=true"
         )
     return int(options.get("max_new_tokens", 512)), settings
-
-
-def _data_url(image: Image) -> str:
-    data = image.read()
-    decoded = decode(data, image.path or "an image")
-    kind = next((kind for start, kind in _TYPES.items() if data.startswith(start)), None)
-    if kind is None:
-        kind, data = "image/png", encode_png(decoded)
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

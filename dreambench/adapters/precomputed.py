@@ -1,4 +1,4 @@
-"""Answers made elsewhere: ``responses`` reads them from a file, ``folder`` matches image files to the samples by name."""
+"""Answers made elsewhere: texts in a file (``responses``), image files by name (``folder``), and documents (``documents``)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from dreambench.documents import JSON, Image, Text, digest
+from dreambench.documents import JSON, Document, Image, Part, Text, canonical_json, digest, parse_parts
 from dreambench.errors import DataError, UsageError
-from dreambench.files import sha256_file
-from dreambench.images import BrokenImageError, decode_rgb
+from dreambench.files import inside, read_json_lines, sha256_file
+from dreambench.images import BrokenImageError, decode_rgb, image_suffix
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
 
-__all__ = ["Folder", "Responses"]
+__all__ = ["Documents", "Folder", "Responses"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 _COCO = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{12})(_[0-9]+)?")
@@ -145,3 +145,90 @@ def _by_name(folder: Path) -> dict[str, Path]:
     if not found:
         raise DataError(f"{folder}: no image files in it ({', '.join(sorted(_SUFFIXES))})")
     return found
+
+
+class Documents(Model):
+    """``documents:DIR``: answers with documents made elsewhere, their images unchanged.
+
+    ``DIR/documents.jsonl`` has lines ``{"id", "document": [{"text": ...} | {"image": PATH}]}``, with paths within the folder. A document
+    belongs to a sample if its id is the sample's, or else that of the sample's reference document (the request's `group`).
+    """
+
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_interleaved"})
+    generates: ClassVar[bool] = False
+    sees: ClassVar[bool] = False
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__(options)
+        options.only()
+        options.without_weights()
+        if not options.location:
+            raise UsageError("--model documents: write documents:DIR")
+        self.path = Path(options.location) / "documents.jsonl"
+        if not self.path.is_file():
+            raise DataError(f"--model documents:{options.location}: no documents.jsonl in this folder")
+        self.documents: dict[str, Document] = {}
+        for number, line in read_json_lines(self.path):
+            where = f"{self.path}, line {number}"
+            if not (isinstance(line, dict) and isinstance(line.get("id"), str) and "document" in line):
+                raise DataError(f'{where}: not of the form {{"id": "...", "document": [...]}}')
+            if line["id"] in self.documents:
+                raise DataError(f"{where}: a second document with the id {line['id']}")
+            self.documents[line["id"]] = _document(line["document"], self.path.parent, where)
+        images = sorted(
+            {part.path or "" for each in self.documents.values() for part in each if isinstance(part, Image)}
+        )
+        found = [sha256_file(Path(path)) if Path(path).is_file() else None for path in images]
+        self._digest = digest([sha256_file(self.path), found])
+
+    def identity(self) -> Mapping[str, JSON]:
+        return {"name": "documents", "files_sha256": self._digest}
+
+    def batch_size(self, kind: Kind) -> int:
+        return 64
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
+        for request in requests:
+            yield self._answer(request)
+
+    def _answer(self, request: Request) -> Response:
+        matched_by, key = ("id", request.id) if request.id in self.documents else ("document", request.group)
+        if key not in self.documents:
+            names = request.id + (f" or {request.group}" if request.group else "")
+            return Response.failed(request.id, "no-answer", f"{self.path.name} has no document with the id {names}")
+        parts: list[Part] = []
+        for part in self.documents[key]:
+            if isinstance(part, Image):
+                path = Path(part.path or "")
+                if not path.is_file():
+                    return Response.failed(request.id, "no-image", f"{path.name} of the document {key} is missing")
+                part = Image(data=path.read_bytes())
+                if not _is_sound(part):
+                    message = f"{path.name} of the document {key} is no PNG, JPEG or WebP that can be decoded"
+                    return Response.failed(request.id, "broken-image", message)
+            parts.append(part)
+        return Response(request.id, tuple(parts), details={"matched_by": matched_by})
+
+
+def _is_sound(image: Image) -> bool:
+    """Whether a run can store the image and decode it."""
+    try:
+        decode_rgb(image)
+    except BrokenImageError:
+        return False
+    return image_suffix(image.read()) is not None
+
+
+def _document(parts: JSON, folder: Path, where: str) -> Document:
+    def image(name: JSON) -> Image:
+        path = inside(folder, name) if isinstance(name, str) else None
+        if path is None or path == folder.resolve():
+            raise DataError(f"{where}: image {name!r} is not a path within the folder")
+        return Image(path=str(path))
+
+    document = tuple(parse_parts(parts, image, where))
+    try:
+        canonical_json([part.text for part in document if isinstance(part, Text)]).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: a text has half of a surrogate pair, which is no character") from None
+    return document

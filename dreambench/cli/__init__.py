@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _build() -> typer.Typer:
     """The whole application. No verb loads its machinery before it runs, so that ``--help`` is quick."""
-    from dreambench.cli import runs, tools
+    from dreambench.cli import human, runs, tools
 
     app = typer.Typer(
         cls=_Commands,
@@ -86,6 +86,7 @@ def _build() -> typer.Typer:
     for verb in (runs.run, runs.score, runs.rerun, runs.report, tools.fid, tools.fid_stats, tools.doctor):
         app.command(verb.__name__.replace("_", "-"))(verb)
     app.command("list")(tools.list_)
+    app.add_typer(human.human, name="human")
     return app
 
 

@@ -12,7 +12,7 @@ from dreambench.errors import JudgeError, UsageError
 from dreambench.interfaces import ModelOptions
 from dreambench.judges.base import GradeRequest, GradesFile, Judge, Judgement, RuleJudge
 from dreambench.judges.log import JudgementLog, ReplayJudge, grade_missing, judged, missing
-from dreambench.judges.models import ModelJudge, ServedJudge
+from dreambench.judges.models import ModelJudge, PromptedJudge, ServedJudge
 from dreambench.judges.prompt import (
     Calibration,
     GradingPrompt,
@@ -33,6 +33,7 @@ __all__ = [
     "Judge",
     "Judgement",
     "JudgementLog",
+    "PromptedJudge",
     "ReplayJudge",
     "calibrate",
     "calibration_requests",

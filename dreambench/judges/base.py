@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambench.documents import JSON, digest
+from dreambench.documents import JSON, Document, Text, digest
 
 __all__ = [
     "GradeRequest",
@@ -27,13 +27,28 @@ _ARTICLES = {"a", "an", "the"}
 
 @dataclass(frozen=True, slots=True)
 class GradeRequest:
-    """One answer to grade. `run` is the index of the grading run: each run grades the same answers once."""
+    """One answer to grade. `run` is the index of the grading run: each run grades the same answers once.
+
+    Where the answer is a document with images, `document` holds it in place of `prediction`, and `reference_document` its reference.
+    """
 
     id: str
     run: int
     question: str
     reference: str
     prediction: str
+    document: Document = ()
+    reference_document: Document = ()
+
+    def to_json(self) -> dict[str, JSON]:
+        """Plain data for a log, with images by the hash of their bytes; documents only where the answer is one."""
+        line: dict[str, JSON] = {
+            name: getattr(self, name) for name in ("id", "run", "question", "reference", "prediction")
+        }
+        for name in ("document", "reference_document"):
+            if document := getattr(self, name):
+                line[name] = _content(document)
+        return line
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +107,15 @@ class GradesFile:
 
 
 def judgement_key(identity: Mapping[str, JSON], item: GradeRequest) -> str:
-    """A hash of the judge and of what it grades: a changed answer has another key."""
-    return digest([dict(identity), item.question, item.reference, item.prediction, item.run])
+    """A hash of the judge and of what it grades: a changed answer, or an image with other bytes, has another key."""
+    parts = [dict(identity), item.question, item.reference, item.prediction, item.run]
+    if item.document or item.reference_document:
+        parts += [_content(item.document), _content(item.reference_document)]
+    return digest(parts)
+
+
+def _content(document: Document) -> list[JSON]:
+    return [{"text": part.text} if isinstance(part, Text) else {"sha256": part.digest()} for part in document]
 
 
 # --- the rule -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -81,7 +80,7 @@ class JudgementLog:
         line = {
             "key": key,
             "judge": judge,
-            **asdict(item),
+            **item.to_json(),
             "score": judgement.score,
             "reason": judgement.reason,
             "raw": judgement.raw,

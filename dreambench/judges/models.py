@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 from dreambench.chat import (
     ChatServer,
@@ -13,9 +14,11 @@ from dreambench.chat import (
     RefusedError,
     ServerUnavailableError,
     in_parallel,
+    message_content,
 )
-from dreambench.documents import JSON, Text, document_text
+from dreambench.documents import JSON, Image, document_text
 from dreambench.errors import JudgeError, counted
+from dreambench.images import BrokenImageError
 from dreambench.interfaces import Model, ModelOptions, OutOfMemoryError
 from dreambench.judges.base import GradeRequest, Judge, Judgement
 from dreambench.judges.prompt import ATTEMPTS, GradingPrompt
@@ -23,11 +26,11 @@ from dreambench.registry import load_model
 from dreambench.requests import Request, Response, sample_seed
 from dreambench.runner import ask
 
-__all__ = ["ModelJudge", "ServedJudge"]
+__all__ = ["ModelJudge", "PromptedJudge", "ServedJudge"]
 
 
 @dataclass(eq=False, kw_only=True)
-class _PromptedJudge(Judge):
+class PromptedJudge(Judge):
     """A reply that is not a grade is retried at higher temperatures, `ATTEMPTS` times in all."""
 
     prompt: GradingPrompt
@@ -35,9 +38,16 @@ class _PromptedJudge(Judge):
     max_tokens: int
     seed: int
 
+    def with_prompt(self, prompt: GradingPrompt) -> Self:
+        """The same judge with another prompt; a local model is not loaded twice."""
+        other = replace(self, prompt=prompt)
+        if "model" in vars(self):
+            vars(other)["model"] = vars(self)["model"]
+        return other
+
 
 @dataclass(eq=False, kw_only=True)
-class ServedJudge(_PromptedJudge):
+class ServedJudge(PromptedJudge):
     """``openai:MODEL@BASE_URL``, at temperature 0 at first. `prices` are per million tokens in and out, in any currency.
 
     Requests of grading run r have the seed `seed` + r, which servers without seeds ignore.
@@ -71,7 +81,10 @@ class ServedJudge(_PromptedJudge):
         for _ in range(ATTEMPTS):
             settings = {"temperature": self.prompt.temperature(replies), "seed": self.seed + item.run}
             try:
-                reply = conversation.ask(self.prompt.message(item, replies), self.max_tokens, settings)
+                content = message_content(self.prompt.document(item, replies))
+                reply = conversation.ask(content, self.max_tokens, settings)
+            except BrokenImageError as error:
+                return Judgement(item.id, item.run, None, raw, f"not shown to the judge: {error}", answered_by)
             except MalformedReplyError as error:
                 reason = str(error)
                 continue
@@ -85,11 +98,14 @@ class ServedJudge(_PromptedJudge):
         return Judgement(item.id, item.run, None, raw, f"{reason}, after {ATTEMPTS} attempts", answered_by)
 
     def estimate(self, items: Sequence[GradeRequest]) -> Sequence[str]:
-        tokens_in = sum(len(self.prompt.message(item)) for item in items) / 4
+        messages = [self.prompt.document(item) for item in items]
+        tokens_in = sum(len(document_text(message)) for message in messages) / 4
+        images = sum(isinstance(part, Image) for message in messages for part in message)
         tokens_out = self.max_tokens * len(items)
         calls = (
             f"judge openai:{self.server.model} ({self.prompt.name} prompt): {len(items):,} calls, about {tokens_in:,.0f}"
-            f" tokens in and at most {tokens_out:,} out (at four characters per token, without retries)"
+            f" tokens{f' and {images:,} images' * bool(images)} in and at most {tokens_out:,} out (at four characters per"
+            " token, without retries)"
         )
         if self.prices is None:
             return [calls, "cost: unknown; give the judge price_in= and price_out= per million tokens"]
@@ -98,7 +114,7 @@ class ServedJudge(_PromptedJudge):
 
 
 @dataclass(eq=False, kw_only=True)
-class ModelJudge(_PromptedJudge):
+class ModelJudge(PromptedJudge):
     """``model:NAME[:LOCATION]``, greedy at first."""
 
     options: ModelOptions
@@ -162,7 +178,7 @@ class ModelJudge(_PromptedJudge):
         if attempt:
             settings |= {"do_sample": True, "temperature": self.prompt.temperature(attempt)}
         seed = sample_seed(self.seed, f"{item.id}\0{item.run}\0{attempt}")
-        return Request(id_, "generate_text", (Text(self.prompt.message(item, attempt)),), settings, seed)
+        return Request(id_, "generate_text", self.prompt.document(item, attempt), settings, seed)
 
     def estimate(self, items: Sequence[GradeRequest]) -> Sequence[str]:
         return [f"judge model:{self.options.name}: {counted(len(items), 'answer')} to grade on this machine"]

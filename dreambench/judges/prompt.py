@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from dreambench.documents import JSON
+from dreambench.documents import JSON, Document, Text
 from dreambench.errors import JudgeError
 from dreambench.files import read_text
 from dreambench.judges.base import GradeRequest, Judge
@@ -60,6 +60,10 @@ class GradingPrompt:
         reference = item.reference.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         row = " | ".join([item.question, reference, confined(item.prediction), ""])
         return f"{self.text}\n{row}" + (_RETRY if attempt else "")
+
+    def document(self, item: GradeRequest, attempt: int = 0) -> Document:
+        """The user message as a document, for prompts that show images."""
+        return (Text(self.message(item, attempt)),)
 
     def temperature(self, attempt: int) -> float:
         """0 at first, then 0.5 more with each attempt, as in the official evaluator."""

@@ -83,6 +83,7 @@ def compare(
     *,
     unscored: int = 0,
     keys: Sequence[str] | None = None,
+    cluster_name: str = "image",
 ) -> list[Score]:
     """The scores that these features and this reference allow: Fréchet and kernel distance, precision, recall, density, coverage,
     Inception Score, CLIPScore.
@@ -91,15 +92,20 @@ def compare(
         generated: ``features`` (N, d), and where the network gives them ``logits`` (N, classes) for the Inception Score, or
             ``clip_scores`` (N,), and how many captions were cut, ``clip_truncated``.
         keys: one per image; equal keys mark images that belong together, for instance those of one image's captions.
+        cluster_name: what the keys name.
     """
     return [
         Score.of(metric, estimate, protocol, unscored=unscored, notes=notes)
-        for metric, estimate, notes in _estimates(generated, reference, extractor, keys)
+        for metric, estimate, notes in _estimates(generated, reference, extractor, keys, cluster_name)
     ]
 
 
 def _estimates(
-    generated: Mapping[str, Any], reference: Reference, extractor: str, keys: Sequence[str] | None
+    generated: Mapping[str, Any],
+    reference: Reference,
+    extractor: str,
+    keys: Sequence[str] | None,
+    cluster_name: str,
 ) -> Iterator[tuple[str, Estimate, tuple[str, ...]]]:
     """(metric, estimate, notes) of each score."""
     features: Features = generated["features"]
@@ -125,7 +131,7 @@ def _estimates(
     if "clip_scores" in generated:
         cut = int(generated.get("clip_truncated", 0))
         notes = (f"clip_score: {cut} captions were longer than the CLIP's context and cut for it",) if cut else ()
-        estimate = mean_estimate(generated["clip_scores"], keys, cluster_name="image", unit="")
+        estimate = mean_estimate(generated["clip_scores"], keys, cluster_name=cluster_name, unit="")
         yield f"clip_score[{extractor}]", estimate, notes
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -49,13 +50,16 @@ def thumbnail(path: Path, side: int = SIDE) -> bytes:
     return buffer.getvalue()
 
 
-def save_reference_images(run: RunFolder, reference_images: Mapping[int, Path | None]) -> None:
+def save_reference_images(
+    run: RunFolder, reference_images: Mapping[int, Path | None] | Mapping[str, Path | None]
+) -> None:
     """Write thumbnails of images, by image id, into the run, and their index last, so that it names no missing file."""
     names: dict[str, str | None] = {}
     for image_id, path in reference_images.items():
-        names[str(image_id)] = None if path is None else f"{image_id:012d}.jpg"
+        stem = f"{image_id:012d}" if isinstance(image_id, int) else hashlib.sha256(image_id.encode()).hexdigest()[:32]
+        names[str(image_id)] = None if path is None else f"{stem}.jpg"
         if path is not None:
-            write_atomically(run.path / "thumbnails" / f"{image_id:012d}.jpg", thumbnail(path))
+            write_atomically(run.path / "thumbnails" / f"{stem}.jpg", thumbnail(path))
     index = json.dumps(names, indent=1, sort_keys=True) + "\n"
     write_atomically(run.path / "thumbnails" / "reference_images.json", index.encode())
 

@@ -16,9 +16,10 @@ from dreambench.documents import JSON, Image
 from dreambench.errors import DataError, UsageError
 from dreambench.files import write_atomically
 from dreambench.progress import say
+from dreambench.report.documents import document_cards
 from dreambench.report.images import SIDE, captioned_sheet, saved_reference_images, thumbnail
 from dreambench.report.runs import COUNT, CompleteRun, choose
-from dreambench.report.tables import Line, incomparable, lines
+from dreambench.report.tables import Line, incomparable, lines, saved_tables
 from dreambench.report.text import interval_text, method_text, number, printable, unscored_text
 from dreambench.scores import Score
 
@@ -84,8 +85,10 @@ def _section(run: CompleteRun, count: int) -> dict[str, Any]:
     return {
         "run": run,
         "strips": _strips(run, count) if run.has_images else [],
+        "documents": document_cards(run, _embedded),
         "examples": [] if run.has_images else _answers(run),
         "protocols": _side_by_side(run.metrics["protocols"]),
+        "tables": saved_tables(run.run.path),
         "errors": _errors(run),
         "system": _flat(run.metrics["system"]),
         "environment": _flat({**environment["device"], **environment["machine"], **environment["versions"]}),
@@ -262,8 +265,10 @@ def _candidates(details: Mapping[str, JSON], paths: Sequence[Path], show: bool) 
     return [Candidate(scores[j], j == chosen, _embedded(kept[j], CANDIDATE_SIDE) if j in kept else None) for j in order]
 
 
-def _embedded(path: Path, side: int = SIDE) -> EmbeddedImage:
+def _embedded(path: Path | None, side: int = SIDE) -> EmbeddedImage:
     """A thumbnail of a file in the run, or the reason why there is none."""
+    if path is None:
+        return EmbeddedImage(None, "not kept in the run")
     try:
         data = thumbnail(path, side)
     except DataError:

@@ -12,14 +12,14 @@ from pathlib import Path
 from dreambench.documents import JSON, document_text
 from dreambench.errors import RunError
 from dreambench.progress import say
-from dreambench.requests import Response
+from dreambench.requests import Response, Sample
 from dreambench.scores import Score
 from dreambench.store import RunFolder
 
-__all__ = ["COUNT", "CompleteRun", "Examples", "choose", "load", "load_all", "shown_images"]
+__all__ = ["COUNT", "CompleteRun", "Examples", "choose", "load", "load_all", "shown_documents", "shown_images"]
 
 COUNT = 12
-"""Samples in each part of a gallery."""
+"""Samples in each part of a gallery, and documents."""
 Row = Mapping[str, JSON]
 
 
@@ -67,9 +67,13 @@ class CompleteRun:
         return self.run.responses()
 
     @cached_property
+    def samples(self) -> dict[str, Sample]:
+        return {sample.id: sample for sample in self.run.samples()}
+
+    @cached_property
     def prompts(self) -> dict[str, str]:
         """The text of each sample's prompt, by sample id."""
-        return {sample.id: document_text(sample.prompt) for sample in self.run.samples()}
+        return {id_: document_text(sample.prompt) for id_, sample in self.samples.items()}
 
     @property
     def has_images(self) -> bool:
@@ -141,6 +145,11 @@ def shown_images(rows: Sequence[Row]) -> list[Row]:
     """The rows with a generated image that a gallery may show, each once. A run keeps thumbnails of their reference images."""
     chosen = choose([row for row in rows if row["image"]])
     return list({row["id"]: row for row in (*chosen.worst, *chosen.best, *chosen.random)}.values())
+
+
+def shown_documents(rows: Sequence[Row]) -> list[Row]:
+    """Random rows of generated documents (those with the column `images`), which a page shows beside their reference documents."""
+    return choose([row for row in rows if row.get("images") is not None]).random
 
 
 def _is_number(value: JSON) -> bool:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, ConfigDict
+
+from dreambench.errors import RunError
+from dreambench.files import read_json, write_atomically
 from dreambench.report.runs import CompleteRun
 from dreambench.report.text import interval_text, latex, markdown, method_text, number, printable, unscored_text
 from dreambench.scores import Score
@@ -13,7 +19,7 @@ from dreambench.scores import Score
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Line", "incomparable", "lines", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["Line", "Table", "incomparable", "lines", "save_tables", "saved_tables", "to_csv", "to_latex", "to_markdown"]
 
 COLUMNS = ("metric", "group", "value", "interval", "interval method", "n", "unscored", "protocol")
 CSV_COLUMNS = [
@@ -23,6 +29,36 @@ CSV_COLUMNS = [
 
 RIGHT = frozenset({"value", "interval", "n", "unscored"})
 FORMULA = ("=", "+", "-", "@")
+
+
+TABLES = "tables.json"
+"""A run's file of further tables."""
+
+
+class Table(BaseModel):
+    """A table of texts that a task adds to the report of its runs, with sentences that belong under it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def save_tables(run: Path, tables: Sequence[Table]) -> None:
+    """Store further tables in a run's folder; the same tables give the same bytes."""
+    write_atomically(run / TABLES, (json.dumps([table.model_dump() for table in tables], indent=1) + "\n").encode())
+
+
+def saved_tables(run: Path) -> list[Table]:
+    """What `save_tables` stored, nothing if it never ran. Raises `RunError` for a damaged file."""
+    if not (run / TABLES).exists():
+        return []
+    try:
+        return [Table.model_validate(table) for table in read_json(run / TABLES, RunError)]
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{run / TABLES} is damaged: remove it, and `dreambench score` writes it again") from error
 
 
 @dataclass(frozen=True)

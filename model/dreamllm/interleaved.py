@@ -25,7 +25,7 @@ from transformers import (
 
 from dreamllm.configuration import DreamLLMConfig
 from dreamllm.errors import InputError, UsageError
-from dreamllm.image_decoder import Scheduler
+from dreamllm.image_decoder import Scheduler, to_pil
 from dreamllm.layers import CACHE, check_seeds, derived_seed, generator_for, position_ids_from_mask
 from dreamllm.processing import DreamLLMProcessor
 
@@ -47,7 +47,7 @@ class InterleavedDocument:
     """A generated document."""
 
     parts: tuple[str | Image.Image, ...]  # in reading order, no two texts in a row, none of them empty
-    finish_reason: str  # "stop": eos; "length": limit on tokens; "images": limit on images
+    finish_reason: str  # "stop": eos; "length": limit on tokens; "images": limit on images; "not-finite": an image without finite pixels
     token_ids: tuple[int, ...]  # everything after the prompt, with the spans of generated images
 
     @property
@@ -217,16 +217,22 @@ class InterleavedGeneration:
         waiting = [index for index, row in enumerate(rows) if row.needs_image]
         active = context.select(waiting)
         hidden = context.hidden(model.dream_span_embeds(len(rows)), active)
-        images = model.generate_images(
+        pixels: torch.Tensor = model.generate_images(
             prompt_embeds=hidden[waiting, 1:-1],
             seeds=[image_seed(rows[index].seed, len(rows[index].images)) for index in waiting],
+            output_type="tensor",
             **self.image_options,
         )
+        finite = pixels.isfinite().flatten(1).all(1).tolist()
+        images = to_pil(pixels.nan_to_num())
         span = model.get_input_embeddings()(torch.tensor([processor.image_span], device=active.device))
         span = span.repeat(len(rows), 1, 1)
         span[waiting, 1:-1] = model.encode_images(processor.pixel_values(images)).to(span.dtype)
-        for index, image in zip(waiting, images, strict=True):
+        for index, image, sound in zip(waiting, images, finite, strict=True):
             row = rows[index]
+            if not sound:
+                row.needs_image, row.finish = False, "not-finite"
+                continue
             row.ids += processor.dream_span + processor.image_span
             row.images.append(image)
             row.texts.append([])

@@ -25,7 +25,7 @@ from dreambench.store import RunFolder
 if TYPE_CHECKING:
     from dreambench.metrics.features import Extractor
 
-__all__ = ["PROTOCOLS", "TextToImageTask"]
+__all__ = ["EMBEDDED_FEATURES", "PROTOCOLS", "TextToImageTask", "clip_folder"]
 
 PROTOCOLS = {
     "clean": "clean-fid's resize: bicubic, antialiased, unrounded (Parmar et al. 2022)",
@@ -251,16 +251,7 @@ class CandidateScorer:
         from dreambench.adapters.torch_tools import resolve_device
         from dreambench.metrics.encoders import ClipScorer
 
-        name, _, location = spec.partition(":")
-        if spec == EMBEDDED_FEATURES:
-            from dreambench_tasks.playground import clip_directory
-
-            folder = clip_directory()
-        elif name == "clip" and location:
-            folder = Path(location)
-        else:
-            raise UsageError(f"--generation rerank={spec}: write rerank=clip:DIR or rerank={EMBEDDED_FEATURES}")
-        self._clip = ClipScorer(folder, device=resolve_device(device))
+        self._clip = ClipScorer(clip_folder(spec, "rerank"), device=resolve_device(device))
         self.identity: dict[str, Any] = self._clip.identity
 
     def score(self, images: Sequence[Image], caption: str) -> tuple[list[float], bool]:
@@ -276,3 +267,15 @@ class CandidateScorer:
         before = self._clip.truncated
         text = self._clip.text_features([caption]).cpu().numpy().repeat(len(images), axis=0)
         return [float(score) for score in clip_scores(features, text)], self._clip.truncated > before
+
+
+def clip_folder(spec: str, setting: str) -> Path:
+    """The folder of ``clip:DIR`` or of the playground's own CLIP, given as ``--generation SETTING=SPEC``."""
+    name, _, location = spec.partition(":")
+    if spec == EMBEDDED_FEATURES:
+        from dreambench_tasks.playground import clip_directory
+
+        return clip_directory()
+    if name != "clip" or not location:
+        raise UsageError(f"--generation {setting}={spec}: write {setting}=clip:DIR or {setting}={EMBEDDED_FEATURES}")
+    return Path(location)

@@ -30,7 +30,7 @@ from dreambench_tasks.coco import COCO_FILE_NAME
 if TYPE_CHECKING:
     from dreambench.metrics.features import Extractor
 
-__all__ = ["collect_features", "collect_reference_images", "score_features"]
+__all__ = ["collect_features", "collect_reference_images", "cosine", "further_outputs", "score_features"]
 
 
 def _folder(run: RunFolder, protocol: str) -> Path:
@@ -85,7 +85,7 @@ def collect_features(
         captions = [document_text(sample.prompt) for sample in generated]
         ids = np.array([sample.id for sample in generated])
         for id_, part, rows in zip(missing, parts, features, strict=True):
-            outputs = _further_outputs(extractor(), rows, captions)
+            outputs = further_outputs(extractor(), rows, captions)
             write_arrays(_folder(run, id_) / "generated.npz", features=rows, ids=ids, **outputs)
             shutil.rmtree(part, ignore_errors=True)
     real = {
@@ -97,7 +97,7 @@ def collect_features(
         _collect_real(run, real, extractor(), reference)
 
 
-def _further_outputs(extractor: Extractor, features: Features, captions: Sequence[str]) -> dict[str, Any]:
+def further_outputs(extractor: Extractor, features: Features, captions: Sequence[str]) -> dict[str, Any]:
     """What an extractor's network gives beyond features: Inception's logits, CLIP's score of each image with its caption."""
     import torch
 
@@ -223,7 +223,7 @@ def _rows(
     rows = {sample.id: _row(run, sample, responses[sample.id]) for sample in samples}
     for index, name in enumerate(generated["ids"].tolist()):
         row, feature = rows[name], generated["features"][index]
-        row["similarity"] = _cosine(feature, real.get(row["image_id"]))
+        row["similarity"] = cosine(feature, real.get(row["image_id"]))
         if "clip_scores" in generated and row["clip_score"] is None:
             row["clip_score"] = float(generated["clip_scores"][index])
     return rows
@@ -244,7 +244,7 @@ def _row(run: RunFolder, sample: Sample, response: Response) -> dict[str, JSON]:
     }
 
 
-def _cosine(a: Any, b: Any) -> float | None:
+def cosine(a: Any, b: Any) -> float | None:
     """Cosine between the features of a generated image and of the image that its caption describes."""
     if b is None:
         return None

@@ -31,6 +31,11 @@ VERBS = [
     "fid",
     "fid-stats",
     "playground write",
+    "human plan",
+    "human export",
+    "human serve",
+    "human import",
+    "human analyse",
     "list",
     "doctor",
 ]
@@ -71,6 +76,9 @@ def test_the_result_names_metric_n_and_protocol(tmp_path: Path, outside_environm
         (["score", "--task", "toy", "--responses", "absent"], "no such file"),
         (["fid", "absent", "nowhere"], "nowhere: no such folder of images"),
         (["list", "everything"], "everything"),
+        (["human", "plan"], "give one of"),
+        (["human", "export", "absent", "--out", "study"], "is not a run"),
+        (["human", "export", "absent", "--out", "study", "--consent", "nowhere"], "nowhere"),
         (["unknown"], "unknown"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_file_of_ids_may_begin_with_a_byte_order_mark_and_lists_each_once(tmp_
 @pytest.mark.parametrize("sample", [Sample("a", (Text("\ud800"),)), Sample("a", (), {"share": float("nan")})])
 def test_what_no_file_can_hold_is_refused_by_sample(sample: Sample) -> None:
     with pytest.raises(DataError, match="sample 'a'"):
-        choose([sample], None, None)
+        choose([sample], None)
 
 
 def test_a_dtype_means_nothing_to_a_model_without_weights(tmp_path: Path) -> None:

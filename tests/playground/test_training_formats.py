@@ -99,7 +99,7 @@ def test_training_formats_are_written_only_on_request(tmp_path: Path) -> None:
     manifest = json.loads((write(tmp_path / "a", n=3) / "manifest.json").read_text(encoding="utf-8"))
     benchmarks = ["coco", "localized_narratives", "vqav2", "mmbench", "mmvet"]
     assert manifest["formats"] == benchmarks == list(BENCHMARK_FORMATS)
-    assert list(FORMATS) == [*benchmarks, *TRAINING]
+    assert list(FORMATS) == [*benchmarks, *TRAINING, "documents"]
     only = write(tmp_path / "b", n=3, formats=["stories"])
     assert {path.name for path in only.iterdir()} == {"manifest.json", "stories", "stories_val.jsonl"}
 

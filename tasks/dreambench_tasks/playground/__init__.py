@@ -1,7 +1,7 @@
 """The playground: a small world of coloured shapes, written in each benchmark's official format and in training formats.
 
-``write`` puts scenes of a split on disk, ``ensure_default`` returns the embedded data, and ``clip_directory`` the folder with the
-weights of its feature extractor. The rest are the scenes, images and texts themselves. Nothing here loads torch.
+``write`` puts scenes of a split on disk, ``ensure_default`` and ``ensure_documents`` return the embedded data, and ``clip_directory``
+the folder with the weights of its feature extractor. The rest are the scenes, images and texts themselves. Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -14,11 +14,21 @@ from dreambench_tasks.playground.language import PLACES, captions, fullest_capti
 from dreambench_tasks.playground.render import SIDE, render, render_many
 from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, WORLD, Rng, Scene, draw_scene
 from dreambench_tasks.playground.stories import instruction, story
-from dreambench_tasks.playground.writing import FORMATS, ensure_default, write
+from dreambench_tasks.playground.writing import FORMATS, ensure_default, ensure_documents, write
 
 __all__ = ["BACKGROUNDS", "COLOURS", "FORMATS", "PLACES", "SHAPES", "SHORT_PROMPT", "SIDE", "SIZES", "WORLD"]
 __all__ += ["Rng", "Scene", "captions", "clip_directory", "conversation", "draw_scene", "ensure_default"]
-__all__ += ["fullest_caption", "instruction", "narrative", "place", "render", "render_many", "story", "write"]
+__all__ += [
+    "ensure_documents",
+    "fullest_caption",
+    "instruction",
+    "narrative",
+    "place",
+    "render",
+    "render_many",
+    "story",
+    "write",
+]
 
 
 def clip_directory() -> Path:

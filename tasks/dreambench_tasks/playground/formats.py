@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -28,9 +28,9 @@ from dreambench_tasks.playground.open_questions import KINDS, open_question
 from dreambench_tasks.playground.questions import annotators, questions
 from dreambench_tasks.playground.render import CENTRES, SIDE, render
 from dreambench_tasks.playground.scene import WORLD, Rng, Scene, draw_scene
-from dreambench_tasks.playground.stories import Story, instruction, similarity, story
+from dreambench_tasks.playground.stories import Story, instruction, requested_images, similarity, story
 
-__all__ = ["BENCHMARK_FORMATS", "TRAINING_FORMATS", "File", "Pool", "images", "story_images"]
+__all__ = ["BENCHMARK_FORMATS", "DOCUMENT_FORMATS", "TRAINING_FORMATS", "File", "Pool", "images", "story_images"]
 
 T = TypeVar("T")
 
@@ -285,6 +285,37 @@ def instructions(pool: Pool) -> Iterator[File]:
     yield _json_lines(f"instructions_{pool.split}.jsonl", records)
 
 
+def documents(pool: Pool) -> Iterator[File]:
+    """``documents.jsonl``: requests and the documents that fulfil them, with what each image shows; images in ``documents/``."""
+    records: list[dict[str, Any]] = []
+    for index in range(pool.n):
+        request, document = instruction(pool.split, index, pool.seed)
+        parts: list[dict[str, str]] = []
+        begin = 0
+        for number, (scene, sentence) in enumerate(zip(document.scenes, document.matched, strict=True)):
+            image = f"documents/{_story_image_name(index, number)}"
+            parts += [{"text": " ".join(document.sentences[begin : sentence + 1])}, {"image": image}]
+            begin = sentence + 1
+            yield _image(image, scene)
+        rest = " ".join(document.sentences[begin:])
+        records.append(
+            {
+                "id": f"{index:06d}",
+                "topic": document.topic,
+                "instruction": request,
+                "expected_images": requested_images(request, document),
+                "document": [*parts, {"text": rest}] if rest else parts,
+                "matched": [document.sentences[sentence] for sentence in document.matched],
+                "truth": {
+                    "scenes": [asdict(scene) for scene in document.scenes],
+                    "matched": list(document.matched),
+                    "sentences": list(document.sentences),
+                },
+            }
+        )
+    yield _json_lines("documents.jsonl", records)
+
+
 BENCHMARK_FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {
     "coco": coco,
     "localized_narratives": localized_narratives,
@@ -298,6 +329,7 @@ TRAINING_FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {
     "stories": stories,
     "instructions": instructions,
 }
+DOCUMENT_FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {"documents": documents}
 
 
 def _document(pool: Pool, index: int, document: Story) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from dreambench_tasks.playground.scene import (
     split_of,
 )
 
-__all__ = ["MAX_WORDS", "TOPICS", "Story", "instruction", "similarity", "story"]
+__all__ = ["MAX_WORDS", "TOPICS", "Story", "instruction", "requested_images", "similarity", "story"]
 
 MAX_WORDS = 20  # per sentence
 
@@ -48,9 +48,9 @@ _GUESTS = 12  # candidates for a second object before the story is drawn again
 
 _TITLES = ("This is a story about {about}.", "Here is the story of {about}.", "A story about {about}.")
 _CLOSINGS = ("The end.", "And so the story ends.", "That was the story of the {shape}.")
-_FIRST = ("", "First, ", "At first, ")
-_LATER = ("", "Then ", "Now ", "Next, ", "After that, ")
-_SENTENCES = {
+FIRST = ("", "First, ", "At first, ")
+LATER = ("", "Then ", "Now ", "Next, ", "After that, ")
+SENTENCES = {
     "start": (
         "{a_hero} is in the {place}{rest} on {ground}.",
         "there is {a_hero} in the {place}{rest} on {ground}.",
@@ -165,6 +165,12 @@ def instruction(split: str, index: int, seed: int = 0) -> tuple[str, Story]:
     return rng.pick(_DRAWINGS).format(what=what), drawn
 
 
+def requested_images(request: str, document: Story) -> int | None:
+    """How many images a request of `instruction` asks for; None if it leaves the number open."""
+    count = len(document.scenes)
+    return count if count == 1 or f"{_COUNTS[count]} pictures" in request else None
+
+
 def similarity(scene: Scene, sentence: str) -> float:
     """The share of a scene's facts (background; colour, shape and place of each object) that a sentence names, 0 to 1."""
     facts = [scene.background, *(word for t in scene.things for word in (t.colour, t.shape, place(t)))]
@@ -267,7 +273,7 @@ def _described(event: str, rng: Rng, now: _Moment, before: _Moment | None, sized
         "friend_place": "" if friend is None else place(friend),
         "gone": before.friend.name if before and before.friend else "",
     }
-    leads = _FIRST if before is None else _LATER
-    texts = [lead + sentence.format(**words) for lead in leads for sentence in _SENTENCES[event]]
+    leads = FIRST if before is None else LATER
+    texts = [lead + sentence.format(**words) for lead in leads for sentence in SENTENCES[event]]
     text = rng.pick([text for text in texts if len(text.split()) <= MAX_WORDS])
     return text[0].upper() + text[1:]

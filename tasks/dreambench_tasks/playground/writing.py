@@ -12,15 +12,28 @@ from typing import Any
 
 from dreambench.errors import DataError, UsageError
 from dreambench.files import cache_folder
-from dreambench_tasks.playground.formats import BENCHMARK_FORMATS, TRAINING_FORMATS, File, Pool, images, story_images
+from dreambench_tasks.playground.formats import (
+    BENCHMARK_FORMATS,
+    DOCUMENT_FORMATS,
+    TRAINING_FORMATS,
+    File,
+    Pool,
+    images,
+    story_images,
+)
 from dreambench_tasks.playground.scene import SPLITS, WORLD
 
-__all__ = ["FORMATS", "ensure_default", "write"]
+__all__ = ["FORMATS", "ensure_default", "ensure_documents", "write"]
 
-FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {**BENCHMARK_FORMATS, **TRAINING_FORMATS}
+FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {
+    **BENCHMARK_FORMATS,
+    **TRAINING_FORMATS,
+    **DOCUMENT_FORMATS,
+}
 
 MANIFEST = "manifest.json"
 DEFAULT_IMAGES = 512  # 1,024 questions of VQAv2, 307 of MMBench, 307 of MM-Vet
+DEFAULT_DOCUMENTS = 240  # 8 of each topic, 509 images
 LAYOUT = 2  # version of what is written for a scene
 _WITH_IMAGES = {"coco", "localized_narratives", "vqav2", "pairs", "conversations"}
 _WITH_STORY_IMAGES = {"stories", "instructions"}
@@ -38,7 +51,7 @@ def write(
         directory: absent, empty, or written by an earlier call with the same arguments.
         split: ``train``, ``val`` or ``test``.
         n: number of images (VQAv2 has two questions per image; MMBench and MM-Vet three per five images), or of documents for
-            ``stories`` and ``instructions``.
+            ``stories``, ``instructions`` and ``documents``.
         formats: names in ``FORMATS``; the benchmarks' by default.
 
     Raises:
@@ -72,10 +85,19 @@ def ensure_default(cache_dir: str | Path | None = None, split: str = "val") -> P
     Any number of processes may call this at the same time. ``cache_dir`` defaults to ``$XDG_CACHE_HOME/dreambench`` or
     ``~/.cache/dreambench`` (``%LOCALAPPDATA%`` on Windows).
     """
-    arguments = _parameters(split, DEFAULT_IMAGES, 0, None)
+    return _ensure(cache_dir, split, DEFAULT_IMAGES, None)
+
+
+def ensure_documents(cache_dir: str | Path | None = None, split: str = "val") -> Path:
+    """The embedded interleaved documents: 240 of a split, 8 of each topic, in a folder of their own; see `ensure_default`."""
+    return _ensure(cache_dir, split, DEFAULT_DOCUMENTS, list(DOCUMENT_FORMATS))
+
+
+def _ensure(cache_dir: str | Path | None, split: str, n: int, formats: Sequence[str] | None) -> Path:
+    arguments = _parameters(split, n, 0, formats)
     digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:12]
     root = Path(cache_dir) if cache_dir is not None else cache_folder()
-    return write(root / f"playground-{digest}", split, DEFAULT_IMAGES)
+    return write(root / f"playground-{digest}", split, n, formats=formats)
 
 
 def _parameters(split: str, n: int, seed: int, formats: Sequence[str] | None) -> dict[str, Any]:
