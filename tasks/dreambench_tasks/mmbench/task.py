@@ -138,6 +138,11 @@ class MMBenchTask(ComprehensionTask):
             for row in rows
         ]
 
+    def first(self, samples: Sequence[Sample], n: int) -> list[Sample]:
+        """``--limit`` counts questions, each with all of its rotations."""
+        questions = set(list(dict.fromkeys(sample.group for sample in samples))[:n])
+        return [sample for sample in samples if sample.group in questions]
+
     # --- requests -------------------------------------------------------------------------------------------------------
 
     def request(self, sample: Sample) -> Request:
