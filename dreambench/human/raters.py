@@ -185,7 +185,8 @@ def _leniency(scored: Sequence[Answered], others: Mapping[tuple[str, Hashable], 
         return None
     values = np.array(gaps)
     error = Crossed([""] * len(gaps), range(len(gaps))).error(100 * (values - values.mean()) / len(gaps))
-    return difference(100 * float(values.mean()), error, len(gaps), "over items", "points", 0.95)
+    mean = round(100 * float(values.mean()), 9) + 0.0  # sums that cancel leave rounding errors
+    return difference(mean, error, len(gaps), "over items", "points", 0.95)
 
 
 def _position(scored: Sequence[Answered]) -> Estimate | None:
