@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import importlib.util
 import json
 import os
@@ -20,16 +21,21 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser.conftest import chromium, chromium_type  # noqa: F401 - fixtures
 from human import planted
 
-from dreambench.human.study import Study
+from dreambench.human.study import Rater, Study
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 EMAIL = "organiser@example.org"
 PROMPTS = 12
 STARTS_WITHIN_S = 600
+PAGE_WITHIN_MS = 180_000
 HOSTILE = (
     "<script>window.owned = 1</script><img src=x onerror='window.owned = 1'><style>body { display: none }</style>",
     '=HYPERLINK("http://example.org") ${owned} {{ 7 * 7 }} \u202eevil javascript:alert(1) data:text/html,x',
@@ -123,6 +129,17 @@ def exported(server: Server, id_: int) -> list[dict[str, Any]]:
     return server.call("GET", f"/api/projects/{id_}/export?exportType=JSON&download_all_tasks=true")
 
 
+def result_of(study: Study, answer: int | str, tag: str) -> dict[str, Any]:
+    """An answer in Label Studio's words."""
+    value = {"choices": [str(answer)]} if tag == "choices" else {"selected": {"a": "left", "b": "right"}[str(answer)]}
+    shown = study.questions[0].id if tag == "pairwise" else "document"
+    return {"from_name": study.questions[0].id, "to_name": shown, "type": tag, "value": value}
+
+
+def is_of(task: dict[str, Any], rater: Rater) -> bool:
+    return task["data"]["rater"] == rater.id
+
+
 def annotate(server: Server, study: Study, id_: int, tag: str) -> list[dict[str, Any]]:
     """Answers every task that has no annotation, each rater as a user, in the words in which Label Studio's page does; the export."""
     items = {item.id: item for item in study.items}
@@ -139,18 +156,52 @@ def annotate(server: Server, study: Study, id_: int, tag: str) -> list[dict[str,
         value = (
             {"choices": [str(answer)]} if tag == "choices" else {"selected": {"a": "left", "b": "right"}[str(answer)]}
         )
-        shown = "left,right" if tag == "pairwise" else "document"
+        shown = study.questions[0].id if tag == "pairwise" else "document"
         result = {"from_name": study.questions[0].id, "to_name": shown, "type": tag, "value": value}
         body = {"result": [result], "lead_time": 6.5, "completed_by": users[rater.id]}
         server.call("POST", f"/api/tasks/{task['id']}/annotations/", body)
     return exported(server, id_)
 
 
+@pytest.fixture(scope="module")
+def page(server: Server, chromium: Browser) -> Iterator[Page]:  # noqa: F811
+    """Label Studio in a browser, with the organiser logged in."""
+    page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(PAGE_WITHIN_MS)
+    page.goto(f"{server.url}/user/login")
+    page.fill("[name=email]", EMAIL)
+    page.fill("[name=password]", server.password)
+    page.click("button[type=submit]")
+    page.wait_for_url(lambda url: "login" not in url)
+    yield page
+    page.close()
+
+
+def annotate_in_page(server: Server, page: Page, id_: int, task: dict[str, Any], answer: int | str, tag: str) -> Any:
+    """Answers a task by clicks; returns the result that Label Studio stores."""
+    page.goto(f"{server.url}/projects/{id_}/data?task={task['id']}")
+    page.wait_for_selector("[name=submit]")
+    shown = page.locator(".lsf-htx-richtext")  # the instruction, then the documents
+    expected = task["data"]["document" if tag == "choices" else "left"]
+    text = html.unescape(expected.removeprefix('<p dir="auto">').removesuffix("</p>"))
+    assert " ".join(text.split()) in " ".join(shown.nth(1).inner_text().split()), "hostile text is shown as text"
+    assert page.evaluate("window.owned") is None
+    if tag == "choices":
+        page.click(f".lsf-choice >> nth={answer}")
+    else:
+        shown.nth(1 if answer == "a" else 2).click()
+    with page.expect_response(lambda reply: reply.request.method == "POST" and "/annotations" in reply.url) as stored:
+        page.click("[name=submit]")
+    return stored.value.json()["result"]
+
+
 @pytest.mark.parametrize(
     ("mode", "config", "tag"),
     [("rating", "label-studio.xml", "choices"), ("pairwise", "label-studio-pairwise.xml", "pairwise")],
 )
-def test_a_study_through_label_studio(mode: Any, config: str, tag: str, server: Server, tmp_path: Path) -> None:
+def test_a_study_through_label_studio(
+    mode: Any, config: str, tag: str, server: Server, page: Page, tmp_path: Path
+) -> None:
     key = planted.export(tmp_path, mode, PROMPTS, hostile=HOSTILE)
     study = (tmp_path / "study").rename(tmp_path / f"study-{mode}")
     id_ = project(server, study, config)
@@ -166,6 +217,14 @@ def test_a_study_through_label_studio(mode: Any, config: str, tag: str, server: 
     assert any("window.owned" in str(data) for data in sent)
     image = next((study / "organiser/forms/images").iterdir())
     assert server.call("GET", f"/data/local-files/?d=images/{image.name}") == image.read_bytes()
+
+    # The first rater answers a hostile task in the browser: what the page stores is what `annotate` writes.
+    rater, items = key.raters[0], {item.id: item for item in key.items}
+    task = next(task for task in exported(server, id_) if is_of(task, rater) and "window.owned" in str(task["data"]))
+    place = rater.items.index(task["data"]["item"])
+    answer = planted.answer(rater, items[rater.items[place]], key.questions[0], place, ties=tag == "choices")
+    (stored,) = annotate_in_page(server, page, id_, task, answer, tag)
+    assert {name: stored[name] for name in ("from_name", "to_name", "type", "value")} == result_of(key, answer, tag)
 
     export = tmp_path / "export.json"
     export.write_text(json.dumps(annotate(server, key, id_, tag)))
