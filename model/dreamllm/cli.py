@@ -3,8 +3,9 @@
 import functools
 import inspect
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dreamllm.errors import DreamLLMError, UsageError
-from dreamllm.files import check_image_file, check_new_folder, find_checkpoint
+from dreamllm.files import check_image_file, check_new_file, check_new_folder, find_checkpoint, read_image, write_text
 from dreamllm.options import DEVICES, Dtype, Layout, Preset, Resume, SchedulerName, check_device, check_tokenizer
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from dreamllm.interleaved import InterleavedDocument
     from dreamllm.processing import DreamLLMProcessor
 
 app = typer.Typer(
@@ -35,6 +39,11 @@ Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the mode
 Seed = Annotated[int, typer.Option(help="Seed for sampling and noise.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of generated tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0: no sampling.")]
+ENDS = {
+    "length": "ended by the limit on tokens",
+    "images": "ended by the limit on images",
+    "not-finite": "ended at an image whose pixels are not finite; try --dtype float32",
+}
 SUBMODEL = "for a released checkpoint that does not contain it."
 Clip = Annotated[Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help=f"CLIP model, {SUBMODEL}")]
 Diffusion = Annotated[
@@ -137,7 +146,8 @@ def generate(
     """
     model, processor = load()
     text = _text(processor, prompt, chat)
-    typer.echo(_answer(model, processor, text, image or [], max_new_tokens, temperature, seed, num_beams=num_beams))
+    answer = _answer(model, processor, text, image or [], max_new_tokens, temperature, seed, num_beams=num_beams)
+    typer.echo(_printable(answer))
 
 
 @app.command()
@@ -164,9 +174,12 @@ def generate_image(
 @_with_options(image_options=_image_options, load=_load)
 def generate_interleaved(
     prompt: Prompt,
-    folder: Annotated[Path, typer.Argument(help="New folder for document.md and its images.")],
     image_options: Any,
     load: Any,
+    folder: Annotated[Path | None, typer.Argument(help="New folder for document.md and its images.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the document as one HTML page to this new file.")
+    ] = None,
     image: Images = None,
     chat: Chat = False,
     max_new_tokens: MaxNewTokens = 512,
@@ -174,13 +187,23 @@ def generate_interleaved(
     temperature: Temperature = 0.0,
     seed: Seed = 0,
 ) -> None:
-    """Generate a document of text and images from a prompt.
+    """Generate a document of text and images from a prompt; its text is printed while it is generated.
 
-    Example: dreamllm generate-interleaved --chat "Tell a story about a red circle, with images." story
+    Example: dreamllm generate-interleaved --chat "Tell a story about a red circle, with images." --html story.html
     """
-    check_new_folder(folder)
+    if folder is None and html is None:
+        raise UsageError("nothing would be written: give a FOLDER, --html FILE or both")
+    if folder is not None:
+        check_new_folder(folder)
+    if html is not None:
+        check_new_file(html)
+        if folder is not None and html.absolute() in (folder.absolute(), *folder.absolute().parents):
+            raise UsageError(f"--html {html} is the folder of the document or holds it: choose another name")
     model, processor = load()
-    (document,) = model.generate_interleaved(
+    options = image_options()
+    # On one terminal, the bar would overwrite the line of text.
+    options["progress"] = options["progress"] and not sys.stdout.isatty()
+    pieces = model.stream_interleaved(
         processor(_text(processor, prompt, chat), image or None),
         processor,
         max_new_tokens=max_new_tokens,
@@ -188,17 +211,70 @@ def generate_interleaved(
         do_sample=temperature > 0,
         temperature=temperature or 1.0,
         seeds=[seed],
-        **image_options(),
+        **options,
     )
+    document = _print_document(pieces)
+    if folder is not None:
+        _write_folder(folder, document)
+        typer.echo(str(folder / "document.md"))
+    end = ENDS.get(document.finish_reason)
+    if html is not None:
+        from dreamllm.page import html_page
+
+        weights = ", random weights" if model.config.untrained else ""
+        facts = {
+            "model": f"{load.keywords['model'] or 'the embedded checkpoint'}{weights}",
+            "decoding": f"temperature {temperature:g}, seed {seed}",
+            "images": f"{options['scheduler']}, {options['num_inference_steps']} steps, guidance {options['guidance_scale']:g}",
+            "end": end or "ended by the model",
+        }
+        write_text(html, html_page(_prompt_parts(prompt, image or []), document.parts, facts))
+        typer.echo(str(html))
+    if end:
+        typer.echo(end, err=True)
+
+
+def _print_document(pieces: "Iterator[tuple[int, Any]]") -> "InterleavedDocument":
+    """Print a document while it is generated, images as in document.md; returns it."""
+    from dreamllm.interleaved import InterleavedDocument
+
+    within, images = False, 0  # within a line; images so far
+    for _, piece in pieces:
+        if isinstance(piece, str):
+            typer.echo(_printable(piece), nl=False)
+            within = True
+            continue
+        if within:
+            typer.echo()
+            within = False
+        if isinstance(piece, InterleavedDocument):
+            return piece
+        typer.echo(f"![]({images}.png)")
+        images += 1
+    raise AssertionError("the last piece of a document is the document")
+
+
+def _write_folder(folder: Path, document: "InterleavedDocument") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, generated in enumerate(document.images):
         generated.save(folder / f"{number}.png")
     numbers = iter(range(len(document.images)))
     paragraphs = [part if isinstance(part, str) else f"![]({next(numbers)}.png)" for part in document.parts]
-    (folder / "document.md").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
-    typer.echo("\n".join([*paragraphs, str(folder / "document.md")]))
-    if document.finish_reason != "stop":
-        typer.echo(f"ended by the limit on {'images' if document.finish_reason == 'images' else 'tokens'}", err=True)
+    write_text(folder / "document.md", "\n\n".join(paragraphs) + "\n")
+
+
+def _prompt_parts(prompt: str, images: list[Path]) -> "list[str | Image.Image]":
+    """The prompt with its images in their places."""
+    texts = re.split("<image>|<dream>", prompt)
+    parts: list[str | Image.Image] = [texts[0]]
+    for file, text in zip(images, texts[1:], strict=True):
+        parts += [read_image(file), text]
+    return parts
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which a model could use to command the terminal."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 @app.command()
@@ -229,7 +305,7 @@ def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) ->
             shown, new = shown + new, []
             answer = _answer(model, processor, processor.apply_chat_template(messages), shown, max_new_tokens)
             messages.append({"role": "assistant", "content": answer})
-            typer.echo(f"model: {answer}")
+            typer.echo(f"model: {_printable(answer)}")
 
 
 def _text(processor: "DreamLLMProcessor", prompt: str, chat: bool) -> str:

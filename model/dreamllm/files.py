@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +31,14 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Write atomically: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
@@ -69,10 +74,24 @@ def check_new_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder: choose another")
-    parent = next((parent for parent in folder.absolute().parents if parent.exists()), None)
-    if parent is not None and not parent.is_dir():
-        raise UsageError(f"cannot create {folder}: {parent} is a file")
+    _check_parent(folder)
     return folder
+
+
+def check_new_file(file: Path) -> Path:
+    """The file; UsageError if it exists or cannot be created."""
+    if file.exists() or file.is_symlink():
+        raise UsageError(f"{file} exists: choose another name")
+    _check_parent(file)
+    return file
+
+
+def _check_parent(path: Path) -> None:
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise UsageError(f"cannot create {path}: {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot create {path}: {parent} is not writable")
 
 
 def check_image_file(file: Path) -> Path:

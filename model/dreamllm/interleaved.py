@@ -4,17 +4,19 @@ Text is generated until `<dream_start>` is sampled. The dream queries follow and
 `<image>` span before the text continues. Keys and values are cached throughout. `model` is a `DreamLLMForConditionalGeneration`, whose
 module imports this one.
 
-Shapes: B prompts, T tokens, n tokens fed at once, Q dream queries, H decoder width, V vocabulary.
+Shapes: B rows of the batch, T tokens, n tokens fed at once, Q dream queries, H decoder width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from transformers import (
     DynamicCache,
     LogitsProcessorList,
@@ -22,6 +24,7 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import DynamicLayer
 
 from dreamllm.configuration import DreamLLMConfig
 from dreamllm.errors import InputError, UsageError
@@ -80,6 +83,7 @@ def image_seed(seed: int, number: int) -> int:
 class _Row:
     """One document while it is generated."""
 
+    index: int  # among the prompts
     prompt: list[int]  # token ids without padding
     seed: int
     ids: list[int] = field(default_factory=list)
@@ -103,13 +107,13 @@ class _Row:
     def document(self, processor: DreamLLMProcessor) -> InterleavedDocument:
         parts: list[str | Image.Image] = []
         for number, ids in enumerate(self.texts):
-            text = processor.decode(ids).strip()
+            text = _text(processor, ids)
             parts += [*([text] if text else []), *self.images[number : number + 1]]
         return InterleavedDocument(tuple(parts), self.finish or "length", tuple(self.ids))
 
 
 class InterleavedGeneration:
-    """`DreamLLMForConditionalGeneration.generate_interleaved` for one batch, whose rows may be in different states."""
+    """`generate_interleaved` and `stream_interleaved` for one batch, whose rows may be in different states."""
 
     def __init__(
         self,
@@ -120,44 +124,87 @@ class InterleavedGeneration:
         image_options: ImageOptions,
     ) -> None:
         self.model, self.processor, self.sampling = model, processor, sampling
+        self.logits_processor: Any = logits_processor
         self.image_options = image_options
         self.config: DreamLLMConfig = model.config
         self.positions = int(self.config.text_config.max_position_embeddings)
         special = self.config.special_token_ids.values()
         self.suppressed = torch.tensor([i for i in special if i != self.config.dream_start_token_id])
-        self.logits_processors: Any = LogitsProcessorList(logits_processor or ())
+        self.warpers: Any = LogitsProcessorList()
         if sampling.do_sample:
-            self.logits_processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_k is not None:
-                self.logits_processors.append(TopKLogitsWarper(sampling.top_k))
+                self.warpers.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p is not None:
-                self.logits_processors.append(TopPLogitsWarper(sampling.top_p))
+                self.warpers.append(TopPLogitsWarper(sampling.top_p))
 
     def run(self, prompts: Mapping[str, torch.Tensor], seeds: Sequence[int] | None) -> list[InterleavedDocument]:
-        ids = prompts["input_ids"].to(self.model.dream_queries.device)
-        mask = prompts.get("attention_mask")
-        mask = torch.ones_like(ids) if mask is None else mask.to(ids.device)
-        rows = self._rows(ids, mask, seeds)
-        context = _Context(self.model, len(rows))
-        logits = context.logits(self.model.embed(ids, pixel_values=prompts.get("pixel_values")), mask)
-        while not all(row.finish for row in rows):
-            if any(row.writes_text for row in rows):
-                logits = self._sample_tokens(rows, context, logits)
-            else:  # every row has ended or needs an image: generate these images together
-                logits = self._insert_images(rows, context)
+        rows = self._rows(prompts, seeds)
+        for _ in self._steps(rows, prompts):
+            pass
         return [row.document(self.processor) for row in rows]
 
-    def _rows(self, ids: torch.Tensor, mask: torch.Tensor, seeds: Sequence[int] | None) -> list[_Row]:
+    def stream(
+        self, prompts: Mapping[str, torch.Tensor], seeds: Sequence[int] | None
+    ) -> Iterator[tuple[int, str | Image.Image | InterleavedDocument]]:
+        # The prompts are checked here, when the iterator is made; what follows runs as it is read.
+        rows = self._rows(prompts, seeds)
+        return self._stream(rows, prompts)
+
+    def _stream(
+        self, rows: list[_Row], prompts: Mapping[str, torch.Tensor]
+    ) -> Iterator[tuple[int, str | Image.Image | InterleavedDocument]]:
+        pieces = [_Pieces(row, self.processor) for row in rows]
+        for changed in self._steps(rows, prompts):
+            for row in changed:
+                yield from ((row.index, piece) for piece in pieces[row.index].new())
+                if row.finish:
+                    yield row.index, row.document(self.processor)
+
+    @torch.no_grad()
+    def _steps(self, rows: list[_Row], prompts: Mapping[str, torch.Tensor]) -> Iterator[list[_Row]]:
+        """Generate the documents; yields the rows that changed after each step: by a token of text, or by an image."""
+        ids, mask = self._ids_and_mask(prompts)
+        context = _Context(self.model, len(rows))
+        embeds = self.model.embed(ids, prompts.get("image_features"), pixel_values=prompts.get("pixel_values"))
+        logits = context.logits(embeds, mask)
+        aside: list[tuple[list[_Row], _Context]] = []  # rows that wait for an image
+        while True:
+            writing = [index for index, row in enumerate(rows) if row.writes_text]
+            if 4 * len(writing) > 3 * len(rows):
+                logits = self._sample_tokens(rows, writing, context, logits)
+                yield [rows[index] for index in writing]
+                continue
+            # A quarter of the batch has nothing to write. It leaves, which copies its keys and values, so this is not done for each row.
+            if waiting := [index for index, row in enumerate(rows) if row.needs_image]:
+                aside.append(([rows[index] for index in waiting], _Context.of([(context, waiting)])))
+            if writing:
+                context = _Context.of([(context, writing)])
+                rows, logits = [rows[index] for index in writing], logits[writing]
+            elif aside:  # every row has ended or needs an image: generate these images together
+                rows = [row for part, _ in aside for row in part]
+                context = _Context.of([(part, range(len(waiting))) for waiting, part in aside])
+                aside = []
+                logits = self._insert_images(rows, context)
+                yield rows
+            else:
+                return
+
+    def _ids_and_mask(self, prompts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = prompts["input_ids"].to(self.model.dream_queries.device)
+        mask = prompts.get("attention_mask")
+        return ids, torch.ones_like(ids) if mask is None else mask.to(ids.device)
+
+    def _rows(self, prompts: Mapping[str, torch.Tensor], seeds: Sequence[int] | None) -> list[_Row]:
+        ids, mask = self._ids_and_mask(prompts)
         if not mask[:, -1].all():
             raise InputError("prompts of interleaved generation must be padded on the left, as the processor does")
         if len(ids) > 1 and "sliding_attention" in (getattr(self.config.text_config, "layer_types", None) or ()):
             raise InputError(
                 "a decoder with sliding attention generates interleaved documents one prompt at a time: its window counts padding"
             )
-        rows = [
-            _Row(row[attended.bool()].tolist(), seed)
-            for row, attended, seed in zip(ids, mask, check_seeds(seeds, len(ids), "prompt"), strict=True)
-        ]
+        seeds = check_seeds(seeds, len(ids), "prompt")
+        rows = [_Row(index, ids[index][mask[index].bool()].tolist(), seed) for index, seed in enumerate(seeds)]
         longest = max(row.length for row in rows)
         if longest >= self.positions:
             raise InputError(
@@ -165,30 +212,37 @@ class InterleavedGeneration:
             )
         return rows
 
-    def _sample_tokens(self, rows: list[_Row], context: _Context, logits: torch.Tensor) -> torch.Tensor:
-        """Sample a token for each row that writes text. Takes and returns logits (B, V); those of other rows do not change."""
+    def _sample_tokens(
+        self, rows: list[_Row], writing: list[int], context: _Context, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """Sample a token from `logits` (B, V) for each row that writes text. Returns the next logits, of use for those that still do."""
+        sampled = self._sample([rows[index] for index in writing], logits[writing])
+        tokens = torch.full((len(rows), 1), self.config.eos_token_id)
+        for index, token in zip(writing, sampled, strict=True):
+            self._append(rows[index], token)
+            tokens[index] = token
+        active = [index for index in writing if rows[index].writes_text]
+        if not active:
+            return logits
+        embeds = self.model.get_input_embeddings()(tokens.to(logits.device))
+        return context.logits(embeds, context.select(active))
+
+    def _sample(self, rows: list[_Row], logits: torch.Tensor) -> list[int]:
+        """The next token of each row from its logits (rows, V)."""
         self.suppressed = self.suppressed.to(logits.device)
         scores = logits.index_fill(1, self.suppressed, -torch.inf)
-        tokens = [self.config.eos_token_id] * len(rows)
-        for index, row in enumerate(rows):
-            if row.writes_text:
-                tokens[index] = self._sample(row, scores[index])
-                self._append(row, tokens[index])
-        writing = [index for index, row in enumerate(rows) if row.writes_text]
-        if not writing:
-            return logits
-        active = context.select(writing)
-        embeds = self.model.get_input_embeddings()(torch.tensor(tokens, device=logits.device)[:, None])
-        return torch.where(active, context.logits(embeds, active), logits)
-
-    def _sample(self, row: _Row, scores: torch.Tensor) -> int:
-        """A row's next token from its scores (V,)."""
-        if self.logits_processors:
-            ids = torch.tensor([row.prompt + row.ids], device=scores.device)
-            scores = self.logits_processors(ids, scores[None])[0]
+        if self.logits_processor:
+            ids = [torch.tensor([row.prompt + row.ids], device=scores.device) for row in rows]
+            pairs = zip(ids, scores.split(1), strict=True)
+            scores = torch.cat([self.logits_processor(*pair) for pair in pairs])
         if not self.sampling.do_sample:
-            return int(scores.argmax())
-        return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=row.generator))
+            return scores.argmax(-1).tolist()
+        # The warpers look at no ids. Each row draws from a generator of its own, on the CPU.
+        probabilities = self.warpers(None, scores).softmax(-1).cpu()
+        return [
+            int(torch.multinomial(each, 1, generator=row.generator))
+            for row, each in zip(rows, probabilities, strict=True)
+        ]
 
     def _append(self, row: _Row, token: int) -> None:
         """Add a sampled token to the row's document, or end it."""
@@ -212,24 +266,22 @@ class InterleavedGeneration:
                 row.finish = "length"
 
     def _insert_images(self, rows: list[_Row], context: _Context) -> torch.Tensor:
-        """Generate an image for each row that needs one and feed it back. Returns logits (B, V); all other rows have ended."""
+        """Generate an image for each row and feed it back. Returns the next logits (B, V)."""
         model, processor = self.model, self.processor
-        waiting = [index for index, row in enumerate(rows) if row.needs_image]
-        active = context.select(waiting)
-        hidden = context.hidden(model.dream_span_embeds(len(rows)), active)
+        everyone = context.select(range(len(rows)))
+        hidden = context.hidden(model.dream_span_embeds(len(rows)), everyone)
         pixels: torch.Tensor = model.generate_images(
-            prompt_embeds=hidden[waiting, 1:-1],
-            seeds=[image_seed(rows[index].seed, len(rows[index].images)) for index in waiting],
+            prompt_embeds=hidden[:, 1:-1],
+            seeds=[image_seed(row.seed, len(row.images)) for row in rows],
             output_type="tensor",
             **self.image_options,
         )
         finite = pixels.isfinite().flatten(1).all(1).tolist()
         images = to_pil(pixels.nan_to_num())
-        span = model.get_input_embeddings()(torch.tensor([processor.image_span], device=active.device))
+        span = model.get_input_embeddings()(torch.tensor([processor.image_span], device=hidden.device))
         span = span.repeat(len(rows), 1, 1)
-        span[waiting, 1:-1] = model.encode_images(processor.pixel_values(images)).to(span.dtype)
-        for index, image, sound in zip(waiting, images, finite, strict=True):
-            row = rows[index]
+        span[:, 1:-1] = model.encode_images(processor.pixel_values(images)).to(span.dtype)
+        for row, image, sound in zip(rows, images, finite, strict=True):
             if not sound:
                 row.needs_image, row.finish = False, "not-finite"
                 continue
@@ -239,7 +291,44 @@ class InterleavedGeneration:
             row.needs_image = False
             if row.sampled >= self.sampling.max_new_tokens or row.length == self.positions:
                 row.finish = "length"
-        return context.logits(span, active)
+        return context.logits(span, everyone)
+
+
+class _Pieces:
+    """Hands out a row's document piece by piece: of a text, what later tokens cannot change."""
+
+    def __init__(self, row: _Row, processor: DreamLLMProcessor) -> None:
+        self.row, self.processor = row, processor
+        self.part = self.sent = 0  # the text that is handed out, and how many of its characters have been
+
+    def new(self) -> Iterator[str | Image.Image]:
+        while self.part < len(self.row.images):
+            yield from self._new_text(complete=True)
+            yield self.row.images[self.part]
+            self.part, self.sent = self.part + 1, 0
+        yield from self._new_text(complete=not self.row.writes_text)
+
+    def _new_text(self, complete: bool) -> Iterator[str]:
+        ids = self.row.texts[self.part]
+        text = _text(self.processor, ids if complete else ids[: _settled(self.processor, ids)])
+        if not complete:  # a character whose other bytes are in the next tokens
+            text = text.rstrip("\ufffd").rstrip()
+        if len(text) > self.sent:
+            yield text[self.sent :]
+            self.sent = len(text)
+
+
+def _text(processor: DreamLLMProcessor, ids: list[int]) -> str:
+    # The library's clean-up of spaces would look across tokens.
+    return processor.decode(ids, clean_up_tokenization_spaces=False).strip()
+
+
+def _settled(processor: DreamLLMProcessor, ids: list[int]) -> int:
+    """The number of ids before the byte tokens at the end, which are decoded together: one wrong byte makes all of them U+FFFD."""
+    end = len(ids)
+    while end and re.fullmatch(r"<.*>", processor.tokenizer.convert_ids_to_tokens(ids[end - 1])):
+        end -= 1
+    return end
 
 
 class _Context:
@@ -252,13 +341,31 @@ class _Context:
     def __init__(self, model: Any, size: int) -> None:
         self.model = model
         self.cache = DynamicCache(config=model.config.text_config)
+        self.cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
         self.mask = torch.zeros((size, 0), dtype=torch.long, device=model.dream_queries.device)
 
-    def select(self, rows: list[int]) -> torch.Tensor:
+    def select(self, rows: Sequence[int]) -> torch.Tensor:
         """(B, 1), true for the given rows."""
         active = torch.zeros((len(self.mask), 1), dtype=torch.bool, device=self.mask.device)
-        active[rows] = True
+        active[list(rows)] = True
         return active
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[_Context, Sequence[int]]]) -> _Context:
+        """These rows of these contexts, padded on the left to one length. Empties the contexts if there are several."""
+        context, rows = parts[0]
+        if len(parts) == 1 and len(rows) == len(context.mask):
+            return context
+        length = max(context.mask.shape[1] for context, _ in parts)
+        masks = [F.pad(context.mask[list(rows)], (length - context.mask.shape[1], 0)) for context, rows in parts]
+        joined = cls(context.model, sum(map(len, masks)))
+        joined.mask = torch.cat(masks)
+        for number, layer in enumerate(joined.cache.layers):
+            layer.fill([(context.cache.layers[number], rows) for context, rows in parts], length)
+            if len(parts) > 1:  # layer by layer, so that memory is not needed twice
+                for context, _ in parts:
+                    context.cache.layers[number] = _GrowingLayer()
+        return joined
 
     def logits(self, embeds: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
         """Feed (B, n, H); returns the logits of the next token, (B, V) float32. `active` is (B, n), or (B, 1) for all n."""
@@ -278,3 +385,50 @@ class _Context:
             CACHE: self.cache,
             "use_cache": True,
         }
+
+
+class _GrowingLayer(DynamicLayer):
+    """The keys and values (B, heads, T, d) of a layer, in memory with room for more tokens.
+
+    The library's layer copies all of them at each token, which is what a large batch would spend most of its time on.
+    """
+
+    ROOM = 128  # tokens
+    memory: list[torch.Tensor] | None = None
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        length = self.get_seq_length()
+        end = length + key_states.shape[2]
+        if self.memory is None or end > self.memory[0].shape[2]:
+            old = self.keys, self.values
+            self._allocate(key_states, value_states, len(key_states), end)
+            if length:
+                self._write(*old, slice(None), slice(length))
+        self._write(key_states, value_states, slice(None), slice(length, end))
+        self._show(end)
+        return self.keys, self.values
+
+    def fill(self, parts: Sequence[tuple[Any, Sequence[int]]], length: int) -> None:
+        """Copy rows of other layers, padded on the left to `length`."""
+        first, _ = parts[0]
+        self._allocate(first.keys, first.values, sum(len(rows) for _, rows in parts), length)
+        sources = [(layer, row) for layer, rows in parts for row in rows]
+        for row, (layer, source) in enumerate(sources):
+            begin = length - layer.get_seq_length()
+            for memory in self.memory or ():
+                memory[row, :, :begin] = 0  # masked, but must be finite
+            self._write(layer.keys[source], layer.values[source], row, slice(begin, length))
+        self._show(length)
+
+    def _allocate(self, keys: torch.Tensor, values: torch.Tensor, rows: int, length: int) -> None:
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        shapes = [(rows, states.shape[1], length + self.ROOM, states.shape[3]) for states in (keys, values)]
+        self.memory = [states.new_empty(shape) for states, shape in zip((keys, values), shapes, strict=True)]
+
+    def _write(self, keys: Any, values: Any, rows: int | slice, tokens: slice) -> None:
+        for memory, states in zip(self.memory or (), (keys, values), strict=True):
+            memory[rows, :, tokens] = states
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (memory[:, :, :length] for memory in self.memory or ())

@@ -8,7 +8,7 @@ M images to generate (B times images per prompt), E condition width, C x h x w l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, Unpack
 
 import torch
@@ -47,7 +47,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
 ):
     """A causal decoder, a visual encoder, dream queries, an image decoder, and two projectors between them.
 
-    `generate` gives text, `encode_prompts` and `generate_images` give images, `generate_interleaved` gives documents of both.
+    `generate` gives text, `encode_prompts` and `generate_images` give images, `generate_interleaved` and
+    `stream_interleaved` give documents of both.
     """
 
     config: DreamLLMConfig
@@ -409,7 +410,6 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
 
     # --- interleaved generation -------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def generate_interleaved(
         self,
         prompts: Mapping[str, torch.Tensor],
@@ -445,6 +445,30 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         """
         sampling = Sampling(max_new_tokens, max_images, do_sample, temperature, top_k, top_p)
         return InterleavedGeneration(self, processor, sampling, logits_processor, image_options).run(prompts, seeds)
+
+    def stream_interleaved(
+        self,
+        prompts: Mapping[str, torch.Tensor],
+        processor: DreamLLMProcessor,
+        *,
+        max_new_tokens: int = 512,
+        max_images: int = 4,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seeds: Sequence[int] | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        **image_options: Unpack[ImageOptions],
+    ) -> Iterator[tuple[int, str | Image.Image | InterleavedDocument]]:
+        """`generate_interleaved` as an iterator, with the same arguments: yields pieces of documents as soon as they are decided.
+
+        A piece is a pair of the number of its prompt and a text, an image, or at the end of each document the InterleavedDocument.
+        Joined, the texts before, between and after the images of a document are its parts, to the character. Whatever is not read
+        is not generated: to stop early, stop reading.
+        """
+        sampling = Sampling(max_new_tokens, max_images, do_sample, temperature, top_k, top_p)
+        return InterleavedGeneration(self, processor, sampling, logits_processor, image_options).stream(prompts, seeds)
 
 
 def language_loss(

@@ -1,7 +1,8 @@
-"""Interleaved generation: the cached, batched loop gives the documents that a full pass over each one would give."""
+"""Interleaved generation: the cached, batched loop gives the documents that a full pass over each one would give, whole or in pieces."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,19 @@ import torch
 from transformers import LogitsProcessorList
 
 from dreamllm.errors import InputError, UsageError
-from dreamllm.interleaved import image_seed
+from dreamllm.interleaved import InterleavedDocument, _Pieces, _Row, image_seed
 from dreamllm.layers import find_spans
 
 FEW: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0}
 TEXTS = ["a red circle", "<image> the same with two large blue squares, <image> or this", "Tell a story, please."]
+# Editing, composition, subjects given by images, examples whose images were generated, and no image at all.
+IN_CONTEXT = [
+    "<image> the same at night",
+    "<image><image> both of them, please",
+    "Draw: a cat <dream> a dog <dream> a bird",
+    "a red circle",
+    "What is in <image>? A ring. Draw it in <image>, in blue",
+]
 
 
 class DreamAt:
@@ -61,33 +70,54 @@ def levels(one, other) -> int:
     return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
 
 
-def dreaming(model, processor, images, at=((2, 5), (3,), (0, 4)), stop=None) -> LogitsProcessorList:
-    return LogitsProcessorList([DreamAt(model, dict(zip(unpadded(processor(TEXTS, images)), at, strict=True)), stop)])
+def dreaming(
+    model, processor, images, at: Iterable[Any] = ((2, 5), (3,), (0, 4)), stop=None, texts=TEXTS
+) -> LogitsProcessorList:
+    return LogitsProcessorList([DreamAt(model, dict(zip(unpadded(processor(texts, images)), at, strict=True)), stop)])
 
 
-def test_the_document_equals_a_full_pass(model, processor, images, monkeypatch) -> None:
+CASES = {
+    "prompts": (TEXTS, (0, 2, 0), ((2, 5), (3,), (0, 4)), [3, 2]),
+    "in-context": (IN_CONTEXT, (1, 2, 2, 0, 2), ((0, 5), (3,), (1, 2, 4), (), (4, 6)), [4, 3, 1]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_document_equals_a_full_pass(model, processor, image, monkeypatch, case) -> None:
+    texts, counts, at, together = CASES[case]
+    images = [[image(10 * row + number) for number in range(count)] for row, count in enumerate(counts)]
     generated: list[torch.Tensor] = []
+    waiting: list[int] = []  # the seeds of these images
     generate_images = model.generate_images
-    monkeypatch.setattr(
-        model,
-        "generate_images",
-        lambda **given: generated.append(given["prompt_embeds"]) or generate_images(**given),
-    )
-    batch = processor(TEXTS, images)
-    force = dreaming(model, processor, images)
+
+    def recorded(**given: Any) -> Any:
+        generated.append(given["prompt_embeds"])
+        waiting.extend(given["seeds"])
+        return generate_images(**given)
+
+    monkeypatch.setattr(model, "generate_images", recorded)
+    batch = processor(texts, images)
+    force = dreaming(model, processor, images, at, texts=texts)
+    seeds = range(1, len(texts) + 1)
     documents = model.generate_interleaved(
-        batch, processor, seeds=[1, 2, 3], max_new_tokens=8, logits_processor=force, **FEW
+        batch, processor, seeds=seeds, max_new_tokens=8, logits_processor=force, **FEW
     )
-    assert [len(d.images) for d in documents] == [2, 1, 2]
-    assert [len(embeds) for embeds in generated] == [3, 2]  # rows that wait are generated for together
-    seen = {0: [generated[0][0], generated[1][0]], 1: [generated[0][1]], 2: [generated[0][2], generated[1][1]]}
-    for row, (prompt, document, shown) in enumerate(zip(unpadded(batch), documents, images, strict=True)):
+    assert [len(d.images) for d in documents] == [len(places) for places in at]
+    assert [len(embeds) for embeds in generated] == together  # rows that wait are generated for together
+    seen = dict(zip(waiting, torch.cat(generated), strict=True))
+    for seed, prompt, document, shown in zip(seeds, unpadded(batch), documents, images, strict=True):
         ids = torch.tensor([prompt + document.token_ids])
-        features = model.encode_images(processor.pixel_values([*shown, *document.images]))
-        embeds = model.embed(ids, features)
+        read = [*shown, *document.images]
+        embeds = model.embed(ids, pixel_values=processor.pixel_values(read) if read else None)
         hidden = model.get_decoder()(inputs_embeds=embeds).last_hidden_state
         rows, columns = find_spans(ids, *model.config.dream_span)
-        torch.testing.assert_close(hidden[rows, columns], torch.stack(seen[row]), atol=1e-4, rtol=1e-4)
+        assert len(rows) == texts[seed - 1].count("<dream>") + len(document.images)
+        for number, generated_image in enumerate(document.images, start=len(rows) - len(document.images)):
+            key = image_seed(seed, number - len(rows) + len(document.images))
+            condition = hidden[rows[number], columns[number]]
+            torch.testing.assert_close(condition, seen[key], atol=1e-4, rtol=1e-4)
+            (again,) = generate_images(prompt_embeds=condition[None], seeds=[key], **FEW)
+            assert levels(again, generated_image) <= 1
         logits = model.get_output_embeddings()(hidden).float()
         spans = set(model.config.special_token_ids.values())
         for place in range(len(prompt), ids.shape[1]):
@@ -139,6 +169,155 @@ def test_without_images_it_equals_generate(model, processor) -> None:
     assert [list(d.token_ids) for d in documents] == ids[:, batch["input_ids"].shape[1] :].tolist()
     assert [d.parts for d in documents] == [(text.strip(),) for text in processor.batch_decode(ids[:, -12:])]
     assert {d.finish_reason for d in documents} == {"length"}
+
+
+def test_the_images_of_a_prompt_decide_about_its_document_only(model, processor, image) -> None:
+    texts = ["<image> the same at night", "a red circle", "<image> the same by day"]
+    shown = [[image(1)], [], [image(2)]]
+    force = dreaming(model, processor, shown, [(2,)] * 3, texts=texts)
+    given = {"seeds": [1, 2, 3], "max_new_tokens": 6, "logits_processor": force, **FEW}
+    first = model.generate_interleaved(processor(texts, shown), processor, **given)
+    swapped = model.generate_interleaved(processor(texts, shown[::-1]), processor, **given)
+    changed = [levels(one.images[0], other.images[0]) > 4 for one, other in zip(first, swapped, strict=True)]
+    assert changed == [True, False, True]
+    inputs = dict(processor(texts, shown))
+    inputs["image_features"] = model.encode_images(inputs.pop("pixel_values"))  # encoded in advance
+    assert [d.token_ids for d in model.generate_interleaved(inputs, processor, **given)] == [d.token_ids for d in first]
+
+
+def test_sampling_draws_from_the_warped_distribution(model, processor) -> None:
+    batch = processor(["a red circle"])
+    rows = {name: tensor.repeat(64, 1) for name, tensor in batch.items()}
+    never = LogitsProcessorList([DreamAt(model, {unpadded(batch)[0]: ()})])
+
+    def first_tokens(**settings: Any) -> list[int]:
+        documents = model.generate_interleaved(
+            rows, processor, seeds=range(64), max_new_tokens=1, do_sample=True, logits_processor=never, **settings
+        )
+        return [document.token_ids[0] for document in documents]
+
+    with torch.no_grad():
+        logits = never[0](batch["input_ids"], model(**batch).logits[:, -1].float())[0]
+    special = model.config.special_token_ids.values()
+    logits[list(special)] = -torch.inf
+    best = logits.topk(4).indices.tolist()
+    assert {*first_tokens(top_k=4)} == {*best}  # the rarest of them is missing with probability < 1e-3
+    assert {*first_tokens(temperature=1e-4)} == {*first_tokens(top_k=1)} == {best[0]}
+    nucleus = logits.softmax(-1)[best].cumsum(0)
+    assert {*first_tokens(top_p=float(nucleus[1]) - 1e-3)} == {*best[:2]}
+    assert len({*first_tokens()}) > 4
+
+
+def collected(pieces: Iterable[tuple[int, Any]], count: int) -> tuple[list[list[Any]], list[InterleavedDocument]]:
+    """The parts of each document, put together from its pieces, and the document that came last."""
+    parts: list[list[Any]] = [[] for _ in range(count)]
+    documents: list[Any] = [None] * count
+    for row, piece in pieces:
+        assert documents[row] is None
+        if isinstance(piece, InterleavedDocument):
+            documents[row] = piece
+        elif isinstance(piece, str) and parts[row] and isinstance(parts[row][-1], str):
+            parts[row][-1] += piece
+        else:
+            assert piece != ""
+            parts[row].append(piece)
+    return parts, documents
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_the_pieces_of_a_stream_are_the_documents(model, processor, images, do_sample) -> None:
+    force = dreaming(model, processor, images, at=((2, 9), (3,), (0, 4, 4)), stop=12)
+    given = {"seeds": [7, 8, 9], "max_new_tokens": 20, "do_sample": do_sample, "logits_processor": force, **FEW}
+    expected = model.generate_interleaved(processor(TEXTS, images), processor, **given)
+    pieces = list(model.stream_interleaved(processor(TEXTS, images), processor, **given))
+    parts, documents = collected(pieces, len(TEXTS))
+    assert sum(isinstance(piece, str) for _, piece in pieces) > 12  # about one for each token
+    for each, document, other in zip(parts, documents, expected, strict=True):
+        assert tuple(each) == document.parts
+        assert (document.token_ids, document.finish_reason) == (other.token_ids, other.finish_reason)
+        assert [p for p in document.parts if isinstance(p, str)] == [p for p in other.parts if isinstance(p, str)]
+        assert [image.tobytes() for image in document.images] == [image.tobytes() for image in other.images]
+
+
+def test_a_text_comes_before_its_image_is_generated_and_what_is_not_read_is_not(
+    model, processor, images, monkeypatch
+) -> None:
+    monkeypatch.setattr(model, "generate_images", None)  # an error if it is called
+    force = dreaming(model, processor, images, at=((2,), (3,), (4,)))
+    stream = model.stream_interleaved(processor(TEXTS, images), processor, logits_processor=force)
+    assert [len(next(stream)) for _ in range(4)] == [2, 2, 2, 2]
+    assert torch.is_grad_enabled()  # between the pieces
+    rest = []
+    with pytest.raises(TypeError, match="not callable"):
+        rest.extend(stream)
+    stream.close()
+    with pytest.raises(InputError, match="one seed per prompt"):  # before anything is read
+        model.stream_interleaved(processor(["a"]), processor, seeds=[1, 2])
+
+
+def streamed(processor, ids: list[int]) -> tuple[list[str], str]:
+    """The pieces of a text of these tokens, and the text."""
+    row = _Row(0, [1], seed=0)
+    pieces = _Pieces(row, processor)
+    texts: list[Any] = []
+    for token in ids:
+        row.texts[-1].append(token)
+        texts += pieces.new()
+    row.finish = "stop"
+    texts += pieces.new()
+    return texts, "".join(part for part in row.document(processor).parts if isinstance(part, str))
+
+
+def test_pieces_of_any_tokens_join_to_the_text(processor) -> None:
+    vocabulary = processor.tokenizer.get_vocab()
+    byte = {int(token[3:5], 16): i for token, i in vocabulary.items() if token.startswith("<0x")}
+    blank, letter = vocabulary["▁"], vocabulary["a"]
+    heart = [byte[value] for value in "❤".encode()]
+    texts, whole = streamed(processor, [letter, *heart, letter])
+    assert (texts, whole) == (["a", "❤a"], "a❤a")  # whether a character is complete, only the next token tells:
+    assert streamed(processor, [letter, *heart, byte[0xFF], letter])[1] == "a\ufffd\ufffd\ufffd\ufffda"
+    assert streamed(processor, [blank, blank, letter, blank, blank])[0] == ["a"]
+    random = np.random.default_rng(0)
+    common = [blank, letter, *heart, *heart, byte[0xE3], byte[0x80], byte[0x20], byte[0x0A], vocabulary["<s>"]]
+    for _ in range(200):
+        ids = [
+            int(random.choice(common) if random.random() < 0.7 else random.integers(len(vocabulary) - 8))
+            for _ in range(12)
+        ]
+        texts, whole = streamed(processor, ids)
+        assert "".join(texts) == whole
+        assert "" not in texts
+
+
+def test_rows_that_end_leave_the_batch(model, processor, monkeypatch) -> None:
+    """Nor do they slow down the rows that go on. Neither this nor that a row waits for its image changes the documents."""
+    texts = [f"a red circle {number}" for number in range(8)]
+    at = [()] * 6 + [(10,), (12,)]
+    force = dreaming(model, processor, None, at, texts=texts)
+    ends = dict.fromkeys(unpadded(processor(texts))[:6], 3)
+
+    def end_early(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        (end,) = [end for prompt, end in ends.items() if tuple(ids[0, : len(prompt)].tolist()) == prompt] or [None]
+        (prompt_length,) = {len(prompt) for prompt in ends}
+        if end is not None and ids.shape[1] == prompt_length + end:
+            scores = torch.full_like(scores, -torch.inf)
+            scores[:, model.config.eos_token_id] = 0
+        return scores
+
+    fed: list[int] = []
+    forward = model.language_model.forward
+    monkeypatch.setattr(
+        model.language_model, "forward", lambda **given: fed.append(len(given["inputs_embeds"])) or forward(**given)
+    )
+    both = LogitsProcessorList([*force, end_early])
+    given = {"max_new_tokens": 24, "logits_processor": both, **FEW}
+    documents = model.generate_interleaved(processor(texts), processor, seeds=range(8), **given)
+    assert [d.finish_reason for d in documents] == ["stop"] * 6 + ["length"] * 2
+    assert fed[:5] == [8] * 5
+    assert (set(fed[5:]), fed[5:].count(1)) == ({1, 2}, 2)  # while one of them waits for its image
+    for number in (0, 7):
+        (alone,) = model.generate_interleaved(processor(texts[number]), processor, seeds=[number], **given)
+        assert alone.token_ids == documents[number].token_ids
 
 
 def test_seeds_decide(model, processor, images) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import base64
+import io
+import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ import dreamllm
 from dreamllm import DreamLLMConfig, DreamLLMForConditionalGeneration, checkpoint, cli, presets
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.interleaved import InterleavedDocument
 from dreamllm.options import Preset
 
 DOCS = Path(__file__).parents[2] / "docs" / "model.md"
@@ -135,6 +140,68 @@ def test_generate_interleaved_writes_the_document_with_its_images(
     assert "not an empty folder" in capsys.readouterr().err
 
 
+class _Page(HTMLParser):
+    """What a page contains: its tags with their attributes, and its text."""
+
+    def __init__(self, file) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_generate_interleaved_writes_one_page(monkeypatch, capsys, tmp_path, own_model, processor, image) -> None:
+    def stream(prompts, *_, **given):
+        assert given["seeds"] == [3]
+        parts = ("A <script>ring</script>\x1b[2J & more", image(1), "end")
+        yield from ((0, piece) for piece in ("A <script>ring", "</script>\x1b[2J & more", image(1), "end"))
+        yield 0, InterleavedDocument(parts, "images", ())
+
+    monkeypatch.setattr(DreamLLMForConditionalGeneration, "stream_interleaved", lambda _, *a, **k: stream(*a, **k))
+    assert run(monkeypatch, "init", tmp_path / "m") == 0
+    image(0).resize((3000, 10)).save(tmp_path / "x.png")
+    capsys.readouterr()
+    prompt = 'like <image>"><img src=x onerror=alert(1)>'
+    command = ["generate-interleaved", prompt, "--html", tmp_path / "new" / "page.html", "--model", tmp_path / "m"]
+    command += ["--image", tmp_path / "x.png", "--device", "cpu", "--seed", 3, "--steps", 2]
+    assert run(monkeypatch, *command) == 0
+    output = capsys.readouterr()
+    assert output.out == (
+        f"A <script>ring</script>\ufffd[2J & more\n![](0.png)\nend\n{tmp_path / 'new' / 'page.html'}\n"
+    )
+    assert "ended by the limit on images" in output.err
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
+
+    page = _Page(tmp_path / "new" / "page.html")
+    assert "A <script>ring</script>" in page.text
+    assert '"><img src=x onerror=alert(1)>' in page.text
+    assert "ended by the limit on images" in page.text
+    assert "temperature 0, seed 3" in page.text
+    assert "random weights" in page.text
+    assert not page.all("script") + page.all("link") + page.all("iframe")
+    shown, generated = page.all("img")
+    assert all(set(tag) <= {"class", "alt", "width", "height", "src"} for tag in (shown, generated))
+    assert (shown["alt"], generated["alt"]) == ("input image 1", "generated image 1")
+    assert shown["width"] == "1024"  # large input images are reduced
+    data = (generated["src"] or "").removeprefix("data:image/png;base64,")
+    assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == image(1).tobytes()
+    policy = next(tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+    assert run(monkeypatch, *command) == 2
+    assert "page.html exists" in capsys.readouterr().err
+
+
 def test_chat_answers_until_the_input_ends(monkeypatch, capsys, tmp_path, image) -> None:
     assert run(monkeypatch, "init", tmp_path / "m") == 0
     image(0).save(tmp_path / "x.png")
@@ -169,6 +236,11 @@ IMAGE = ["generate-image", "hello", "{}/x.png"]
         ),
         (["generate", "hello", "--dtype", "fp16"], "'float32', 'bfloat16', 'float16'"),
         (["generate-interleaved", "hello", "{}/file/story"], "file is a file"),
+        (["generate-interleaved", "hello"], "give a FOLDER, --html FILE or both"),
+        (["generate-interleaved", "hello", "--html", "{}/file"], "file exists"),
+        (["generate-interleaved", "hello", "--html", "{}/file/x.html"], "file is a file"),
+        (["generate-interleaved", "hello", "{}/s", "--html", "{}/s"], "is the folder of the document"),
+        (["generate-interleaved", "hello", "{}/s/t", "--html", "{}/s"], "is the folder of the document"),
         (["generate-image", "hello", "{}/x.xyz"], "cannot save an image as"),
         (["generate-image", "hello", "{}/file/x.png"], "cannot create the folder of"),
         ([*IMAGE, "--scheduler", "heun"], "'ddpm', 'ddim', 'dpm-solver++'"),
@@ -187,6 +259,15 @@ def test_errors_are_one_line_and_status_2_before_anything_is_loaded(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written_is_an_error_before_anything_is_loaded(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setitem(sys.modules, "dreamllm.checkpoint", None)
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # root may write anywhere
+    for output in (["story"], ["--html", "page.html"], ["--html", "new/page.html"]):
+        arguments = [tmp_path / each if each[0] != "-" else each for each in output]
+        assert run(monkeypatch, "generate-interleaved", "hello", *arguments) == 2
+        assert f"{tmp_path} is not writable" in capsys.readouterr().err
 
 
 def test_help_and_import_load_nothing_heavy() -> None:
