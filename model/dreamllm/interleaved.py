@@ -360,7 +360,8 @@ class _Context:
         masks = [F.pad(context.mask[list(rows)], (length - context.mask.shape[1], 0)) for context, rows in parts]
         joined = cls(context.model, sum(map(len, masks)))
         joined.mask = torch.cat(masks)
-        for number, layer in enumerate(joined.cache.layers):
+        layers: list[Any] = joined.cache.layers
+        for number, layer in enumerate(layers):
             layer.fill([(context.cache.layers[number], rows) for context, rows in parts], length)
             if len(parts) > 1:  # layer by layer, so that memory is not needed twice
                 for context, _ in parts:
