@@ -343,7 +343,8 @@ def _topic_score(
         why = f"none: {n} generated and {len(reference)} reference images are too few for a distance"
         return Score(kernel, None, "", n, protocol, group=group, interval_method=why)
     note = (
-        f"topics with at most {dim} images have {kernel} instead of {name}, which so few images bias for {dim} features"
+        f"topics with at most {dim} images have {kernel} instead of {name}, which so few images bias for {dim} features; it is below 0"
+        " where images are closer to the references of their own document than these are to each other"
     )
     return Score.of(kernel, kernel_distance(generated, reference), protocol, group=group, notes=(note,))
 
