@@ -21,6 +21,7 @@ from dreambench.errors import RunError
 from dreambench.report.images import thumbnail
 from dreambench.report.page import page
 from dreambench.report.runs import COUNT, load, load_all, shown_images
+from dreambench.report.tables import Table, save_tables
 from dreambench.report.text import printable
 from dreambench.requests import Response, Sample
 from dreambench_tasks import playground
@@ -106,6 +107,21 @@ def test_hostile_text_everywhere_else_is_text(tmp_path: Path) -> None:
         assert_inert(parsed)
         assert parsed.text.count(shown(text)) >= 8
     assert_inert(Parsed(page(load_all(sorted(tmp_path.iterdir())))))
+
+
+def test_a_tasks_own_tables_are_shown_as_text_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    run = image_run(tmp_path / "run", ["a"])
+    before = page([load(run)])
+    save_tables(run, [Table(title=text, columns=(text,), rows=((text,),), notes=(text,)) for text in HOSTILE])
+    parsed = Parsed(page([load(run)]))
+    assert_inert(parsed)
+    for text in HOSTILE:
+        assert parsed.text.count(shown(text)) >= 4
+    (run / "tables.json").write_text('[{"title": 5}]')
+    with pytest.raises(RunError, match="remove it"):
+        page([load(run)])
+    (run / "tables.json").unlink()
+    assert page([load(run)]) == before
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dreambench.documents import JSON, Document, Image, document_text
+from dreambench.documents import JSON, Document, Image, Text, canonical_json, digest, document_text
 from dreambench.errors import DataError, RunError, counted
-from dreambench.files import read_arrays, sha256_file, write_arrays
+from dreambench.files import read_arrays, read_json, sha256_file, write_arrays, write_atomically
 from dreambench.images import read_rgb
 from dreambench.metrics.compare import Reference, compare
 from dreambench.metrics.features import Features, image_features, metric_name
@@ -38,7 +38,7 @@ from dreambench_tasks.interleaved.trial_output import table
 from dreambench_tasks.text_to_image_features import cosine, further_outputs
 
 if TYPE_CHECKING:
-    from dreambench.judges import GradeRequest, PromptedJudge
+    from dreambench.judges import PromptedJudge
     from dreambench.metrics.encoders import ClipScorer
     from dreambench.metrics.features import Extractor
 
@@ -78,17 +78,6 @@ class _Part:
         """The judges' identities by rubric."""
         return self.fields.get("judges", {})
 
-    @property
-    def requests(self) -> dict[str, GradeRequest]:
-        """What judges grade."""
-        return grade_requests(
-            self.answered, {sample.id: self.responses[sample.id].document for sample in self.answered}
-        )
-
-    @property
-    def judgements(self) -> Path:
-        return self.run.path / "judgements.jsonl"
-
     def load(self, name: str) -> dict[str, Any]:
         path = self.file(name)
         try:
@@ -121,8 +110,8 @@ def collect(
     """Compute and store the features and grades that are missing, the trial's table and thumbnails that a report may show."""
     parts = _parts(run, samples, responses)
     for part in parts:
-        if part.graded_by and ungraded(part.graded_by, part.fields["grading_runs"], part.requests, part.judgements):
-            grade_documents(judges(), part.requests, part.judgements)
+        if part.graded_by:
+            _collect_grades(part, judges)
         if part.is_free:
             save_tables(run.path, [table(recorded_trial())])
         if not part.file("generated.npz").exists():
@@ -197,6 +186,26 @@ def _collect_documents(part: _Part, clip: Callable[[], ClipScorer | None]) -> No
         return found
 
     metrics.collect_features(part.file("documents.npz"), part.documents, scorer)
+
+
+def _collect_grades(part: _Part, judges: Callable[[], Mapping[str, PromptedJudge]]) -> None:
+    """``grades.json``, by document and rubric. It holds for these answers, so scoring them again needs neither judge nor data."""
+    answers = digest(
+        [
+            [sample.id, *(one.text if isinstance(one, Text) else one.digest() for one in document)]
+            for sample, document in zip(part.answered, part.documents, strict=True)
+        ]
+    )
+    path, log, runs = part.file("grades.json"), part.run.path / "judgements.jsonl", part.fields["grading_runs"]
+    if path.exists() and read_json(path, RunError).get("answers") == answers:
+        return
+    requests = grade_requests(
+        part.answered, {sample.id: part.responses[sample.id].document for sample in part.answered}
+    )
+    if ungraded(part.graded_by, runs, requests, log):
+        grade_documents(judges(), requests, log)
+    grades = graded(part.graded_by, runs, requests, log)
+    write_atomically(path, (canonical_json({"answers": answers, "grades": grades}) + "\n").encode())
 
 
 def _collect_reference_images(run: RunFolder, samples: Sequence[Sample], rows: Sequence[Row]) -> None:
@@ -289,7 +298,7 @@ def _document_rows(part: _Part) -> list[Row]:
     by_id = dict(zip([sample.id for sample in part.answered], features, strict=True))
     grades: Mapping[str, Mapping[str, float | None]] = {}
     if part.graded_by:
-        grades = graded(part.graded_by, part.fields["grading_runs"], part.requests, part.judgements)
+        grades = read_json(part.file("grades.json"), RunError)["grades"]
     rows: list[Row] = []
     for sample in part.samples:
         row, response = _row(part, sample), part.responses[sample.id]
@@ -359,3 +368,6 @@ def _document_scores(part: _Part, rows: Sequence[Row]) -> Iterator[Score]:
             values, documents = [row[name] for row in scored], [row["document_id"] for row in scored]
             estimate = metrics.metric_estimate(name, values, documents)
             yield Score.of(name, estimate, part.id, unscored=len(rows) - len(scored))
+        elif name not in metrics.METRICS:
+            why = "none: no document has a grade; judgements.jsonl has the reasons"
+            yield Score(name, None, "", 0, part.id, unscored=len(rows), interval_method=why)
