@@ -138,7 +138,9 @@ class RunSpec(BaseModel):
     generation: Annotated[tuple[str, ...], BeforeValidator(_repeated)] = _option(
         (), "PRESET|KEY=VALUE", "Prompt wording and decoding; may be repeated."
     )
-    limit: PositiveInt | None = _option(None, "N", "Only the first N samples (mmbench: questions; interleaved: documents).")
+    limit: PositiveInt | None = _option(
+        None, "N", "Only the first N samples (mmbench: questions; interleaved: documents)."
+    )
     ids: Annotated[tuple[str, ...] | None, BeforeValidator(_ids)] = _option(
         None, "FILE", "Only the samples whose ids are in FILE, one per line."
     )

@@ -73,7 +73,7 @@ class Rules(_Frozen):
             f"spent less than {self.min_seconds:g} s on the median item",
             *(["did not answer all items"] if self.complete_only else []),
         ]
-        return f"left out: raters who {', or '.join(rules)}"
+        return f"leave out raters who {', or '.join(rules)}"
 
 
 class LeftOut(_Frozen):
@@ -151,7 +151,7 @@ class ImportReport(_Frozen):
             for left in source.left_out:
                 more = "" if left.n <= len(left.where) else ", …"
                 lines.append(f"  left out: {left.n} {left.reason} ({', '.join(map(printable, left.where))}{more})")
-        lines.append(f"raters: {len(self.raters)} with ratings; {self.rules}")
+        lines.append(f"rule: {self.rules}")
         for rater in self.raters:
             seconds = "no times" if rater.seconds is None else f"median {rater.seconds:.1f} s"
             checks = f"{rater.checks_failed} of {counted(rater.checks, 'check')} failed"
@@ -165,10 +165,10 @@ class ImportReport(_Frozen):
         lines.append(f"votes: {planned - self.needed} of {planned} planned, {self.needed} still needed")
         lines += [
             f"  {printable(vote.prompt)}  {printable(' | '.join(vote.systems))}: {vote.given} of {vote.planned}"
-            for vote in open_votes[: 2 * NAMED]
+            for vote in open_votes[:NAMED]
         ]
-        if len(open_votes) > 2 * NAMED:
-            lines.append(f"  … and {len(open_votes) - 2 * NAMED} others (--json FILE lists them all)")
+        if len(open_votes) > NAMED:
+            lines.append(f"  … and {len(open_votes) - NAMED} others (--json FILE lists them all)")
         return lines
 
 

@@ -316,7 +316,7 @@ def test_raters_are_left_out_by_the_stated_rules_until_these_change(folder: Path
     assert {rating.rater for rating in load_ratings(folder)} == {"rater-3"}
     assert {rating.rater for rating in load_ratings(folder, everyone=True)} == {"rater-1", "rater-2", "rater-3"}
     text = "\n".join(report.lines())
-    assert "left out: raters who failed more than 1 attention check, or failed the training items twice" in text
+    assert "rule: leave out raters who failed more than 1 attention check, or failed the training items twice" in text
     assert "rater-3  2 of 5 answers, incomplete" in text
 
     changed = import_ratings(folder, max_failed_checks=2, min_seconds=0.1, complete_only=True)
