@@ -39,7 +39,7 @@ def test_documents_together_take_a_quarter_of_the_text_time(faster, monkeypatch:
     instructions = [instruction("val", index)[0] for index in range(DOCUMENTS)]
     prompts = [processor.apply_chat_template([{"role": "user", "content": text}]) for text in instructions]
 
-    def documents(numbers: range) -> list[dreamllm.InterleavedDocument]:
+    def documents(numbers: range) -> list[interleaved.InterleavedDocument]:
         inputs = processor([prompts[number] for number in numbers])
         options: dict[str, Any] = {"max_new_tokens": 160, "num_inference_steps": 1, "guidance_scale": 1}
         return model.generate_interleaved(inputs, processor, seeds=numbers, **options)
