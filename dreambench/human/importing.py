@@ -15,162 +15,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from dreambench.documents import JSON, canonical_json
+from dreambench.documents import canonical_json
 from dreambench.errors import DataError, UsageError, counted
 from dreambench.files import read_bytes, read_json, read_json_lines, write_atomically
+from dreambench.human.import_report import (
+    NAMED,
+    ImportReport,
+    LeftOut,
+    Needed,
+    RaterReport,
+    Reason,
+    Rules,
+    SourceReport,
+)
 from dreambench.human.readers import Claim, read_claims
+from dreambench.human.serve import screening
 from dreambench.human.study import RATINGS, Answer, Item, Rater, Rating, Study
 from dreambench.lock import RunLock
-from dreambench.report.text import printable
 
-__all__ = ["ImportReport", "Needed", "RaterReport", "Rules", "SourceReport", "import_ratings", "load_ratings"]
+__all__ = ["import_ratings", "load_ratings"]
 
 REPORT = Path("organiser/import.json")
-NAMED = 5
-"""Places that are named for each reason."""
-
 Key: TypeAlias = tuple[str, str, str]
 """Rater, item, question."""
-
-Reason: TypeAlias = Literal[
-    "incomplete or damaged line",
-    "another study",
-    "unknown rater",
-    "repeated",
-    "edited: its seal does not fit",
-    "follows an edited rating",
-    "sealed by another rater",
-    "item that this rater was not shown",
-    "question that this item does not ask",
-    "answer that the question does not allow",
-    "answered otherwise in a file imported before",
-    "given by another person than the rater's first answer",
-]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Rules(_Frozen):
-    """Which raters are left out of the analysis. They apply to all ratings imported so far."""
-
-    max_failed_checks: int = Field(default=1, ge=0)
-    """Attention checks that a rater may fail."""
-    min_seconds: float = Field(default=2.0, ge=0, allow_inf_nan=False)
-    """A rater's median time for an item."""
-    complete_only: bool = False
-    """Leave out raters who have not answered all their items."""
-
-    def __str__(self) -> str:
-        rules = [
-            f"failed more than {counted(self.max_failed_checks, 'attention check')}",
-            "failed the training items twice",
-            f"spent less than {self.min_seconds:g} s on the median item",
-            *(["did not answer all items"] if self.complete_only else []),
-        ]
-        return f"leave out raters who {', or '.join(rules)}"
-
-
-class LeftOut(_Frozen):
-    """Ratings of a source that were not accepted for one reason; `where` names the first of them."""
-
-    reason: Reason
-    n: int
-    where: tuple[str, ...]
-
-
-class SourceReport(_Frozen):
-    """A file: how many ratings it held, and what became of them."""
-
-    sha256: str
-    name: str
-    form: str
-    found: int
-    accepted: int
-    left_out: tuple[LeftOut, ...]
-
-
-class RaterReport(_Frozen):
-    """A rater so far. `seconds` is the median time for an item, None where no times are known."""
-
-    rater: str
-    answered: int
-    asked: int
-    checks: int
-    checks_failed: int
-    seconds: float | None
-    left_out: tuple[str, ...]
-    """Why; empty for a rater who is kept."""
-
-
-class Needed(_Frozen):
-    """Votes on the documents of these systems for a prompt: those that were planned and those of kept raters."""
-
-    prompt: str
-    systems: tuple[str, ...]
-    planned: int
-    given: int
-
-
-class ImportReport(_Frozen):
-    """Everything imported so far, in the order of import."""
-
-    study: str
-    rules: Rules
-    sources: tuple[SourceReport, ...]
-    raters: tuple[RaterReport, ...]
-    votes: tuple[Needed, ...]
-    unchanged: tuple[str, ...] = Field(default=(), exclude=True)
-    """Files of this call that had been imported before."""
-    files: tuple[str, ...] = Field(default=(), exclude=True)
-    """sha256 of the sources of this call."""
-
-    def to_json(self) -> JSON:
-        """The report as it is stored, with the rules in words and the number of votes that are still needed."""
-        return {**self.model_dump(mode="json"), "rule": str(self.rules), "needed": self.needed}
-
-    @property
-    def needed(self) -> int:
-        """Votes that are still needed."""
-        return sum(max(0, vote.planned - vote.given) for vote in self.votes)
-
-    def lines(self) -> list[str]:
-        """The report for a terminal."""
-        lines = [f"{printable(name)}: imported before, no change" for name in self.unchanged]
-        for source in self.sources:
-            if source.sha256 not in self.files:
-                continue
-            lines.append(
-                f"{printable(source.name)} ({source.form}): {source.accepted} of {counted(source.found, 'rating')} accepted"
-            )
-            for left in source.left_out:
-                more = "" if left.n <= len(left.where) else ", …"
-                lines.append(f"  left out: {left.n} {left.reason} ({', '.join(map(printable, left.where))}{more})")
-        lines.append(f"rule: {self.rules}")
-        for rater in self.raters:
-            seconds = "no times" if rater.seconds is None else f"median {rater.seconds:.1f} s"
-            checks = f"{rater.checks_failed} of {counted(rater.checks, 'check')} failed"
-            verdict = f"left out: {'; '.join(rater.left_out)}" if rater.left_out else "kept"
-            complete = "" if rater.answered == rater.asked else ", incomplete"
-            lines.append(
-                f"  {rater.rater}  {rater.answered} of {rater.asked} answers{complete}, {checks}, {seconds}: {verdict}"
-            )
-        open_votes = [vote for vote in self.votes if vote.given < vote.planned]
-        planned = sum(vote.planned for vote in self.votes)
-        lines.append(f"votes: {planned - self.needed} of {planned} planned, {self.needed} still needed")
-        lines += [
-            f"  {printable(vote.prompt)}  {printable(' | '.join(vote.systems))}: {vote.given} of {vote.planned}"
-            for vote in open_votes[:NAMED]
-        ]
-        if len(open_votes) > NAMED:
-            lines.append(f"  … and {len(open_votes) - NAMED} others (--json FILE lists them all)")
-        return lines
-
 
 # --- importing --------------------------------------------------------------------------------------------------------
 
@@ -195,41 +66,25 @@ def import_ratings(
         DataError: no study, or a file that cannot be read or is of no known form; then nothing is imported.
         UsageError: no files are given, and none were served; or a rule makes no sense.
     """
-    key = Study.read(study)
     given = {"max_failed_checks": max_failed_checks, "min_seconds": min_seconds, "complete_only": complete_only}
-    changes = {name: value for name, value in given.items() if value is not None}
+    key = Study.read(study)
     files = list(files) or sorted((study / RATINGS).glob("served-*.jsonl"))
     with RunLock(study / "organiser", name="import.lock", alone=True):
         before = _read_report(study, key)
         if not files and not before.sources:
             raise UsageError(f"{study} has no ratings from `human serve`: name the files to import")
-        try:
-            rules = Rules.model_validate({**before.rules.model_dump(), **changes})
-        except ValidationError as error:
-            raise UsageError(
-                f"{', '.join(f'{name} = {value}' for name, value in changes.items())}: no such rule"
-            ) from error
+        rules = _changed(before.rules, {name: value for name, value in given.items() if value is not None})
         state = _State(key, _stored(study, before.sources))
-        sources, unchanged, new = list(before.sources), list[str](), dict[str, list[Rating]]()
+        sources = {source.sha256: source for source in before.sources}
+        new: dict[str, list[Rating]] = {}
+        unchanged: list[str] = []
         for file in files:
             data = read_bytes(file)
             sha256 = hashlib.sha256(data).hexdigest()
-            if any(source.sha256 == sha256 for source in sources):
+            if sha256 in sources:
                 unchanged.append(file.name)
-                continue
-            form, claims = read_claims(file, data, key)
-            accepted, left_out = state.accept(claims)
-            new[sha256] = accepted
-            sources.append(
-                SourceReport(
-                    sha256=sha256,
-                    name=file.name,
-                    form=form,
-                    found=len(claims),
-                    accepted=len(accepted),
-                    left_out=tuple(left_out),
-                )
-            )
+            else:
+                sources[sha256], new[sha256] = _source(file, data, sha256, state)
         for sha256, accepted in new.items():
             lines = [canonical_json(rating.model_dump(mode="json")) + "\n" for rating in accepted]
             write_atomically(study / RATINGS / f"{sha256}.jsonl", "".join(lines).encode())
@@ -237,7 +92,7 @@ def import_ratings(
         report = ImportReport(
             study=key.id,
             rules=rules,
-            sources=tuple(sources),
+            sources=tuple(sources.values()),
             raters=raters,
             votes=votes,
             unchanged=tuple(unchanged),
@@ -245,6 +100,29 @@ def import_ratings(
         )
         write_atomically(study / REPORT, (canonical_json(report.model_dump(mode="json")) + "\n").encode())
     return report
+
+
+def _changed(rules: Rules, changes: dict[str, float]) -> Rules:
+    try:
+        return Rules.model_validate({**rules.model_dump(), **changes})
+    except ValidationError as error:
+        text = ", ".join(f"{name} = {value}" for name, value in changes.items())
+        raise UsageError(f"{text}: no such rule for raters") from error
+
+
+def _source(file: Path, data: bytes, sha256: str, state: _State) -> tuple[SourceReport, list[Rating]]:
+    """What became of the ratings of a new file, and those that are accepted."""
+    form, claims = read_claims(file, data, state.study)
+    accepted, left_out = state.accept(claims)
+    report = SourceReport(
+        sha256=sha256,
+        name=file.name,
+        form=form,
+        found=len(claims),
+        accepted=len(accepted),
+        left_out=tuple(left_out),
+    )
+    return report, accepted
 
 
 def load_ratings(study: Path, *, everyone: bool = False) -> list[Rating]:
@@ -441,8 +319,6 @@ def _judged(
 
 
 def _judge(study: Study, rater: Rater, items: dict[str, Item], ratings: list[Rating], rules: Rules) -> RaterReport:
-    from dreambench.human.serve import screening
-
     last = {(rating.item, rating.question): rating for rating in ratings}
     shown = [items[id_] for id_ in rater.items if items[id_].purpose != "training"]
     asked = [(item.id, question) for item in shown for question in item.questions]

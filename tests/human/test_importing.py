@@ -15,7 +15,8 @@ from human.studies import ACCEPT, PREFER, QUALITY, chain, document, make_study
 from dreambench.cli import main
 from dreambench.documents import canonical_json
 from dreambench.errors import DataError, UsageError
-from dreambench.human.importing import ImportReport, Rules, import_ratings, load_ratings
+from dreambench.human.import_report import ImportReport, Rules
+from dreambench.human.importing import import_ratings, load_ratings
 from dreambench.human.study import Item, Rater, Rating, Study
 
 SECONDS = 5.0
