@@ -43,10 +43,7 @@ def write(
     say(f"wrote {n} scenes of {split} to {directory}")
 
 
-trial = typer.Typer(
-    help="Try metrics and judges of interleaved documents on references and on the same spoilt on purpose.",
-    rich_markup_mode=None,
-)
+trial = typer.Typer(rich_markup_mode=None, subcommand_metavar="")
 
 
 @trial.callback(invoke_without_command=True)

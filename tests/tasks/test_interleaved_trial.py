@@ -237,6 +237,14 @@ def test_the_command_writes_its_tables(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"trial.json", "trial.csv", "trial.md"}
 
 
+def test_the_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["trial", "--help"])
+    printed = capsys.readouterr().out
+    assert "Example: dreambench trial --task interleaved" in printed
+    assert "COMMAND" not in printed
+
+
 def test_wrong_options_are_one_line() -> None:
     with pytest.raises(UsageError, match="only the metrics of the task interleaved"):
         conduct(TrialOptions("vqav2"))
@@ -246,6 +254,8 @@ def test_wrong_options_are_one_line() -> None:
 
 def test_a_document_of_one_image_and_one_sentence_has_no_shuffle() -> None:
     lone = ReferenceDocument("a", "", "", (Text("One."), Image(data=b"x")))
+    with pytest.raises(DataError, match="cannot be decoded"):
+        corrupted([lone], "grey")
     assert (
         corrupted([lone], "shuffled") == corrupted([lone], "repeated") == corrupted([lone], "text reversed") == [None]
     )

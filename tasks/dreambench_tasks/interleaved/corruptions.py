@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dreambench.documents import Document, Image, Part, Text
-from dreambench.images import decode_rgb, encode_png
+from dreambench.errors import DataError
+from dreambench.images import BrokenImageError, decode_rgb, encode_png
 from dreambench.requests import sample_seed
 from dreambench_tasks.interleaved.data import ReferenceDocument
 from dreambench_tasks.interleaved.metrics import sentences
@@ -61,7 +62,10 @@ def _repeated(document: Document, rng: np.random.Generator, draw: Draw) -> Docum
 def _grey(document: Document, rng: np.random.Generator, draw: Draw) -> Document | None:
     import PIL.Image
 
-    sizes = [decode_rgb(image).size for image in _images(document)]
+    try:
+        sizes = [decode_rgb(image).size for image in _images(document)]
+    except BrokenImageError as error:
+        raise DataError(f"a reference document: {error}; replace the file") from error
     return _with_images(document, [Image(data=encode_png(PIL.Image.new("RGB", size, GREY))) for size in sizes])
 
 
