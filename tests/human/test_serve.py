@@ -42,7 +42,7 @@ class Client:
         self.url = url
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
-        connection = http.client.HTTPConnection(self.address, timeout=20)
+        connection = http.client.HTTPConnection(self.address, timeout=300)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         with contextlib.closing(connection):
             connection.request(method, path, body, named)
@@ -227,7 +227,7 @@ def test_ctrl_c_says_that_ratings_are_safe_and_leaves_with_130(tmp_path: Path) -
     with serve_command(tmp_path) as (process, client):
         client.rate(study.raters[0], chain(study, study.raters[0], everything(study))[0])
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "1 rating safe in" in errors
     assert "Traceback" not in errors
