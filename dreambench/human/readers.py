@@ -3,7 +3,8 @@
 JSON Lines with seals    the rater page's download, and the files of ``human serve``
 JSON Lines               ``{"rater": ..., "item": ..., "question": ..., "answer": ...}``, and ``study`` and ``seconds`` if known
 Label Studio             its export format JSON; Choices by alias or words, Rating, and Pairwise
-Potato                   ``annotations.jsonl`` of version 2, or ``annotated_instances.jsonl`` in a folder that is named after the rater
+Potato                   ``user_state.json`` or, exported, ``annotations.jsonl`` of version 2; ``annotated_instances.jsonl`` of version 1
+                         in a folder that is named after the rater
 Mechanical Turk          the results CSV of a batch
 
 Only the first has seals, so that only there edits can be seen.
@@ -25,7 +26,7 @@ from dreambench.human.study import VOTES, Question, Study
 
 __all__ = ["FORMS", "Claim", "read_claims"]
 
-FORMS = "the rater page's or other JSON Lines, Label Studio's JSON, Potato's JSON Lines, Mechanical Turk's CSV"
+FORMS = "the rater page's or other JSON Lines, Label Studio's JSON, Potato's JSON or JSON Lines, Mechanical Turk's CSV"
 CELL_BYTES = 1 << 30
 """A HIT holds everything that one rater sees; the csv module stops at 128 kB otherwise."""
 SIDES = {"left": "a", "right": "b"}
@@ -52,6 +53,8 @@ def read_claims(file: Path, data: bytes, study: Study) -> tuple[str, list[Claim]
     questions = {question.id: question for question in study.questions}
     if start == "[":
         return "Label Studio", list(_label_studio(file, text, questions))
+    if start == "{" and '"instance_id_to_label_to_value"' in text:
+        return "Potato", list(_potato_state(file, text, questions))
     if start == "{":
         return _json_lines(file, text, questions)
     if "Answer." in text.partition("\n")[0]:
@@ -112,6 +115,23 @@ def _potato(file: Path, where: str, line: Mapping[str, JSON], questions: Mapping
         names = list(chosen) if isinstance(chosen, dict) else [chosen]
         answer = _code(questions.get(question), names[0]) if len(names) == 1 else None
         yield Claim(where, {**ids, "question": question, "answer": answer})
+
+
+def _potato_state(file: Path, text: str, questions: Mapping[str, Question]) -> Iterator[Claim]:
+    """What Potato keeps of an annotator; its own export lags behind this by up to a minute, and for ever after the last answer."""
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not JSON ({error})") from error
+    stored = state.get("instance_id_to_label_to_value")
+    for item, pairs in stored.items() if isinstance(stored, dict) else []:
+        labels: dict[str, JSON] = {}
+        for pair in pairs if isinstance(pairs, list) else []:
+            label = pair[0] if isinstance(pair, list) and pair else None
+            if isinstance(label, dict) and isinstance(label.get("schema"), str):
+                labels.setdefault(label["schema"], {})[str(label.get("name"))] = True
+        line = {"user_id": state.get("user_id"), "instance_id": item, "labels": labels or None}
+        yield from _potato(file, f"item {item}", line, questions)
 
 
 # --- Label Studio -----------------------------------------------------------------------------------------------------

@@ -497,6 +497,21 @@ def test_potato_version_1_names_the_rater_by_the_folder(folder: Path, tmp_path: 
     assert [(rating.rater, rating.item, rating.answer) for rating in load_ratings(folder)] == [("rater-2", "item-1", 1)]
 
 
+def test_potato_state_of_an_annotator(folder: Path, tmp_path: Path) -> None:
+    """As Potato 2.12 keeps it (shortened)."""
+    make_study(folder)
+    answers = {f"item-{k}": [[{"schema": "accept", "name": str(k % 2)}, str(k % 2)]] for k in (1, 2)}
+    both = {"item-3": [[{"schema": "accept", "name": name}, name] for name in ("0", "1")], "item-4": {}}
+    file = tmp_path / "user_state.json"
+    file.write_text(json.dumps({"user_id": "rater-3", "instance_id_to_label_to_value": answers | both}, indent=2))
+    report = import_ratings(folder, [file])
+    assert [(rating.rater, rating.item, rating.answer) for rating in load_ratings(folder)] == [
+        ("rater-3", "item-1", 1),
+        ("rater-3", "item-2", 0),
+    ]
+    assert left_out(report) == {"incomplete or damaged line": 2}
+
+
 # --- hostile files ----------------------------------------------------------------------------------------------------
 
 
@@ -522,6 +537,7 @@ def test_hostile_text_reaches_neither_terminal_nor_file_names(
     "text",
     [
         "[" * 100_000,
+        '{"instance_id_to_label_to_value": {"item-1": [1, [], [2], [{"schema": {}}]]}}',
         '{"rater":' * 50_000,
         json.dumps(
             [{"annotations": "x", "data": []}, {"annotations": [None, {"result": [None, {"value": []}]}], "data": {}}]
