@@ -120,7 +120,7 @@ def collect(
             _collect_real(part, extractor())
         if part.is_free and part.fields["clip"] is not None:
             _collect_documents(part, clip)
-    _collect_reference_images(run, samples, [row for part in parts for row in _rows(part)])
+    _collect_reference_images(run, samples, [row for part in parts for row in _shown_rows(part)])
 
 
 def _collect_generated(part: _Part, extractor: Extractor) -> None:
@@ -206,6 +206,13 @@ def _collect_grades(part: _Part, judges: Callable[[], Mapping[str, PromptedJudge
         grade_documents(judges(), requests, log)
     grades = graded(part.graded_by, runs, requests, log)
     write_atomically(path, (canonical_json({"answers": answers, "grades": grades}) + "\n").encode())
+
+
+def _shown_rows(part: _Part) -> list[Row]:
+    """What the choice of samples to show depends on: of documents, not their metrics."""
+    if not part.is_free:
+        return _rows(part)
+    return [{"id": s.id, "document_id": s.targets["document_id"], "image": None, "images": 1} for s in part.answered]
 
 
 def _collect_reference_images(run: RunFolder, samples: Sequence[Sample], rows: Sequence[Row]) -> None:
