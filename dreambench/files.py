@@ -240,6 +240,7 @@ def inside(folder: Path, name: str) -> Path | None:
         path = (root / name).resolve()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.lstat()
-    except (OSError, ValueError):  # too long a name, or a null character
+    # Too long a name, a null character, or (before Python 3.13) a circle of links.
+    except (OSError, ValueError, RuntimeError):
         return None
     return path if path.is_relative_to(root) else None

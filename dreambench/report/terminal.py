@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -20,14 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["missed_thresholds", "print_plan", "print_result", "print_runs", "print_scores"]
 
 
+MOST_GROUPS = 20
+"""Groups of one kind that a run prints at its end, such as topics; where there are more, `dreambench report` prints them."""
+
+
 def print_result(result: Result) -> None:
-    """A run's scores, notes and folder."""
+    """A run's scores, without those of groups of which there are many; its notes and folder."""
     if result.metrics is None:
         print(f"{result.folder}: not complete yet")
         return
     if result.repeated:
         print(f"{result.folder} is complete (--fresh starts anew)")
-    _print_run(CompleteRun(RunFolder(result.folder), result.metrics))
+    _print_run(CompleteRun(RunFolder(result.folder), result.metrics), most_groups=MOST_GROUPS)
 
 
 def print_runs(runs: Sequence[CompleteRun]) -> None:
@@ -75,8 +80,12 @@ def missed_thresholds(result: Result, max_errors: int | None, max_unscored: int 
     return missed
 
 
-def _print_run(run: CompleteRun) -> None:
-    _print_table(run.title, run.scores)
+def _print_run(run: CompleteRun, *, most_groups: int | None = None) -> None:
+    kinds = Counter(kind for kind, _ in {(_kind(score), score.group) for score in run.scores})
+    many = {kind: n for kind, n in kinds.items() if kind and most_groups is not None and n > most_groups}
+    _print_table(run.title, [score for score in run.scores if _kind(score) not in many])
+    for kind, n in many.items():
+        _print_line(f"{n} groups {kind}=: dreambench report {run.run.path}")
     errors = run.metrics["errors"]
     if errors["n"]:
         types = ", ".join(f"{name}: {kind['n']} (first {kind['ids'][0]})" for name, kind in errors["types"].items())
@@ -86,6 +95,11 @@ def _print_run(run: CompleteRun) -> None:
         if score.group is None and score.metric == run.scores[0].metric:
             _print_line(f"{run.metrics['task']}: {headline(score)}")
     _print_line(f"run: {run.run.path}")
+
+
+def _kind(score: Score) -> str:
+    """What the groups are of: ``topic`` of ``topic=cats``."""
+    return (score.group or "").partition("=")[0]
 
 
 def _print_notes(notes: Iterable[str]) -> None:

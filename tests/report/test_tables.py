@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from report.made_runs import HOSTILE, score, text_run
 
+from dreambench.api import Result
 from dreambench.errors import RunError
 from dreambench.report.runs import load_all
 from dreambench.report.tables import to_csv, to_latex, to_markdown
-from dreambench.report.terminal import print_runs, print_scores
+from dreambench.report.terminal import MOST_GROUPS, print_result, print_runs, print_scores
 from dreambench.report.text import LATEX, latex, markdown, printable
 
 
@@ -154,6 +155,19 @@ def test_the_terminal_table_fits_80_columns(
     assert all(len(line) <= 80 for line in table)
     for cell in ("circular_accuracy", "100.00 %", "91.25 … 100.00", "214354"):
         assert cell in "\n".join(table)
+
+
+def test_the_end_of_a_run_leaves_many_groups_to_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    topics = [score(group=f"topic=number {i}") for i in range(MOST_GROUPS + 1)]
+    folder = text_run(tmp_path / "one", ["a"], [score(), score(group="kind=few"), *topics])
+    (run,) = load_all([folder])
+    print_result(Result(folder, run.metrics))
+    shown = capsys.readouterr().out
+    assert "kind=few" in shown
+    assert "topic=number" not in shown
+    assert f"{MOST_GROUPS + 1} groups topic=: dreambench report {folder}" in shown
+    print_runs([run])
+    assert capsys.readouterr().out.count("topic=number") == MOST_GROUPS + 1
 
 
 def test_a_folder_of_runs_stands_for_its_complete_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

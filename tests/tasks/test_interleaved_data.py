@@ -219,3 +219,7 @@ def test_images_may_lie_elsewhere_and_links_lead_nowhere(
         (elsewhere / name).symlink_to(folder / name)
     with pytest.raises(DataError, match="not a path within its folder"):
         read_documents(path)
+    (elsewhere / "a.png").unlink()
+    (elsewhere / "a.png").symlink_to("a.png")
+    with pytest.raises(DataError, match="not a path within its folder"):
+        read_documents(path)
