@@ -170,17 +170,20 @@ class InterleavedGeneration:
         logits = context.logits(embeds, mask)
         aside: list[tuple[list[_Row], _Context]] = []  # rows that wait for an image
         while True:
-            writing = [index for index, row in enumerate(rows) if row.writes_text]
-            if 4 * len(writing) > 3 * len(rows):
-                logits = self._sample_tokens(rows, writing, context, logits)
-                yield [rows[index] for index in writing]
-                continue
-            # A quarter of the batch has nothing to write. It leaves, which copies its keys and values, so this is not done for each row.
-            if waiting := [index for index, row in enumerate(rows) if row.needs_image]:
-                aside.append(([rows[index] for index in waiting], _Context.of([(context, waiting)])))
-            if writing:
-                context = _Context.of([(context, writing)])
-                rows, logits = [rows[index] for index in writing], logits[writing]
+            if writing := [index for index, row in enumerate(rows) if row.writes_text]:
+                changed = [rows[index] for index in writing]
+                for row, token in zip(changed, self._sample(changed, logits[writing]), strict=True):
+                    self._append(row, token)
+                yield changed
+                writing = [index for index in writing if rows[index].writes_text]
+            if 4 * len(writing) <= 3 * len(
+                rows
+            ):  # the idle quarter leaves; not each row at once, since this copies keys and values
+                if waiting := [index for index, row in enumerate(rows) if row.needs_image]:
+                    aside.append(([rows[index] for index in waiting], _Context.of([(context, waiting)])))
+                rows = [rows[index] for index in context.keep(writing)] if writing else []
+            if rows:
+                logits = self._feed(rows, context)
             elif aside:  # every row has ended or needs an image: generate these images together
                 rows = [row for part, _ in aside for row in part]
                 context = _Context.of([(part, range(len(waiting))) for waiting, part in aside])
@@ -212,20 +215,12 @@ class InterleavedGeneration:
             )
         return rows
 
-    def _sample_tokens(
-        self, rows: list[_Row], writing: list[int], context: _Context, logits: torch.Tensor
-    ) -> torch.Tensor:
-        """Sample a token from `logits` (B, V) for each row that writes text. Returns the next logits, of use for those that still do."""
-        sampled = self._sample([rows[index] for index in writing], logits[writing])
-        tokens = torch.full((len(rows), 1), self.config.eos_token_id)
-        for index, token in zip(writing, sampled, strict=True):
-            self._append(rows[index], token)
-            tokens[index] = token
-        active = [index for index in writing if rows[index].writes_text]
-        if not active:
-            return logits
-        embeds = self.model.get_input_embeddings()(tokens.to(logits.device))
-        return context.logits(embeds, context.select(active))
+    def _feed(self, rows: list[_Row], context: _Context) -> torch.Tensor:
+        """Feed the last token of each row that writes text. Returns the next logits (B, V), of no use for the other rows."""
+        tokens = [row.ids[-1] if row.writes_text else self.config.eos_token_id for row in rows]
+        active = context.select([index for index, row in enumerate(rows) if row.writes_text])
+        embeds = self.model.get_input_embeddings()(torch.tensor(tokens, device=active.device)[:, None])
+        return context.logits(embeds, active)
 
     def _sample(self, rows: list[_Row], logits: torch.Tensor) -> list[int]:
         """The next token of each row from its logits (rows, V)."""
@@ -350,6 +345,16 @@ class _Context:
         active[list(rows)] = True
         return active
 
+    def keep(self, rows: list[int]) -> list[int]:
+        """Drop all other rows. Returns the order of those that stay: the last ones move into the gaps."""
+        movers = [row for row in rows if row >= len(rows)]
+        order = [row if row in rows else movers.pop() for row in range(len(rows))]
+        self.mask = self.mask[order]
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            layer.keep(order)
+        return order
+
     @classmethod
     def of(cls, parts: Sequence[tuple[_Context, Sequence[int]]]) -> _Context:
         """These rows of these contexts, padded on the left to one length. Empties the contexts if there are several."""
@@ -419,6 +424,15 @@ class _GrowingLayer(DynamicLayer):
             for memory in self.memory or ():
                 memory[row, :, :begin] = 0  # masked, but must be finite
             self._write(layer.keys[source], layer.values[source], row, slice(begin, length))
+        self._show(length)
+
+    def keep(self, order: list[int]) -> None:
+        """Keep these rows, in this order and in the same memory."""
+        length = self.get_seq_length()
+        for row, source in enumerate(order):
+            if row != source:
+                self._write(self.keys[source], self.values[source], row, slice(length))  # pyright: ignore[reportOptionalSubscript]
+        self.memory = [memory[: len(order)] for memory in self.memory or ()]
         self._show(length)
 
     def _allocate(self, keys: torch.Tensor, values: torch.Tensor, rows: int, length: int) -> None:
