@@ -384,9 +384,15 @@ class _Context:
 
     def _arguments(self, embeds: torch.Tensor, active: torch.Tensor) -> dict[str, Any]:
         self.mask = torch.cat([self.mask, active.long().expand(embeds.shape[:2])], dim=1)
+        mask = self.mask
+        if embeds.shape[1] == 1 and len(mask) > 1 and self.model.config._attn_implementation == "sdpa":
+            # What each layer would make of a boolean mask.
+            mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill_(mask == 0, torch.finfo(embeds.dtype).min)[
+                :, None, None
+            ]
         return {
             "inputs_embeds": embeds,
-            "attention_mask": self.mask,
+            "attention_mask": mask,
             "position_ids": position_ids_from_mask(self.mask)[:, -embeds.shape[1] :],
             CACHE: self.cache,
             "use_cache": True,

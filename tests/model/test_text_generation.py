@@ -39,6 +39,17 @@ def singles(processor, image):
     ]
 
 
+def test_positions_of_the_caller_are_used(model, processor) -> None:
+    inputs = dict(processor("a red circle on a white background"))
+    gap = torch.arange(inputs["input_ids"].shape[1])[None]
+    gap[:, 3:] += 40
+    embeds = model.embed(inputs["input_ids"])
+    with torch.no_grad():
+        expected = model.language_model(inputs_embeds=embeds, position_ids=gap).logits
+        assert torch.equal(model(**inputs, position_ids=gap).logits, expected)
+        assert not torch.allclose(model(**inputs).logits, expected)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_left_padded_batch_gives_the_answers_of_single_prompts(model, processor, image, batch, beams) -> None:
     alone = [answers(model, inputs, num_beams=beams)[0] for inputs in singles(processor, image)]
