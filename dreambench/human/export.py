@@ -103,6 +103,12 @@ def export_study(
     raters = votes if raters is None else raters
     each = len(prompts) * votes // raters
     usual = min(each // 3, max(1, round(each / 20)))
+    if (
+        attention is not None and attention > each
+    ):  # checked again by the design, but a million checks would be drawn first
+        raise UsageError(
+            f"--attention {attention}: a rater has {counted(each, 'item')}, and checks are fewer than items"
+        )
     lessons = training_items(wording.questions)
     checks = attention_checks(wording.questions, usual if attention is None else attention)
     counts = {"attention": len(checks), "repeats": usual if repeats is None else repeats}

@@ -146,18 +146,19 @@ def _require(
         raise UsageError("give one of --half-width, --difference and --documents")
     if systems < (2 if mode == "pairwise" else 1):
         raise UsageError(f"--systems {systems}: too few for --mode {mode}")
-    if not all(0 < number < 1 for number in (half_width or 0.5, difference or 0.5, assumed.rate, confidence, power)):
+    wished = [wish for wish in (half_width, difference) if wish is not None]
+    if not all(0 < number < 1 for number in (*wished, assumed.rate, confidence, power)):
         raise UsageError(
             "a rate, a half-width or a difference lies between 0 and 100 points, confidence and power between 0 and 1"
         )
-    if min(assumed.document, assumed.rater) < 0 or assumed.document + assumed.rater > 1:
+    if not (assumed.document >= 0 and assumed.rater >= 0 and assumed.document + assumed.rater <= 1):  # nor NaN
         raise UsageError("--document-share and --rater-share are fractions of the variance, 1 together at most")
-    if assumed.variance <= 0 or (assumed.ties and mode == "rating"):
+    if not assumed.variance > 0 or (assumed.ties and mode == "rating"):
         raise UsageError(
             f"--ties {assumed.ties:.0%} is not possible with a rate of {assumed.rate:.0%} in --mode {mode}"
         )
-    if assumed.design_effect is not None and assumed.design_effect <= 0:
-        raise UsageError("--design-effect must be above 0; it is 1 for independent votes")
+    if assumed.design_effect is not None and not 0 < assumed.design_effect < math.inf:
+        raise UsageError("--design-effect must be a number above 0; it is 1 for independent votes")
 
 
 @dataclass(frozen=True)

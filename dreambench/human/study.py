@@ -130,6 +130,18 @@ class Study(_Frozen):
     items: tuple[Item, ...]
     raters: tuple[Rater, ...]
 
+    @model_validator(mode="after")
+    def _refers_to_itself(self) -> Study:
+        items, questions = {item.id for item in self.items}, {question.id for question in self.questions}
+        named = {id_ for rater in self.raters for id_ in rater.items} | {
+            item.repeats for item in self.items if item.repeats is not None
+        }
+        asked = {id_ for item in self.items for id_ in (*item.questions, *item.expected)}
+        for what, missing in (("item", named - items), ("question", asked - questions)):
+            if missing:
+                raise ValueError(f"{what} {min(missing)} is named but not given")
+        return self
+
     @cached_property
     def id(self) -> str:
         """First 16 hex digits of the sha256 of the key: another design or another item makes another study."""
@@ -150,7 +162,7 @@ class Study(_Frozen):
             return cls.model_validate_json(json.dumps(read_json(path)))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
+            where = ".".join(map(str, first["loc"])) or "key"
             raise DataError(f"{path} is damaged ({where}: {first['msg']}): export the study again") from error
 
     def write(self, folder: Path) -> None:

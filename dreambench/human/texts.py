@@ -59,6 +59,8 @@ class Texts(BaseModel):
             wanted = {"accept": (2, 2), "likert": (2, 11), "pairwise": (0, 2)}[question.kind]
             if not wanted[0] <= len(question.labels) <= wanted[1]:
                 raise ValueError(f"question {question.id} ({question.kind}) has {len(question.labels)} labels")
+            if len({label.strip() for label in question.labels} - {""}) < len(question.labels):
+                raise ValueError(f"question {question.id} has an empty label, or one label twice")
         return self
 
 

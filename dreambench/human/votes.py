@@ -74,6 +74,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         return
     reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     try:
+        columns = reader.fieldnames or ()
+        if len(set(columns)) < len(columns):
+            raise DataError(f"{path}: a column stands twice; the columns are {', '.join(COLUMNS)}")
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(f"{path}, line {reader.line_num}: not as many cells as there are columns")
@@ -88,10 +91,12 @@ def _vote(where: str, row: Mapping[str, Any]) -> Vote:
     if unknown or missing:
         what = f"unknown column {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
         raise DataError(f"{where}: {what}; the columns are {', '.join(COLUMNS)}")
-    odd = [name for name in row if not isinstance(row[name], str | int | None)]
+    odd = [name for name in row if not isinstance(row[name], str | int | None) or isinstance(row[name], bool)]
     if odd:
         raise DataError(f"{where}: {odd[0]} is not text but {type(row[odd[0]]).__name__}")
     values = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
+    if any("\ud800" <= sign <= "\udfff" for value in values.values() for sign in value):
+        raise DataError(f"{where}: not Unicode text (half of a surrogate pair)")
     for name, allowed in (("vote", VOTES), ("position", ("a", "b", ""))):
         if values[name] not in allowed:
             raise DataError(f"{where}: {name} {values[name]!r} is none of {', '.join(allowed).rstrip(', ')}")

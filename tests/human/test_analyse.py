@@ -13,7 +13,9 @@ from human.studies import ACCEPT, PREFER, QUALITY, chain, make_study
 from human.test_preference import simulated
 
 from dreambench.cli import main
+from dreambench.errors import DataError
 from dreambench.human.importing import import_ratings
+from dreambench.human.votes import read_votes
 
 HEADER = "prompt,system_a,system_b,vote,rater,position\n"
 
@@ -102,6 +104,28 @@ def test_judges_as_a_file_or_among_the_raters_give_the_same(tmp_path: Path) -> N
     row = report["win_rates"]["w"]
     assert row["corrected"]["interval"][0] < row["corrected"]["value"] < row["corrected"]["interval"][1]
     assert row["corrected"]["worth"] > row["corrected"]["labels"] * 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("twice.csv", "prompt,system_a,system_b,vote,vote\np,x,y,a,b\n", "a column stands twice"),
+        (
+            "half.jsonl",
+            r'{"prompt": "\ud800", "system_a": "x", "system_b": "y", "vote": "a"}',
+            "half of a surrogate pair",
+        ),
+        (
+            "true.jsonl",
+            '{"prompt": true, "system_a": "x", "system_b": "y", "vote": "a"}',
+            "prompt is not text but bool",
+        ),
+    ],
+)
+def test_a_table_that_would_be_misread_is_refused(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_votes(tmp_path / name)
 
 
 @pytest.mark.parametrize(

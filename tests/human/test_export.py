@@ -251,6 +251,7 @@ def test_images_of_a_prompt_are_shown_above_each_document(tmp_path: Path) -> Non
     [
         ("questions: [{id: q, text: Good, kind: pairwise}]", "which --mode rating cannot ask"),
         ("questions: [{id: q, text: Good, kind: likert, labels: [one]}]", "1 labels"),
+        ("questions: [{id: q, text: Good, kind: likert, labels: [good, 'good ']}]", "one label twice"),
         ("- {id: q, text: A}\n- {id: q, text: B}", "two questions have one id"),
         ("questions: [{id: 'a b', text: Good}]", "questions.0.id"),
         ("unknown: 1", "unknown"),
@@ -280,3 +281,8 @@ def test_questions_of_ones_own(runs: list[Path], tmp_path: Path) -> None:
     assert {tuple(item.expected.items()) for item in checks} == {(("text", 1), ("use", 0)), (("text", 3), ("use", 1))}
     known = {question.id: question for question in study.questions}
     assert all(known[id_].allows(answer) for item in checks for id_, answer in item.expected.items())
+
+
+def test_more_checks_than_items_are_refused_before_any_is_drawn(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="checks are fewer than items"):
+        export_study(runs, tmp_path / "study", votes_per_document=1, attention=10**9)

@@ -285,6 +285,16 @@ def test_without_files_those_of_serve_are_imported(folder: Path) -> None:
     assert (report.raters[0].answered, left_out(report)) == (5, {"repeated": 4})
 
 
+@pytest.mark.parametrize("part", ["items", "questions"])
+def test_a_key_that_lacks_what_it_names_is_damaged(part: str, folder: Path) -> None:
+    make_study(folder)
+    key = folder / "organiser" / "key.json"
+    known = json.loads(key.read_text())
+    key.write_text(json.dumps({**known, part: known[part][1:]}))
+    with pytest.raises(DataError, match="is named but not given"):
+        Study.read(folder)
+
+
 def test_a_damaged_store_is_an_error_that_says_what_to_do(folder: Path, tmp_path: Path) -> None:
     study = checked_study(folder)
     import_ratings(
