@@ -103,9 +103,7 @@ def export_study(
     raters = votes if raters is None else raters
     each = len(prompts) * votes // raters
     usual = min(each // 3, max(1, round(each / 20)))
-    if (
-        attention is not None and attention > each
-    ):  # checked again by the design, but a million checks would be drawn first
+    if attention is not None and attention > each:  # before any is drawn
         raise UsageError(
             f"--attention {attention}: a rater has {counted(each, 'item')}, and checks are fewer than items"
         )
