@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import gc
 import gzip
 import hashlib
@@ -146,6 +147,8 @@ def sha256_file(path: Path) -> str:
 def _temporary(path: Path) -> Generator[Path]:
     """A path beside `path`, of the same suffix, that is removed at the end if it still exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
         yield temporary

@@ -80,6 +80,10 @@ def analyse(
     if study is not None and votes is None:
         source, tables = tables_of_study(study, accept_from=accept_from, everyone=everyone)
     elif votes is not None and study is None:
+        if accept_from is not None or everyone:
+            raise UsageError(
+                "--accept-from and --everyone are about a study: a table of votes has neither scales nor an import"
+            )
         source, tables = tables_of_votes(votes)
     else:
         raise UsageError("give either the folder of a study or a table of votes with --votes FILE")
@@ -148,7 +152,7 @@ def _of_question(
     question: Question, ratings: Sequence[Rating], items: dict[str, Item], kept: set[str], accept_from: int | None
 ) -> Table:
     levels = len(question.labels)
-    lowest = 1 if question.kind == "accept" else accept_from or threshold(levels)
+    lowest = 1 if question.kind == "accept" else threshold(levels) if accept_from is None else accept_from
     if question.kind == "likert" and not 1 < lowest <= levels:
         raise UsageError(f"--accept-from {lowest}: the answers of question {question.id!r} go from 1 to {levels}")
     answer_of = {(rating.rater, rating.item): rating.answer for rating in ratings}

@@ -106,6 +106,17 @@ def test_judges_as_a_file_or_among_the_raters_give_the_same(tmp_path: Path) -> N
     assert row["corrected"]["worth"] > row["corrected"]["labels"] * 0.8
 
 
+@pytest.mark.parametrize("option", [["--everyone"], ["--accept-from", "0"], ["--html", "/"]])
+def test_options_that_would_do_nothing_are_refused(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "votes.csv").write_text("prompt,system_a,system_b,vote\np,x,y,a\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["human", "analyse", "--votes", str(tmp_path / "votes.csv"), *option])
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
