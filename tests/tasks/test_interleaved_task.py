@@ -276,3 +276,9 @@ def test_the_page_shows_random_documents_beside_their_references_and_escapes_the
     shown = sum(2 * len(record["matched"]) for record in hostile[:5])
     assert text.count("data:image/jpeg") == shown
     assert "not kept in the run" not in text
+
+
+def test_the_page_of_both_modes_ranks_images_by_similarity_and_has_their_references(both: Result) -> None:
+    text = page([load(both.folder)])
+    assert "Worst 12 by cosine similarity of the features" in text
+    assert "not kept in the run" not in text

@@ -217,10 +217,13 @@ def _shown_rows(part: _Part) -> list[Row]:
 
 def _collect_reference_images(run: RunFolder, samples: Sequence[Sample], rows: Sequence[Row]) -> None:
     documents = reference_documents(samples)
-    wanted = [(str(row["document_id"]), int(row["image_number"])) for row in shown_images(rows)]
+    wanted = {str(row["image_id"]) for row in shown_images(rows)}
     for row in shown_documents(rows):
-        wanted += [(str(row["document_id"]), k) for k in range(len(documents[str(row["document_id"])]))]
-    paths: dict[str, Path | None] = {f"{id_}/{k}": Path(documents[id_][k].path or "") for id_, k in sorted(set(wanted))}
+        wanted |= {f"{row['document_id']}/{k}" for k in range(len(documents[str(row["document_id"])]))}
+    paths: dict[str, Path | None] = {}
+    for key in sorted(wanted):
+        id_, _, k = key.rpartition("/")
+        paths[key] = Path(documents[id_][int(k)].path or "")
     if paths.keys() <= saved_reference_images(run).keys():
         return
     try:
@@ -286,7 +289,6 @@ def _row(part: _Part, sample: Sample) -> Row:
         "mode": targets["mode"],
         "document_id": targets["document_id"],
         "topic": targets["topic"],
-        "image_number": number,
         "image": image,
         "image_id": None if number is None else f"{targets['document_id']}/{number}",
         "caption": targets.get("matched"),
