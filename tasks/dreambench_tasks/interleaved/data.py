@@ -10,17 +10,23 @@ The form is recognised from the records.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dreambench.documents import JSON, Document, Image, Part, Text, digest, parse_parts
+from dreambench.documents import JSON, Document, Image, Part, Text, digest, from_json, parse_parts
 from dreambench.errors import DataError
 from dreambench.files import inside, read_json, read_json_lines, sha256_file
+from dreambench.requests import Sample
 from dreambench_tasks.interleaved.metrics import matched_sentences
 
-__all__ = ["ReferenceData", "ReferenceDocument", "read_documents"]
+__all__ = ["FREE", "MATCHED_TEXT", "RESIZE", "TEACHER_FORCED", "ReferenceData", "ReferenceDocument", "read_documents"]
+__all__ += ["reference_documents"]
+
+FREE, TEACHER_FORCED, MATCHED_TEXT = "free", "teacher-forced", "matched-text"
+"""The protocols, which are modes of a sample."""
+RESIZE = "clean"
 
 PLAIN = "documents.jsonl"
 TOPICS = "topics.json"
@@ -144,6 +150,16 @@ def _form(record: Any, where: str) -> str:
             return form
     ways = "; ".join(f"{form}: {', '.join(sorted(wanted))}" for form, wanted in KEYS.items())
     raise DataError(f"{where}: not a document of a known form ({ways})")
+
+
+def reference_documents(samples: Sequence[Sample]) -> dict[str, list[Image]]:
+    """The images of the samples' reference documents, by document id in order of appearance."""
+    documents: dict[str, list[Image]] = {}
+    for sample in samples:
+        if sample.targets["document_id"] not in documents:
+            parts = from_json(sample.targets["reference"])
+            documents[sample.targets["document_id"]] = [part for part in parts if isinstance(part, Image)]
+    return documents
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

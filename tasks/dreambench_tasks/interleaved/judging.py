@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from dreambench.documents import JSON, Document, Image, Text
+from dreambench.documents import JSON, Document, Image, Text, from_json
 from dreambench.errors import UsageError
 from dreambench.judges import (
     GradeRequest,
@@ -27,9 +27,10 @@ from dreambench.judges import (
     parse_judge,
 )
 from dreambench.progress import progress_bar
+from dreambench.requests import Sample
 
 __all__ = ["ASPECTS", "LEVELS", "RUBRICS", "Rubric", "estimate_grading", "grade_documents", "graded", "metric_name"]
-__all__ += ["read_rubric", "rubric_judges", "ungraded"]
+__all__ += ["grade_requests", "read_rubric", "rubric_judges", "ungraded"]
 
 LEVELS = ("structure", "block", "image", "whole")
 """The levels of ISG-Bench (Chen et al. 2024, "Interleaved Scene Graphs")."""
@@ -162,3 +163,19 @@ def _requests(rubric: str, items: Mapping[str, GradeRequest], runs: int) -> Sequ
         for run in range(runs)
         for id_, item in items.items()
     ]
+
+
+def grade_requests(samples: Sequence[Sample], documents: Mapping[str, Document]) -> dict[str, GradeRequest]:
+    """What judges grade: the documents by sample id, each with its instruction and its reference."""
+    return {
+        sample.id: GradeRequest(
+            sample.id,
+            0,
+            sample.targets["instruction"],
+            "",
+            "",
+            documents[sample.id],
+            from_json(sample.targets["reference"]),
+        )
+        for sample in samples
+    }

@@ -30,9 +30,9 @@ from dreambench.requests import Response, Sample
 from dreambench.scores import Score, TaskResult
 from dreambench.store import RunFolder
 from dreambench_tasks.interleaved import metrics
-from dreambench_tasks.interleaved.judging import grade_documents, graded, ungraded
+from dreambench_tasks.interleaved.data import FREE, RESIZE, reference_documents
+from dreambench_tasks.interleaved.judging import grade_documents, grade_requests, graded, ungraded
 from dreambench_tasks.interleaved.judging import metric_name as judged_as
-from dreambench_tasks.interleaved.task import FREE, RESIZE, grade_requests, reference_documents
 from dreambench_tasks.interleaved.trial import recorded_trial, standing
 from dreambench_tasks.interleaved.trial_output import table
 from dreambench_tasks.text_to_image_features import cosine, further_outputs

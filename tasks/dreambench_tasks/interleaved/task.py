@@ -15,13 +15,21 @@ from typing import TYPE_CHECKING, ClassVar
 from dreambench.documents import JSON, Document, Image, Text, from_json, to_json
 from dreambench.errors import DataError, UsageError, counted
 from dreambench.interfaces import Task, sample_choice
-from dreambench.judges import GradeRequest
 from dreambench.requests import Request, Response, Sample, sample_seed
 from dreambench.scores import Protocol, TaskResult
 from dreambench.spec import RunSpec
 from dreambench.store import RunFolder
-from dreambench_tasks.interleaved.data import ReferenceData, ReferenceDocument, read_documents
-from dreambench_tasks.interleaved.judging import estimate_grading, rubric_judges
+from dreambench_tasks.interleaved.data import (
+    FREE,
+    MATCHED_TEXT,
+    RESIZE,
+    TEACHER_FORCED,
+    ReferenceData,
+    ReferenceDocument,
+    read_documents,
+    reference_documents,
+)
+from dreambench_tasks.interleaved.judging import estimate_grading, grade_requests, rubric_judges
 from dreambench_tasks.text_to_image import EMBEDDED_FEATURES, clip_folder
 
 if TYPE_CHECKING:
@@ -29,10 +37,8 @@ if TYPE_CHECKING:
     from dreambench.metrics.encoders import ClipScorer
     from dreambench.metrics.features import Extractor
 
-__all__ = ["FREE", "MATCHED_TEXT", "RESIZE", "TEACHER_FORCED", "InterleavedTask"]
+__all__ = ["InterleavedTask"]
 
-FREE, TEACHER_FORCED, MATCHED_TEXT = "free", "teacher-forced", "matched-text"
-RESIZE = "clean"
 PROMPTS = {
     FREE: "the instruction, as one user turn",
     TEACHER_FORCED: "the instruction, as one user turn, and the reference document up to the image",
@@ -300,29 +306,3 @@ class InterleavedTask(Task):
         from dreambench_tasks.interleaved.scoring import score
 
         return score(run, samples, responses)
-
-
-def grade_requests(samples: Sequence[Sample], documents: Mapping[str, Document]) -> dict[str, GradeRequest]:
-    """What judges grade: the documents by sample id, each with its instruction and its reference."""
-    return {
-        sample.id: GradeRequest(
-            sample.id,
-            0,
-            sample.targets["instruction"],
-            "",
-            "",
-            documents[sample.id],
-            from_json(sample.targets["reference"]),
-        )
-        for sample in samples
-    }
-
-
-def reference_documents(samples: Sequence[Sample]) -> dict[str, list[Image]]:
-    """The images of the samples' reference documents, by document id in order of appearance."""
-    documents: dict[str, list[Image]] = {}
-    for sample in samples:
-        if sample.targets["document_id"] not in documents:
-            parts = from_json(sample.targets["reference"])
-            documents[sample.targets["document_id"]] = [part for part in parts if isinstance(part, Image)]
-    return documents
