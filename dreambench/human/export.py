@@ -101,15 +101,9 @@ def export_study(
     systems = sorted(sources.systems)  # not in the order of the command: that would make another study
     votes = votes_per_document * (len(systems) if mode == "rating" else 1)
     raters = votes if raters is None else raters
-    each = len(prompts) * votes // raters
-    usual = min(each // 3, max(1, round(each / 20)))
-    if attention is not None and attention > each:  # before any is drawn
-        raise UsageError(
-            f"--attention {attention}: a rater has {counted(each, 'item')}, and checks are fewer than items"
-        )
     lessons = training_items(wording.questions)
-    checks = attention_checks(wording.questions, usual if attention is None else attention)
-    counts = {"attention": len(checks), "repeats": usual if repeats is None else repeats}
+    checks, repeats = _checks(wording, len(prompts) * votes // raters, attention, repeats)
+    counts = {"attention": len(checks), "repeats": repeats}
     orders = design_study(
         len(prompts), systems, mode, raters=raters, votes=votes, training=len(lessons), seed=seed, **counts
     )
@@ -130,6 +124,18 @@ def export_study(
     study = _study(wording, design, sources.systems, items, orders)
     missing = _write(study, gallery.files, out, form, images_url)
     return Export(study, out, left_out, _telling(study, gallery) + missing)
+
+
+def _checks(wording: Texts, items: int, attention: int | None, repeats: int | None) -> tuple[list[Check], int]:
+    """The attention checks and the number of repeats for a rater of so many items."""
+    usual = min(items // 3, max(1, round(items / 20)))
+    if attention is not None and attention > items:  # before any is drawn
+        raise UsageError(
+            f"--attention {attention}: a rater has {counted(items, 'item')}, and checks are fewer than items"
+        )
+    return attention_checks(
+        wording.questions, usual if attention is None else attention
+    ), usual if repeats is None else repeats
 
 
 def _study(
