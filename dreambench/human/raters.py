@@ -127,7 +127,7 @@ def _leave_one_out(answers: Sequence[Answered]) -> Mapping[tuple[str, Hashable],
 
 
 def _counts(own: Sequence[Answered], others: Mapping[tuple[str, Hashable], float]) -> tuple[Count, Count, Count]:
-    """Attention checks passed, repeats answered alike, decisive answers on the side of the others' majority.
+    """Attention checks passed, repeats answered the same way, decisive answers on the side of the others' majority.
 
     The majority is that on the same item or, where no other rater answered it, on the same two systems.
     """
@@ -160,7 +160,7 @@ def _signs(counts: Sequence[Count], usual: Sequence[float]) -> list[str]:
 
     words = (
         "attention checks passed",
-        "repeated items answered alike",
+        "repeated items answered the same way",
         "answers agree with the other raters' majority",
     )
     return [

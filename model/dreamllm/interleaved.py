@@ -176,9 +176,8 @@ class InterleavedGeneration:
                     self._append(row, token)
                 yield changed
                 writing = [index for index in writing if rows[index].writes_text]
-            if 4 * len(writing) <= 3 * len(
-                rows
-            ):  # the idle quarter leaves; not each row at once, since this copies keys and values
+            # The idle leave once they are a quarter: not each row at once, since this copies keys and values.
+            if 4 * len(writing) <= 3 * len(rows):
                 if waiting := [index for index, row in enumerate(rows) if row.needs_image]:
                     aside.append(([rows[index] for index in waiting], _Context.of([(context, waiting)])))
                 rows = [rows[index] for index in context.keep(writing)] if writing else []
@@ -387,9 +386,8 @@ class _Context:
         mask = self.mask
         if embeds.shape[1] == 1 and len(mask) > 1 and self.model.config._attn_implementation == "sdpa":
             # What each layer would make of a boolean mask.
-            mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill_(mask == 0, torch.finfo(embeds.dtype).min)[
-                :, None, None
-            ]
+            mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill_(mask == 0, torch.finfo(embeds.dtype).min)
+            mask = mask[:, None, None]
         return {
             "inputs_embeds": embeds,
             "attention_mask": mask,
