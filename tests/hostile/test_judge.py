@@ -1,0 +1,59 @@
+"""The judge finds what it is there for: each kind of fault, made on purpose, gets its verdict."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hostile.case import Case, Judge, Limits, Outcome, forked
+
+
+def raises() -> int:
+    raise ValueError("a bug")
+
+
+def says(*lines: str, status: int = 2) -> int:
+    for line in lines:
+        print(line, file=sys.stderr)
+    return status
+
+
+def hoards() -> int:
+    return len(bytearray(1 << 32)) * 0
+
+
+@pytest.mark.parametrize(
+    ("work", "kind"),
+    [
+        (lambda: says("dreambench: error: x.json is not JSON"), "ok"),
+        (lambda: says(status=0), "wrong number"),
+        (raises, "traceback"),
+        (lambda: says("dreambench: error: this is a bug; the traceback is in x.json"), "traceback"),
+        (lambda: says(), "not one line"),
+        (lambda: says("dreambench: error: x.json: one", "dreambench: error: x.json: two"), "not one line"),
+        (lambda: says("dreambench: error: something is wrong"), "no place"),
+        (lambda: says(status=3), "status"),
+        (lambda: time.sleep(9) or 0, "limit"),
+        (hoards, "memory"),
+    ],
+)
+def test_each_kind_of_fault_is_named(work: object, kind: str, tmp_path: Path) -> None:
+    def run(folder: Path) -> Outcome:
+        return forked(work, folder, values=lambda: {"accuracy": 50.0}, limits=Limits(5, 1.0, 1 << 30))  # type: ignore[arg-type]
+
+    case = Case("judge", "a case", run, places=("x.json",), expected={"accuracy": 75.0})
+    assert Judge(tmp_path)(case).kind == kind
+
+
+def test_what_cannot_be_accepted_and_what_a_case_checks_itself(tmp_path: Path) -> None:
+    def run(folder: Path) -> Outcome:
+        return forked(lambda: 0, folder, values=lambda: 1)
+
+    judge = Judge(tmp_path)
+    assert judge(Case("judge", "same values", run, expected=1)).ok
+    assert judge(Case("judge", "other values", run, expected=2, changes=True)).ok
+    assert judge(Case("judge", "accepted", run, must_fail=True)).kind == "accepted"
+    assert judge(Case("judge", "leftovers", run, check=lambda outcome, folder: "a leftover")).details == "a leftover"
+    assert not list(tmp_path.iterdir())
