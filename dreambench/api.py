@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from dreambench.adapters.precomputed import Responses
 from dreambench.documents import JSON, Image, canonical_json, digest, to_json
 from dreambench.environment import machine, versions
 from dreambench.errors import DataError, ModelError, RunError, UsageError
+from dreambench.files import remove_leftovers, temporary
 from dreambench.interfaces import Model, ModelOptions, Task
 from dreambench.lock import RunLock, rank_and_world
 from dreambench.registry import load_model, load_task, model_class, parse_model
@@ -172,6 +172,7 @@ def execute(
     planned = plan(spec, out, model)
     folder = RunFolder(planned.folder)
     rank, world = rank_and_world()
+    remove_leftovers(out)
     if fresh and rank == 0 and folder.path.exists():
         _remove(folder.path)
     if not fresh and (metrics := folder.metrics()) is not None:
@@ -185,6 +186,9 @@ def execute(
         stored = folder.run_file()["plan"]["batches"]
         Worker(folder, planned.task, planned.model, planned.requests, stored, rank, world).work(progress)
         if unanswered(folder, stored):
+            folder.require_begun()
+            if world == 1:
+                raise RunError(f"{folder.path}: answers disappeared while it was being written: start again")
             say("this process is done; the last of the others to finish will score the run")
             return Result(folder.path, None)
         return _score_once(folder, planned.task, say)
@@ -192,11 +196,8 @@ def execute(
 
 def _remove(path: Path) -> None:
     """Delete a run that nobody writes. The lock is this process's alone, so that no process of its launch joins it in the old folder."""
-    with RunLock(path, alone=True):
-        aside = path.with_name(f".{path.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
+    with RunLock(path, alone=True), temporary(path) as aside:
         path.rename(aside)
-    shutil.rmtree(aside)
 
 
 def _run_file(planned: RunPlan) -> JSON:

@@ -14,6 +14,9 @@ The command line prints them without a traceback and exits with status 2. Any ot
 
 from __future__ import annotations
 
+import errno
+import os
+
 __all__ = [
     "DataError",
     "DreambenchError",
@@ -24,6 +27,7 @@ __all__ = [
     "RunError",
     "UsageError",
     "counted",
+    "refusal",
 ]
 
 
@@ -67,3 +71,21 @@ class RunError(DreambenchError):
 def counted(n: int, singular: str, plural: str | None = None) -> str:
     """A number with its noun, for messages: ``1 image``, ``2 images``; `plural` where it is not the singular and an s."""
     return f"{n} {singular if n == 1 else plural or singular + 's'}"
+
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or name another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or name another place"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (`ulimit -n`)"),
+    **dict.fromkeys((errno.ENOMEM, errno.EAGAIN), "allow more memory and processes (`ulimit`), or ask for less"),
+    errno.EIO: "the disk is damaged, or not there any more",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def refusal(error: OSError) -> str:
+    """What the system refused, in one line with the place and what may help."""
+    if error.errno is None:
+        return str(error) or type(error).__name__
+    place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "a file"
+    return f"{place}: {error.strerror or os.strerror(error.errno)}; {_ADVICE.get(error.errno, 'name another place')}"

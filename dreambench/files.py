@@ -11,31 +11,44 @@ import hashlib
 import io
 import json
 import os
+import re
+import shutil
+import socket
 import sys
+import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreambench.documents import JSON
 from dreambench.errors import DataError, DreambenchError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 __all__ = [
     "append_lines",
     "cache_folder",
+    "discard",
     "gc_paused",
     "inside",
     "plain_or_gzip",
+    "process_started",
     "read_arrays",
     "read_bytes",
     "read_json",
     "read_json_lines",
     "read_json_or_lines",
+    "read_table",
     "read_text",
+    "remove_leftovers",
     "replacing",
     "sha256_file",
+    "temporary",
+    "temporary_name",
     "truncate_torn_line",
     "write_arrays",
     "write_atomically",
@@ -126,6 +139,17 @@ def read_arrays(path: Path, error: type[DreambenchError] = DataError) -> dict[st
         raise error(f"{path}: cannot be read as .npz arrays ({what})") from reason
 
 
+def read_table(path: Path) -> pa.Table:
+    """A Parquet file as a table, read without threads: pyarrow waits for ever for one that cannot start (`ulimit -v`).
+
+    Raises OSError, or pyarrow's errors, which are ValueErrors.
+    """
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+
+
 def read_json_or_lines(path: Path) -> JSON:
     """The value in a JSON file, or the list of the values in a JSON Lines file. `DataError` where it is neither."""
     try:
@@ -143,17 +167,84 @@ def sha256_file(path: Path) -> str:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _temporary(path: Path) -> Generator[Path]:
-    """A path beside `path`, of the same suffix, that is removed at the end if it still exists."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def process_started(pid: int) -> str | None:
+    """When process `pid` started, by the kernel, so that a reused pid is not mistaken for it; None where unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path`, of the same suffix, that says which process of which host writes there: see `remove_leftovers`."""
     if not path.name:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
+    pid = os.getpid()
+    owner = f"{_host()}-{pid}-{process_started(pid) or 0}-{uuid.uuid4().hex[:8]}"
+    stem = os.fsdecode(os.fsencode(path.stem)[:150])  # with the rest at most the 255 bytes that file systems allow
+    return path.with_name(f".{stem}.{owner}.tmp{path.suffix[:20]}")
+
+
+_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)-([0-9]+)-[0-9a-f]{8}\.tmp(\..*)?", re.DOTALL)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left unfinished in `folder` under a `temporary_name`; what a living process writes stays.
+
+    A process of another host, or of a system that does not say when a process started, counts as dead after a day without a change.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found is None:
+                continue
+            host, pid, started = found.groups()[:3]
+            with contextlib.suppress(OSError):
+                if host == _host() and started != "0":
+                    dead = process_started(int(pid)) != started
+                else:
+                    dead = time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_S
+                if dead:
+                    discard(Path(entry.path))
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder that may be gone already. Errors are passed over: there is nothing more to try."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Generator[Path]:
+    """A `temporary_name` for a file or folder that will take the place of `path`; what is still there at the end is removed.
+
+    The first use in a folder also removes what killed processes left there, so that the next start of a verb clears up after the last.
+    """
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if (absolute := str(folder.absolute())) not in _cleared:
+        _cleared.add(absolute)
+        remove_leftovers(folder)
+    name = temporary_name(path)
     try:
-        yield temporary
+        yield name
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(name)):
+            error.filename = str(path)  # the name that the user knows
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(name)
+
+
+_ABANDONED_S = 24 * 3600
+_cleared: set[str] = set()
 
 
 def _sync(path: Path) -> None:
@@ -164,47 +255,67 @@ def _sync(path: Path) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """A temporary path beside `path`, of the same suffix; what was written there is synced and takes its place at the end."""
-    with _temporary(path) as temporary:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
+    with temporary(path) as unfinished:
+        yield unfinished
+        _sync(unfinished)
+        unfinished.replace(path)
     _sync_folder(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; a reader sees the old bytes or the new ones, also after a crash."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(data)
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
     """Replace the ``.npz`` file `path` by these arrays."""
     import numpy as np
 
-    with replacing(path) as temporary:
-        np.savez(temporary, **arrays)
+    with replacing(path) as unfinished:
+        np.savez(unfinished, **arrays)
 
 
 def write_once(path: Path, data: bytes) -> bool:
     """Create `path` with `data` unless it exists; True for the process that created it. Never seen half-written."""
-    with _temporary(path) as temporary:
-        temporary.write_bytes(data)
-        _sync(temporary)
+    with temporary(path) as unfinished:
+        unfinished.write_bytes(data)
+        _sync(unfinished)
         try:
-            os.link(temporary, path)
+            os.link(unfinished, path)
         except FileExistsError:
             return False
     _sync_folder(path.parent)
     return True
 
 
-def append_lines(path: Path, lines: list[str]) -> None:
-    """Append lines (each with its line break); they are on disk when this returns."""
+def append_lines(path: Path, lines: Sequence[str], *, sync: bool = True) -> None:
+    """Append lines (each with its line break), all of them or none; with `sync` they are on disk when this returns.
+
+    One process at a time may append to a file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write("".join(lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    data = memoryview("".join(lines).encode())
+    # Not through a buffered file, which would write the rest of a failed batch once more while it is closed.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        length = os.fstat(descriptor).st_size
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+            if sync:
+                os.fsync(descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, length)
+            raise
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        os.close(descriptor)
+    if sync and not length:
+        _sync_folder(path.parent)
 
 
 def truncate_torn_line(path: Path) -> None:

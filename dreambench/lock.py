@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dreambench.errors import RunError
+from dreambench.files import process_started, temporary, temporary_name
 
 __all__ = ["HEARTBEAT_S", "STALE_S", "RunLock", "launch_id", "rank_and_world"]
 
@@ -46,14 +47,6 @@ def launch_id() -> str:
     # Two launches on one host may have all of these in common, but not their launcher, the parent of local processes.
     local = [] if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" else [socket.gethostname(), str(os.getppid())]
     return "-".join([*parts, *local]).strip("-") or f"parent-{os.getppid()}"
-
-
-def _started(pid: int) -> str | None:
-    """When process `pid` started, by the kernel, so that a reused pid is not mistaken for it; None where unknown."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
 
 
 def _is_alive(file: Path, watch: bool) -> bool:
@@ -90,8 +83,15 @@ class RunLock:
             self._take()
         else:
             self._join()
-        self._heartbeat = threading.Thread(target=self._touch, daemon=True)
-        self._heartbeat.start()
+        try:
+            heartbeat = threading.Thread(target=self._touch, daemon=True)
+            heartbeat.start()
+            self._heartbeat = heartbeat
+        except BaseException as error:
+            self._release()
+            if isinstance(error, RuntimeError):
+                raise RunError(f"{self.path}: {error}; allow more memory and processes (`ulimit -v`, `-u`)") from error
+            raise
         return self
 
     def __exit__(
@@ -100,6 +100,9 @@ class RunLock:
         self._stop.set()
         if self._heartbeat is not None:
             self._heartbeat.join()
+        self._release()
+
+    def _release(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._own.unlink()
         if not list(self.path.glob("rank-*.json")):
@@ -108,16 +111,13 @@ class RunLock:
     def _take(self) -> None:
         for _ in range(3):
             # Made aside and renamed into place, a lock is never seen without its owner; the rename fails if a lock exists.
-            aside = self.path.with_name(f".lock-{uuid.uuid4().hex}")
-            aside.mkdir(parents=True)
-            (aside / "launch").write_text(self.launch)
-            self._write_rank(aside / self._own.name)
-            try:
-                aside.rename(self.path)
-            except OSError:
-                shutil.rmtree(aside)
-            else:
-                return
+            with temporary(self.path) as aside:
+                aside.mkdir()
+                (aside / "launch").write_text(self.launch)
+                self._write_rank(aside / self._own.name)
+                with contextlib.suppress(OSError):
+                    aside.rename(self.path)
+                    return
             holder = self._holder()
             if holder is not None:
                 raise RunError(
@@ -145,7 +145,7 @@ class RunLock:
 
     def _write_rank(self, path: Path) -> None:
         path.write_text(
-            json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
+            json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": process_started(os.getpid())})
         )
 
     def _holder(self, *, watch: bool = True) -> str | None:
@@ -155,7 +155,7 @@ class RunLock:
                 who = json.loads(file.read_text())
                 host, pid, started = who["host"], who["pid"], who["started"]
                 here = host == socket.gethostname() and started
-                alive = started == _started(pid) if here else _is_alive(file, watch)
+                alive = started == process_started(pid) if here else _is_alive(file, watch)
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             if alive:
@@ -164,7 +164,7 @@ class RunLock:
 
     def _set_aside(self) -> None:
         """Move a dead lock away. A live one that has replaced it meanwhile is put back."""
-        aside = self.path.with_name(f".lock-{uuid.uuid4().hex}")
+        aside = temporary_name(self.path)
         try:
             self.path.rename(aside)
         except OSError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,8 @@ from dreambench.files import (
     inside,
     read_json,
     read_json_lines,
+    read_table,
+    remove_leftovers,
     truncate_torn_line,
     write_atomically,
     write_once,
@@ -46,6 +48,11 @@ class RunFolder:
         run = cls(path)
         run.run_file()
         return run
+
+    def require_begun(self) -> None:
+        """Raise `RunError` where the folder was removed or moved under a process that writes there."""
+        if not (self.path / "run.json").exists():
+            raise RunError(f"{self.path} was removed or moved while it was being written: start again")
 
     # --- the spec and the plan ------------------------------------------------------------------------------------
 
@@ -79,11 +86,9 @@ class RunFolder:
     @gc_paused()
     def samples(self) -> list[Sample]:
         """The samples as they were when the run started, in the task's order; image paths are absolute."""
-        import pyarrow.parquet as pq
-
         path = self.path / "samples.parquet"
         try:
-            rows = pq.read_table(path).to_pylist()
+            rows = read_table(path).to_pylist()
             return [
                 Sample(
                     id=row["id"],
@@ -111,6 +116,7 @@ class RunFolder:
 
     def append(self, rank: int, batch: str, responses: Sequence[Response]) -> None:
         """Store the answers to a batch; they are on disk when this returns. Images come first, so that no line names a missing file."""
+        self.require_begun()
         lines: list[str] = []
         for response in responses:
             line = {
@@ -133,8 +139,7 @@ class RunFolder:
     def note_timing(self, rank: int, timing: Mapping[str, JSON]) -> None:
         """Seconds per batch, apart from everything that is scored."""
         path = self.path / "timings.jsonl" if rank == 0 else self.path / f"timings-{rank:05d}.jsonl"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(canonical_json(dict(timing)) + "\n")
+        append_lines(path, [canonical_json(dict(timing)) + "\n"], sync=False)
 
     @gc_paused()
     def answered(self) -> dict[str, dict[str, Response]]:
@@ -188,10 +193,9 @@ class RunFolder:
     # --- results ------------------------------------------------------------------------------------------------------
 
     def clear_leftovers(self) -> None:
-        """Remove the temporary files of a killed process."""
-        for leftover in self.path.rglob(".*.tmp*"):
-            with contextlib.suppress(FileNotFoundError):
-                leftover.unlink()
+        """Remove the unfinished files of killed processes."""
+        for folder, _, _ in os.walk(self.path):
+            remove_leftovers(Path(folder))
 
     def write_scores(self, rows: Sequence[Mapping[str, JSON]]) -> None:
         """scores.parquet: one row per sample, full precision."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import signal
 import sys
+from collections.abc import Callable, Generator
 from importlib import metadata
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +18,7 @@ from typer.main import get_group
 
 __all__ = ["main"]
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 RESUMES = "interrupted: every stored answer is kept; run the same command again to resume"
 
 
@@ -30,36 +35,80 @@ class _Commands(TyperGroup):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit status: 0 done, 1 a threshold missed, 2 the user must act, 130 interrupted."""
-    from dreambench.errors import DreambenchError
+    """Run the command line and leave with its exit status.
+
+    0 done, 1 a threshold missed, 2 the user must act, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+    """
+    from dreambench.errors import DreambenchError, refusal
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without a dash is no reason to lose a table
-    status: object = 0
-    try:
-        # Not standalone, the parser gives a verb's `typer.Exit`, and Ctrl-C, back as a number.
-        status = _build()(args=arguments, prog_name="dreambench", standalone_mode=False)
-    except SystemExit as leaving:
-        if isinstance(leaving.__context__, BrokenPipeError):
-            # The reader of our output has left (`| head`); there is nobody to tell.
-            sys.exit(0)
-        raise
-    except KeyboardInterrupt:
-        _leave(RESUMES, INTERRUPTED)
-    except DreambenchError as error:
-        _leave(f"error: {error}", error.exit_status)
-    except OSError as error:
-        # A full disk, a folder that may not be written, a file where a folder should be: the user's to solve.
-        if error.errno is None:
+    with _stopped_by_sigterm() as interrupted:
+        status: object = 0
+        try:
+            # Not standalone, the parser gives a verb's `typer.Exit`, and Ctrl-C, back as a number.
+            status = _build()(args=arguments, prog_name="dreambench", standalone_mode=False)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            _leave(RESUMES, interrupted())
+        except DreambenchError as error:
+            _leave(f"error: {error}", error.exit_status)
+        except (OSError, SystemExit) as error:
+            # The parser turns a broken pipe into an exit.
+            if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+                _drop_output()  # its reader has left (`| head`); there is nobody to tell
+                sys.exit(0)
+            if isinstance(error, SystemExit):
+                raise
+            # A full disk, a folder that may not be written, a file where a folder should be: the user's to solve.
+            _drop_output()
+            _leave(f"error: {refusal(error)}", 2)
+        except MemoryError:
+            _leave("error: out of memory; allow more (`ulimit -v`), or ask for less at a time", 2)
+        except Exception as error:
+            _leave_if_usage(error, interrupted())
             raise
-        _leave(f"error: {error.filename or 'a file'}: {error.strerror}; make room, or name another place", 2)
-    except Exception as error:
-        _leave_if_usage(error)
-        raise
-    if status == INTERRUPTED:
-        _leave(RESUMES, INTERRUPTED)
+        if status == INTERRUPTED:
+            _leave(RESUMES, interrupted())
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Generator[Callable[[], int]]:
+    """SIGTERM interrupts like Ctrl-C, so that locks are released; gives the exit status of an interruption."""
+    owner, status = os.getpid(), INTERRUPTED
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal status
+        signal.signal(
+            number, signal.SIG_IGN if os.getpid() == owner else signal.SIG_DFL
+        )  # a second one does not disturb
+        if os.getpid() != owner:  # a process that a library has forked
+            os.kill(os.getpid(), number)
+            return
+        status = TERMINATED
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield lambda: status
+        return
+    try:
+        yield lambda: status
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _drop_output() -> None:
+    """What is left in stdout's buffer cannot be written; the interpreter would try again at the end, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _build() -> typer.Typer:
@@ -90,13 +139,13 @@ def _build() -> typer.Typer:
     return app
 
 
-def _leave_if_usage(error: Exception) -> None:
+def _leave_if_usage(error: Exception, interrupted: int) -> None:
     """The parser's own complaints, in our one-line form."""
     status = getattr(error, "exit_code", None)
     if status is None:
         return
     if type(error).__name__ == "Abort":
-        _leave(RESUMES, INTERRUPTED)
+        _leave(RESUMES, interrupted)
     message = getattr(error, "format_message", lambda: "")()
     if message:
         _leave(f"error: {' '.join(message.split()).replace('Value error, ', '')} (--help shows an example)", 2)

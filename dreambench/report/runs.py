@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dreambench.documents import JSON, document_text
 from dreambench.errors import RunError
+from dreambench.files import read_table
 from dreambench.progress import say
 from dreambench.requests import Response, Sample
 from dreambench.scores import Score
@@ -52,11 +53,10 @@ class CompleteRun:
     def rows(self) -> list[dict[str, JSON]]:
         """scores.parquet: one row per sample."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         path = self.run.path / "scores.parquet"
         try:
-            return pq.read_table(path).to_pylist()
+            return read_table(path).to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
             raise RunError(
                 f"{path} is missing or damaged: `dreambench score {self.run.path}` writes it again"
