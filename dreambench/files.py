@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import time
 import uuid
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,7 @@ __all__ = [
     "discard",
     "gc_paused",
     "inside",
+    "parse_json",
     "plain_or_gzip",
     "process_started",
     "read_arrays",
@@ -98,11 +101,55 @@ def gc_paused() -> Generator[None]:
             gc.enable()
 
 
+def parse_json(text: str) -> JSON:
+    """The value of a JSON text.
+
+    Raises `ValueError` (or `RecursionError`) for what is not JSON, and for what it would be a guess to read: a key twice in one object,
+    ``NaN``, ``Infinity``, and numbers that are infinite as float64.
+    """
+    try:
+        return _DECODER.decode(text)
+    except _UnreadableNumberError as reason:
+        # A literal may also stand in a text before; the words around it then mislead, but not the error itself.
+        at = max(text.find(reason.literal), 0)
+        raise ValueError(
+            f"{reason.literal[:40]} is no finite number, near {text[max(at - 60, 0) : at + 20]!r}"
+        ) from None
+
+
+class _UnreadableNumberError(ValueError):
+    def __init__(self, literal: str) -> None:
+        super().__init__(literal)
+        self.literal = literal
+
+
+def _object(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r} stands twice in one object, {str(pairs)[:100]}")
+    return found
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if math.isinf(number):
+        raise _UnreadableNumberError(literal)
+    return number
+
+
+def _constant(literal: str) -> float:
+    raise _UnreadableNumberError(literal)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)
+
+
 @gc_paused()
 def read_json(path: Path, error: type[DreambenchError] = DataError) -> JSON:
-    """The value in a JSON file, plain or gzip."""
+    """The value in a JSON file, plain or gzip, as `parse_json` reads it."""
     try:
-        return json.loads(read_text(path, error))
+        return parse_json(read_text(path, error))
     except (ValueError, RecursionError) as reason:
         raise error(f"{path} is not JSON ({reason})") from reason
 
@@ -121,7 +168,7 @@ def read_json_lines(
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             try:
-                value = json.loads(line.decode())
+                value = parse_json(line.decode())
             except (ValueError, RecursionError) as reason:
                 raise error(f"{path}, line {number}{damaged or f': not JSON ({reason})'}") from reason
             yield number, value
@@ -154,8 +201,16 @@ def read_json_or_lines(path: Path) -> JSON:
     """The value in a JSON file, or the list of the values in a JSON Lines file. `DataError` where it is neither."""
     try:
         return read_json(path)
-    except DataError:
-        return [value for _, value in read_json_lines(path)]
+    except DataError as whole:
+        values: list[JSON] = []
+        try:
+            for _, value in read_json_lines(path):
+                values.append(value)
+        except DataError:
+            if values:
+                raise
+            raise whole from None
+        return values
 
 
 def sha256_file(path: Path) -> str:

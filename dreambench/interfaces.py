@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dreambench.documents import JSON, digest
 from dreambench.errors import DataError, ModelError, UsageError
 from dreambench.files import read_json_lines
-from dreambench.requests import Kind, Request, Response, Sample
+from dreambench.requests import Kind, Request, Response, Sample, parse_id
 from dreambench.scores import Protocol, TaskResult
 from dreambench.spec import RunSpec
 
@@ -138,13 +138,17 @@ class Task(ABC):
         """Answers made elsewhere, by sample id. Here JSON lines ``{"id", "text"}``; a task may add the benchmark's result format."""
         texts: dict[str, str] = {}
         for number, line in read_json_lines(path):
-            if not (
-                isinstance(line, dict) and isinstance(line.get("id"), str | int) and isinstance(line.get("text"), str)
-            ):
-                raise DataError(f'{path}, line {number}: not of the form {{"id": "...", "text": "..."}}')
-            if str(line["id"]) in texts:
-                raise DataError(f"{path}, line {number}: a second answer to {line['id']}")
-            texts[str(line["id"])] = line["text"]
+            try:
+                id_, text = parse_id(line["id"]), line["text"]
+                if not isinstance(text, str):
+                    raise TypeError("text is no text")
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f'{path}, line {number}: not of the form {{"id": "...", "text": "..."}} ({error})'
+                ) from error
+            if id_ in texts:
+                raise DataError(f"{path}, line {number}: a second answer to {id_}")
+            texts[id_] = text
         return texts
 
     def postprocess_batch(self, requests: Sequence[Request], responses: Sequence[Response]) -> Sequence[Response]:

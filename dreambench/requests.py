@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from dreambench.documents import JSON, Document, Text, document_text, from_json, to_json
 
-__all__ = ["Failure", "Kind", "Request", "Response", "Sample", "sample_seed"]
+__all__ = ["Failure", "Kind", "Request", "Response", "Sample", "parse_id", "parse_number", "sample_seed"]
 
 Kind: TypeAlias = Literal["generate_text", "generate_image", "generate_interleaved", "loglikelihood"]
 
@@ -18,6 +18,22 @@ Kind: TypeAlias = Literal["generate_text", "generate_image", "generate_interleav
 def sample_seed(seed: int, sample_id: str) -> int:
     """A seed in [0, 2**63) that depends on the run's seed and the sample's id only, not on batch, order or process."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{sample_id}".encode()).digest()[:8], "big") >> 1
+
+
+def parse_number(value: object) -> int:
+    """An id that is a whole number from 0 to 2**63 - 1, or its digits as text. `ValueError` for anything else."""
+    if type(value) is int or (isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20):
+        number = int(value)
+        if 0 <= number < 1 << 63:
+            return number
+    raise ValueError(f"{repr(value)[:40]} is no id (a whole number)")
+
+
+def parse_id(value: object) -> str:
+    """An id that is a text or a whole number, as text. `ValueError` for anything else: fractions, true, nothing."""
+    if type(value) is int or (isinstance(value, str) and value.strip()):
+        return str(value)
+    raise ValueError(f"{repr(value)[:40]} is no id (a text or a whole number)")
 
 
 @dataclass(frozen=True, slots=True)

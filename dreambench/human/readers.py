@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from dreambench.documents import JSON
 from dreambench.errors import DataError
+from dreambench.files import parse_json
 from dreambench.human.study import VOTES, Question, Study
 
 __all__ = ["FORMS", "Claim", "read_claims"]
@@ -81,7 +81,7 @@ def _json_lines(file: Path, text: str, questions: Mapping[str, Question]) -> tup
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except (ValueError, RecursionError):
                 value = None
             lines.append((f"line {number}", value if isinstance(value, dict) else {}))
@@ -120,7 +120,7 @@ def _potato(file: Path, where: str, line: Mapping[str, JSON], questions: Mapping
 def _potato_state(file: Path, text: str, questions: Mapping[str, Question]) -> Iterator[Claim]:
     """What Potato keeps of an annotator; its own export lags behind this by up to a minute, and for ever after the last answer."""
     try:
-        state = json.loads(text)
+        state = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON ({error})") from error
     stored = state.get("instance_id_to_label_to_value")
@@ -139,7 +139,7 @@ def _potato_state(file: Path, text: str, questions: Mapping[str, Question]) -> I
 
 def _label_studio(file: Path, text: str, questions: Mapping[str, Question]) -> Iterator[Claim]:
     try:
-        tasks = json.loads(text)
+        tasks = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON ({error})") from error
     if not all(isinstance(task, dict) and "annotations" in task for task in tasks):
@@ -212,7 +212,7 @@ def _answers(row: Mapping[str, str]) -> Iterator[tuple[str, JSON]]:
         if name != column and "." in name and value:
             yield name, value
     try:
-        forms: JSON = json.loads(row.get("Answer.taskAnswers") or "[]")
+        forms: JSON = parse_json(row.get("Answer.taskAnswers") or "[]")
     except (ValueError, RecursionError):
         forms = []
     for form in forms if isinstance(forms, list) else []:

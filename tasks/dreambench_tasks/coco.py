@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambench.errors import DataError, counted
-from dreambench.files import sha256_file
+from dreambench.files import read_json, sha256_file
+from dreambench.requests import parse_number
 
 __all__ = ["Caption", "Captions", "find_images", "image_index", "read_captions"]
 
@@ -47,15 +48,19 @@ def read_captions(data: Path, split: str) -> Captions:
         )
     from pycocotools.coco import COCO
 
+    coco: Any = COCO()
+    coco.dataset = read_json(path)
     try:
         # pycocotools reports its progress on standard output, which is for results.
         with contextlib.redirect_stdout(io.StringIO()):
-            coco: Any = COCO(str(path))
+            coco.createIndex()
         if len(coco.anns) < len(coco.dataset["annotations"]) or len(coco.imgs) < len(coco.dataset["images"]):
             raise ValueError("two annotations, or two images, have one id")
-        by_image: dict[int, list[Caption]] = {_id(image): [] for image in coco.imgs}
+        by_image: dict[int, list[Caption]] = {parse_number(image): [] for image in coco.imgs}
         for annotation in coco.loadAnns(sorted(coco.anns)):
-            caption = Caption(_id(annotation["id"]), _id(annotation["image_id"]), annotation["caption"].strip())
+            caption = Caption(
+                parse_number(annotation["id"]), parse_number(annotation["image_id"]), annotation["caption"].strip()
+            )
             if not caption.text:
                 raise ValueError(f"the caption {caption.id} is empty")
             by_image[caption.image_id].append(caption)
@@ -68,13 +73,6 @@ def read_captions(data: Path, split: str) -> Captions:
         many = counted(len(without), "image has", "images have")
         raise DataError(f"{path}: {many} no caption, the first {without[0]}: complete the file")
     return Captions(sha256_file(path), dict(sorted(by_image.items())))
-
-
-def _id(value: object) -> int:
-    """A COCO id, a number that is not negative, also where a tool has written it as text."""
-    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, str) and value.isdecimal())):
-        raise ValueError(f"{value!r} is no id")
-    return int(value)
 
 
 def image_index(folder: Path) -> dict[int, Path]:

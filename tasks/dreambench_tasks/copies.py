@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dreambench.documents import JSON, digest
 from dreambench.errors import DataError, UsageError
+from dreambench.requests import parse_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -257,7 +258,7 @@ def _write_vqav2(rows: Dataset, split: str, folder: Path) -> None:
     annotations: list[dict[str, Any]] = []
     first: dict[int, int] = {}
     for index, row in enumerate(_entries(rows.remove_columns("image"))):
-        ids = {"question_id": int(row["question_id"]), "image_id": int(row["image_id"])}
+        ids = {name: parse_number(row[name]) for name in ("question_id", "image_id")}
         first.setdefault(ids["image_id"], index)
         questions.append({**ids, "question": row["question"]})
         if split == "val":

@@ -12,7 +12,7 @@ from typing import ClassVar
 from dreambench.documents import JSON, Text
 from dreambench.errors import DataError, UsageError
 from dreambench.files import plain_or_gzip, read_json_lines, sha256_file
-from dreambench.requests import Sample, sample_seed
+from dreambench.requests import Sample, parse_number, sample_seed
 from dreambench_tasks.coco import find_images
 from dreambench_tasks.text_to_image import TextToImageTask
 
@@ -100,7 +100,7 @@ def read_narratives(data: Path) -> Narratives:
     by_image: dict[int, list[str]] = {}
     for number, record in read_json_lines(path):
         try:
-            image_id, caption = int(record["image_id"]), record["caption"]
+            image_id, caption = parse_number(record["image_id"]), record["caption"]
             if not isinstance(caption, str) or not caption.strip():
                 raise TypeError("caption is empty or no text")
         except (ValueError, KeyError, TypeError) as error:

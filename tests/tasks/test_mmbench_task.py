@@ -6,12 +6,15 @@ import base64
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from random import Random
 
 import pandas as pd
 import pytest
 from judges.chat_server import Answer, serving
+from parity.checks import ROOT
 from PIL import Image as PILImage
 
 import dreambench
@@ -139,41 +142,83 @@ def test_the_prompts(folder: Path) -> None:
     assert published.settings["num_beams"] == 5
 
 
-@pytest.mark.parametrize("lacking", ["row", "reply"])
-def test_an_incomplete_question_is_an_error_or_another_protocol(folder: Path, tmp_path: Path, lacking: str) -> None:
-    given = all_right()
-    if lacking == "row":
-        table(folder / "MMBench_DEV_EN.tsv", [row for row in rows() if row["index"] != 1_000_003])
-    del given[1_000_003]
-    model = replies(tmp_path / "a", given | {1_000_001: "The answer is A"})
-    with pytest.raises(DataError, match="judge-present"):
+@pytest.mark.parametrize(
+    ("row", "reply", "says"),
+    [
+        (1_000_003, 1_000_003, r"question 3 has the rotations 0, 2 of its 3 options.*without a gap"),
+        (3, 3, r"index 1000003 takes its image from '3', which holds none"),
+        (None, 1_000_003, r"1 row has no prediction, for instance index 1000003"),
+        (None, 3, r"1 row has no prediction, for instance index 3"),
+    ],
+)
+def test_a_gap_in_the_rotations_or_the_replies_is_an_error(
+    folder: Path, tmp_path: Path, row: int | None, reply: int, says: str
+) -> None:
+    table(folder / "MMBench_DEV_EN.tsv", [one for one in rows() if one["index"] != row])
+    model = replies(tmp_path / "a", {index: text for index, text in all_right().items() if index != reply})
+    with pytest.raises(DataError, match=says):
         dreambench.run("mmbench", model, data=folder, out=tmp_path / "runs")
-    present = dreambench.run("mmbench", model, data=folder, out=tmp_path / "runs", protocol=["judge-present"])
-    assert present.scores[0].protocol.startswith("judge-present@")
-    assert (present.scores[0].n, present.scores[0].value) == (3, pytest.approx(200 / 3))
 
 
-def test_circular_eval_is_over_the_rotations_that_the_file_has(folder: Path, tmp_path: Path) -> None:
-    """As in the real dev file, where "all of the above" is not rotated; an independent count gives the same accuracy."""
-    fewer = [row for row in rows() if row["index"] not in (2_000_001, 2_000_003)]
-    table(folder / "MMBench_DEV_EN.tsv", fewer)
-    given = {int(str(row["index"])): f"The answer is {row['answer']}." for row in fewer} | {
-        1_000_003: "The answer is B."
-    }
-    result = dreambench.run("mmbench", replies(tmp_path / "a", given), data=folder, out=tmp_path / "runs")
-    wrong = {
-        int(str(row["index"])) % 1_000_000
-        for row in fewer
-        if f"is {row['answer']}." not in given[int(str(row["index"]))]
-    }
-    assert wrong == {3}
+def test_some_rows_without_an_answer_are_an_error_that_names_them(folder: Path, tmp_path: Path) -> None:
+    table(
+        folder / "MMBench_DEV_EN.tsv", [row | ({"answer": ""} if row["index"] == 1_000_002 else {}) for row in rows()]
+    )
+    with pytest.raises(DataError, match=r"MMBench_DEV_EN\.tsv: index 1000002 has no answer \(1 of 8 rows\)"):
+        dreambench.run("mmbench", replies(tmp_path / "a", all_right()), data=folder, out=tmp_path / "runs")
+
+
+def of_three_rotations(path: Path, answers: bool = True) -> dict[int, str]:
+    """60 questions with four options, as in the real files: those of even number have three rotations, since "all of the above" stays last.
+
+    Returns a reply to each row; some are wrong.
+    """
+    random, lines, given = Random(5), [], {}
+    for base in range(60):
+        turning = ["cat", "dog", "hare"] if base % 2 == 0 else ["cat", "dog", "hare", "ox"]
+        last = ["all of the above"] if base % 2 == 0 else []
+        meant = random.choice(turning + last)
+        for k in range(len(turning)):
+            options = [*turning[len(turning) - k :], *turning[: len(turning) - k], *last]
+            index, right = base + k * 1_000_000, "ABCD"[options.index(meant)]
+            cells = [index, f"which {base}?", *options, right if answers else "", base if k else png(base)]
+            lines.append("\t".join(map(str, cells)))
+            given[index] = random.choice([right] * 9 + ["B"])
+    path.write_text("\n".join(["index\tquestion\tA\tB\tC\tD\tanswer\timage", *lines]) + "\n")
+    return given
+
+
+def test_circular_eval_is_over_the_rotations_that_the_file_has(tmp_path: Path) -> None:
+    """The default protocol takes the form of the real dev file; an independent count of it gives the same accuracy."""
+    data = tmp_path / "MMBench_DEV_EN.tsv"
+    given = of_three_rotations(data)
+    result = dreambench.run("mmbench", replies(tmp_path / "a", given), data=data, out=tmp_path / "runs")
+    lines = [line.split("\t") for line in data.read_text().splitlines()[1:]]
+    missed = {int(line[0]) % 1_000_000 for line in lines if given[int(line[0])] != line[6]}
+    assert 5 < len(missed) < 30
+    assert len(lines) == 30 * 3 + 30 * 4
     circular = scores(result)["circular_accuracy", None]
-    assert (circular.n, circular.unscored, circular.value) == (3, 0, pytest.approx(100 * (3 - len(wrong)) / 3))
+    assert (circular.n, circular.unscored, circular.value) == (60, 0, pytest.approx(100 * (60 - len(missed)) / 60))
     assert circular.protocol.startswith("vlmevalkit@")
-    held_back = table(tmp_path / "MMBench_TEST_EN.tsv", [{**row, "answer": ""} for row in fewer])
-    result = dreambench.run("mmbench", replies(tmp_path / "b", given), data=held_back, out=tmp_path / "runs")
+
+
+def test_a_test_file_of_that_form_leaves_a_submission(tmp_path: Path) -> None:
+    data = tmp_path / "MMBench_TEST_EN.tsv"
+    given = of_three_rotations(data, answers=False)
+    result = dreambench.run("mmbench", replies(tmp_path / "b", given), data=data, out=tmp_path / "runs")
     submission = pd.read_csv(result.folder / "submission.tsv", sep="\t")
     assert dict(zip(submission["index"], submission["prediction"], strict=True)) == given
+
+
+def test_llava_1_5_13b_has_its_published_accuracy_on_the_real_dev_file(tmp_path: Path) -> None:
+    """``DREAMBENCH_MMBENCH`` names a folder with mmbench_dev_20230712.tsv and llava-v1.5-13b.xlsx (LLaVA's answers_upload)."""
+    folder = Path(os.environ.get("DREAMBENCH_MMBENCH", ROOT / "../shared/data/mmbench"))
+    data, predictions = folder / "mmbench_dev_20230712.tsv", folder / "llava-v1.5-13b.xlsx"
+    if not (data.is_file() and predictions.is_file()):
+        pytest.skip(f"no real MMBench dev file and LLaVA-1.5-13B's predictions in {folder} (DREAMBENCH_MMBENCH)")
+    result = dreambench.run("mmbench", f"responses:{predictions}", data=data, out=tmp_path / "runs")
+    assert result.scores[0].metric == "circular_accuracy"
+    assert result.scores[0].value == pytest.approx(67.687, abs=0.001)
 
 
 def test_more_rotations_than_options_are_an_error(folder: Path, tmp_path: Path) -> None:

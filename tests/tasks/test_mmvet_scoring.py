@@ -182,7 +182,7 @@ def test_grade_files_are_read_and_written(tmp_path: Path) -> None:
         ({"score": 1}, "no list of scores"),
         ({"score": [2]}, "not numbers from 0 to 1"),
         ({"score": [True]}, "not numbers from 0 to 1"),
-        ({"score": [float("nan")]}, "not numbers from 0 to 1"),
+        ({"score": [float("nan")]}, "NaN is no finite number"),
         ({"score": [1], "model": []}, "not one model and content per score"),
     ],
 )

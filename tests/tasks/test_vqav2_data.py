@@ -167,7 +167,7 @@ def test_malformed_results_are_named(tmp_path: Path, content: str, message: str)
         ([annotation(1, answers=[{"answer": 3}])], "at least one"),
         ([annotation(1, answers=["cat"])], r"annotation 0 \(from 0\)"),
         ([annotation(1, answer_type=None)], "must be text"),
-        ([annotation(1, image_id="x")], "must be integers"),
+        ([annotation(1, image_id="x")], "is no id"),
     ],
 )
 def test_malformed_annotations_are_named(tmp_path: Path, annotations: list[Any], message: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from dreambench.documents import JSON, Document, Image, Part, Text, digest, from_json, parse_parts
 from dreambench.errors import DataError
 from dreambench.files import inside, read_json, read_json_lines, sha256_file
-from dreambench.requests import Sample
+from dreambench.requests import Sample, parse_id
 from dreambench_tasks.interleaved.metrics import matched_sentences
 
 __all__ = ["FREE", "MATCHED_TEXT", "RESIZE", "TEACHER_FORCED", "ReferenceData", "ReferenceDocument", "read_documents"]
@@ -188,15 +188,16 @@ class _Reader:
         """The document of a record, and the names of its missing images."""
         self.missing = []
         parts, matched = parse(self, record, where)
-        id_ = record.get("id", f"{self.file.name.partition('.')[0]}-{number}")
-        if not isinstance(id_, str | int) or isinstance(id_, bool) or not str(id_).strip():
-            raise DataError(f"{where}: id must be a text or a number")
+        try:
+            id_ = parse_id(record.get("id", f"{self.file.name.partition('.')[0]}-{number}"))
+        except ValueError as error:
+            raise DataError(f"{where}: id must be a text or a number ({error})") from error
         expected = record.get("expected_images")
         if expected is not None and (not isinstance(expected, int) or isinstance(expected, bool) or expected < 0):
             raise DataError(f"{where}: expected_images must be a number of images")
-        topic = record.get("topic") or self.topics.get(str(id_)) or self.topics.get(str(record.get("url")), "")
+        topic = record.get("topic") or self.topics.get(id_) or self.topics.get(str(record.get("url")), "")
         document = ReferenceDocument(
-            id=str(id_),
+            id=id_,
             topic=_text(topic, "topic", where),
             instruction=_text(record.get("instruction") or "", "instruction", where).strip(),
             document=tuple(

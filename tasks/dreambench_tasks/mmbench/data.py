@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreambench.errors import DataError, MissingExtraError
+from dreambench.errors import DataError, MissingExtraError, counted
 from dreambench.files import read_bytes, read_json_lines
 from dreambench.interfaces import unique_answers
+from dreambench.requests import parse_number
 
 if TYPE_CHECKING:
     import pandas
@@ -85,7 +86,7 @@ def load(path: Path) -> MMBench:
     """Read an official TSV, plain or gzipped.
 
     Raises:
-        DataError: the file is missing or malformed, an index occurs twice, or an image is missing.
+        DataError: the file is missing or malformed, an index occurs twice, an image is missing, or some rows have answers and some not.
     """
     table = _table(path, "\t")
     missing = [name for name in _REQUIRED if name not in table.columns]
@@ -98,6 +99,12 @@ def load(path: Path) -> MMBench:
     cells = {index: record["image"] for index, record in zip(indices, records, strict=True)}
     holders = _image_holders(path, cells)
     rows = [_row(path, index, record, holders[index]) for index, record in zip(indices, records, strict=True)]
+    without = [row.index for row in rows if row.answer is None]
+    if 0 < len(without) < len(rows):
+        raise DataError(
+            f"{path}: index {without[0]} has no answer ({len(without)} of {counted(len(rows), 'row')}): complete the file, or leave"
+            " the answers of all rows out, as a file of held-back answers does"
+        )
     return MMBench(rows, {index: cell for index, cell in cells.items() if holders[index] == index})
 
 
@@ -106,19 +113,27 @@ def _table(path: Path, separator: str) -> pandas.DataFrame:
 
     try:
         buffer = io.BytesIO(read_bytes(path))
-        return pd.read_csv(buffer, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        frame = pd.read_csv(buffer, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except ValueError as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
+    return _without_repeated_columns(path, frame)
+
+
+def _without_repeated_columns(path: Path, frame: pandas.DataFrame) -> pandas.DataFrame:
+    """The table; `DataError` where two of its columns have one name: pandas calls the second NAME.1."""
+    names = list(map(str, frame.columns))
+    for name in names:
+        stem, _, number = name.rpartition(".")
+        if stem in names and number.isdecimal():
+            raise DataError(f"{path}: the column {stem} occurs twice: remove one")
+    return frame
 
 
 def _index(path: Path, text: Any) -> int:
     try:
-        number = int(text)
-        if number < 0 or float(text) != number:
-            raise ValueError(text)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: {text!r} is not an index (a whole number)") from error
-    return number
+        return parse_number(text)
+    except ValueError as error:
+        raise DataError(f"{path}: {repr(text)[:40]} is not an index (a whole number)") from error
 
 
 def _image_holders(path: Path, cells: Mapping[int, str]) -> dict[int, int]:
@@ -197,7 +212,7 @@ def _sheet(path: Path) -> pandas.DataFrame:
         raise
     except Exception as error:  # openpyxl lets through whatever zipfile, the XML parser and its own descriptors raise
         raise DataError(f"{path} cannot be read as a sheet: {error}") from error
-    return frame.astype(object).where(frame.notna(), None)
+    return _without_repeated_columns(path, frame).astype(object).where(frame.notna(), None)
 
 
 def write_submission(path: Path, rows: list[Row], replies: Mapping[str, str]) -> None:

@@ -170,28 +170,23 @@ class Unit:
     hit: bool | None
 
 
-def copy_units(rows: Sequence[Row], letters: Mapping[int, str | None], *, present_only: bool = False) -> list[Unit]:
+def copy_units(rows: Sequence[Row], letters: Mapping[int, str | None]) -> list[Unit]:
     """Every row on its own. `letters` maps the index to the chosen letter, None where undecided.
 
-    With `present_only` rows without a letter are left out, as VLMEvalKit does: a question then has fewer rotations to pass. This makes a
-    score easier, so it is a protocol of its own.
-
     Raises:
-        DataError: a row has no letter (unless `present_only`).
+        DataError: a row has no letter. VLMEvalKit judges its question on the other rotations, which is easier.
     """
     missing = [row.index for row in rows if row.index not in letters]
-    if missing and not present_only:
+    if missing:
         raise DataError(
-            f"{counted(len(missing), 'row has', 'rows have')} no prediction, for instance index {missing[0]}; --protocol judge-present"
-            " scores the rest under its own protocol"
+            f"{counted(len(missing), 'row has', 'rows have')} no prediction, for instance index {missing[0]}: complete the predictions"
         )
     units: list[Unit] = []
     for row in rows:
         if row.answer is None:
             raise DataError(f"index {row.index} has no answer in the data: held-back answers cannot be scored")
-        if row.index in letters:
-            letter = letters[row.index]
-            units.append(Unit(row, None if letter is None else letter == row.answer))
+        letter = letters[row.index]
+        units.append(Unit(row, None if letter is None else letter == row.answer))
     return units
 
 
@@ -201,16 +196,11 @@ def vanilla_units(copies: Iterable[Unit]) -> list[Unit]:
 
 
 def circular_units(copies: Iterable[Unit]) -> list[Unit]:
-    """CircularEval: one unit per question, right if every copy is right, wrong as soon as one is wrong.
-
-    A question whose first order is absent is left out.
-    """
+    """CircularEval: one unit per question, right if every copy is right, wrong as soon as one is wrong."""
     groups: defaultdict[int, dict[int, Unit]] = defaultdict(dict)
     for unit in copies:
         groups[unit.row.base][unit.row.rotation] = unit
-    return [
-        Unit(group[0].row, _all_right([unit.hit for unit in group.values()])) for group in groups.values() if 0 in group
-    ]
+    return [Unit(group[0].row, _all_right([unit.hit for unit in group.values()])) for group in groups.values()]
 
 
 def _all_right(hits: Sequence[bool | None]) -> bool | None:

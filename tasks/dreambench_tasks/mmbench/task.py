@@ -57,7 +57,6 @@ class MMBenchTask(ComprehensionTask):
     name = "mmbench"
     protocol_names: ClassVar[Mapping[str, str]] = {
         "vlmevalkit": "VLMEvalKit's rules for the chosen letter; what they leave open is unscored, or goes to --judge",
-        "judge-present": "the same, but a question that lacks copies is judged on the rest, as VLMEvalKit does: easier",
         "loglikelihood": "the option letter that the model gives the highest log-likelihood; exact ties are unscored",
     }
     uses: ClassVar[frozenset[str]] = frozenset({"split", "judge", "dataset"})
@@ -157,7 +156,7 @@ class MMBenchTask(ComprehensionTask):
 
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
         rows = [_row(sample) for sample in samples]
-        if self.benchmark.circular and any(name != "judge-present" for name in self.names):
+        if self.benchmark.circular:
             _require_whole_questions(rows, self.benchmark.rows)
         shared = {
             "task": self.name,
@@ -260,12 +259,11 @@ def _require_whole_questions(rows: Sequence[Row], file: Sequence[Row]) -> None:
         if len(here) > len(row.options) or here != set(range(len(here))):
             raise DataError(
                 f"question {row.base} has the rotations {_numbers(here)} of its {len(row.options)} options, which are not numbered"
-                " from 0 without a gap: complete the file, or choose the easier --protocol judge-present"
+                " from 0 without a gap: complete the file"
             )
         if chosen[row.base] != here:
             raise DataError(
-                f"question {row.base} lacks the rotations {_numbers(here - chosen[row.base])}: let --ids name whole questions, or"
-                " choose the easier --protocol judge-present"
+                f"question {row.base} lacks the rotations {_numbers(here - chosen[row.base])}: let --ids name whole questions"
             )
 
 
@@ -330,15 +328,14 @@ def _units(
 ) -> tuple[list[Unit], list[Unit] | None]:
     """Every copy, and every question under CircularEval where the file has rotations.
 
-    A row that a file of answers leaves out makes its question incomplete; one whose request failed is undecided.
+    A row that a file of answers leaves out is an error; one whose request failed is undecided.
     """
     letters: dict[int, str | None] = {}
     for sample in samples:
         error = responses[sample.id].error
         if error is None or error.type != "no-answer":
             letters[int(sample.id)] = rows[sample.id]["letter"]
-    present_only = protocol["name"] == "judge-present"
-    copies = copy_units([_row(sample) for sample in samples], letters, present_only=present_only)
+    copies = copy_units([_row(sample) for sample in samples], letters)
     return copies, circular_units(copies) if protocol["metric"] == BOTH else None
 
 

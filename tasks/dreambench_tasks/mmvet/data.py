@@ -11,6 +11,7 @@ from typing import Any, cast
 from dreambench.errors import DataError
 from dreambench.files import plain_or_gzip, read_json, read_json_lines, read_json_or_lines, write_atomically
 from dreambench.interfaces import unique_answers
+from dreambench.requests import parse_id
 
 __all__ = ["Grade", "Question", "data_file", "load", "read_answers", "read_capabilities", "read_grades", "write_grades"]
 
@@ -88,8 +89,8 @@ def read_answers(path: Path) -> dict[str, str]:
     pairs: list[tuple[str, Any]] = []
     for number, line in read_json_lines(path):
         try:
-            pairs.append((line["id"], line["text"]))
-        except (KeyError, TypeError) as error:
+            pairs.append((parse_id(line["id"]), line["text"]))
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(f'{path}, line {number}: not {{"id", "text"}} ({error!r})') from error
     return unique_answers(path, pairs)
 

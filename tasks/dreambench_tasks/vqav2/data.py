@@ -15,6 +15,7 @@ from typing import Any
 from dreambench.errors import DataError, UsageError, counted
 from dreambench.files import plain_or_gzip, read_json, read_json_or_lines, sha256_file
 from dreambench.interfaces import unique_answers
+from dreambench.requests import parse_number
 
 __all__ = ["Annotation", "Question", "VQAv2", "load", "read_annotations", "read_questions", "read_results"]
 
@@ -117,9 +118,12 @@ def read_questions(path: Path) -> list[Question]:
     questions: list[Question] = []
     for index, entry in enumerate(_entries(path, "questions")):
         try:
-            questions.append(Question(int(entry["question_id"]), int(entry["image_id"]), entry["question"]))
+            ids = parse_number(entry["question_id"]), parse_number(entry["image_id"])
+            questions.append(Question(*ids, entry["question"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: question {index} (from 0) lacks a question_id, image_id or question") from error
+            raise DataError(
+                f"{path}: question {index} (from 0) lacks a question_id, image_id or question ({error})"
+            ) from error
     if len({question.question_id for question in questions}) != len(questions):
         raise DataError(f"{path}: a question_id occurs twice")
     return questions
@@ -142,11 +146,9 @@ def read_annotations(path: Path) -> dict[int, Annotation]:
 
 
 def _annotation(entry: Mapping[str, Any]) -> Annotation:
-    ids = entry["question_id"], entry["image_id"]
+    ids = parse_number(entry["question_id"]), parse_number(entry["image_id"])
     types = entry["question_type"], entry["answer_type"]
     answers = tuple([answer["answer"] for answer in entry["answers"]])
-    if set(map(type, ids)) != {int}:
-        raise TypeError("question_id and image_id must be integers")
     if set(map(type, types)) != {str}:
         raise TypeError("question_type and answer_type must be text")
     if set(map(type, answers)) != {str}:
@@ -189,9 +191,9 @@ def read_results(path: Path) -> dict[str, str]:
     for index, entry in enumerate([content] if isinstance(content, dict) else content):
         try:
             names = ("question_id", "answer") if "question_id" in entry else ("id", "text")
-            pairs.append((str(int(entry[names[0]])), entry[names[1]]))
+            pairs.append((str(parse_number(entry[names[0]])), entry[names[1]]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f'{path}: entry {index} (from 0) is neither {{"question_id", "answer"}} nor {{"id", "text"}}'
+                f'{path}: entry {index} (from 0) is neither {{"question_id", "answer"}} nor {{"id", "text"}} ({error})'
             ) from error
     return unique_answers(path, pairs)

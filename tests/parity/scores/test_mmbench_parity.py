@@ -92,10 +92,10 @@ def item_checks(
 
 
 def score_checks(file: str, expected: dict[str, Any], data: MMBench, letters: dict[int, str | None]) -> Iterator[Check]:
+    # Where rows are dropped, VLMEvalKit judges the others, and leaves out a question whose first order is dropped. Our task refuses.
     dropped = set(expected.get("dropped_indices", []))
-    present = {index: letter for index, letter in letters.items() if index not in dropped}
-    copies = copy_units(data.rows, present, present_only=bool(dropped))
-    circular = circular_units(copies)
+    copies = copy_units([row for row in data.rows if row.index not in dropped], letters)
+    circular = circular_units(unit for unit in copies if unit.row.base not in dropped)
     ours = {"CircularEval": circular, "VanillaEval_circ0": vanilla_units(copies), "VanillaEval_all_copies": copies}
     for name, units in ours.items():
         table = official_table(units)
