@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dreambench.adapters.precomputed import Responses
-from dreambench.documents import JSON, Image, canonical_json, digest, to_json
+from dreambench.batches import Batches, in_order
+from dreambench.documents import JSON, Image, digest
 from dreambench.environment import machine, versions
 from dreambench.errors import DataError, ModelError, RunError, UsageError
 from dreambench.files import remove_leftovers, temporary
 from dreambench.interfaces import Model, ModelOptions, Task
 from dreambench.lock import RunLock, rank_and_world
 from dreambench.registry import load_model, load_task, model_class, parse_model
-from dreambench.requests import Request, Response, Sample
-from dreambench.runner import Progress, Worker, batches, unanswered
+from dreambench.requests import Request, Sample
+from dreambench.runner import Progress, Worker, unanswered
 from dreambench.scores import Protocol, Score
 from dreambench.spec import RunSpec
-from dreambench.store import FORMAT, RunFolder
+from dreambench.store import FORMAT, Answers, RunFolder, StoredSamples
 
 __all__ = ["Result", "RunPlan", "check", "execute", "plan", "rerun", "run", "score_run"]
 
@@ -51,12 +52,16 @@ class RunPlan:
     spec: RunSpec
     task: Task
     model: Model
-    samples: list[Sample]
-    requests: list[Request]
+    samples: Sequence[Sample]
     protocols: list[Protocol]
     system: JSON
     batch_size: int
+    batches: Batches
     folder: Path
+
+    def requests(self) -> Iterator[Request]:
+        """The requests, in the order of the samples."""
+        return map(self.task.request, self.samples)
 
 
 def run(task: str, model: str = "dreamllm", *, out: str | Path = "runs", fresh: bool = False, **options: Any) -> Result:
@@ -76,8 +81,8 @@ def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None) ->
     samples = choose(task.samples(), spec.ids)
     if spec.limit is not None:
         samples = task.first(samples, spec.limit)
-    requests = [task.request(sample) for sample in samples]
     protocols = task.protocols(samples)
+    ordered = in_order(map(task.request, samples))
     name, location = parse_model(spec.model)
     if (model_class(name) if model is None else type(model)).sees:
         _require_images(samples)
@@ -87,7 +92,7 @@ def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None) ->
         raise UsageError(f"--generation has no effect on answers that were made elsewhere ({spec.model}): leave it out")
     if isinstance(model, Responses):
         model.bind(_known_answers(task, model.path, samples))
-    for kind in sorted({request.kind for request in requests}):
+    for kind in sorted(ordered.kinds):
         if kind not in model.capabilities:
             can = ", ".join(sorted(model.capabilities))
             raise ModelError(
@@ -100,11 +105,11 @@ def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None) ->
         "task": task.name,
         "protocols": [protocol.id for protocol in protocols],
         "system": system,
-        "requests": [request.identity() for request in requests],
+        "requests": (task.request(sample).identity() for sample in samples),
     }
     folder = out / f"{_slug(task.name)}-{_slug(spec.model)}-{digest(identity)[:8]}"
-    batch_size = spec.batch_size or min(model.batch_size(request.kind) for request in requests)
-    return RunPlan(spec, task, model, samples, requests, protocols, system, batch_size, folder)
+    batch_size = spec.batch_size or min(map(model.batch_size, ordered.kinds))
+    return RunPlan(spec, task, model, samples, protocols, system, batch_size, ordered.cut(batch_size), folder)
 
 
 def _known_answers(task: Task, path: Path, samples: Sequence[Sample]) -> Mapping[str, str]:
@@ -128,28 +133,29 @@ def _require_images(samples: Sequence[Sample]) -> None:
         )
 
 
-def choose(samples: list[Sample], ids: Sequence[str] | None) -> list[Sample]:
-    """The samples of a run: all, or those of `ids` in the task's order."""
-    if not samples:
-        raise UsageError("the split has no samples: look at --data and --split")
+def choose(samples: Iterable[Sample], ids: Sequence[str] | None) -> Sequence[Sample]:
+    """The samples of a run: all, or those of `ids` in the task's order. `DataError` where one cannot be stored or two have one id."""
     seen: set[str] = set()
-    for sample in samples:
-        if sample.id in seen:
-            raise UsageError(f"two samples have the id {sample.id}: the data hold a question twice")
-        seen.add(sample.id)
-        try:
-            canonical_json([sample.id, to_json(sample.prompt), dict(sample.targets)]).encode()
-        except (UnicodeEncodeError, ValueError) as error:
-            raise DataError(
-                f"sample {sample.id!r}: its text is not Unicode, or a number not finite ({error})"
-            ) from error
-    if ids is not None:
-        unknown = [id_ for id_ in ids if id_ not in seen]
-        if unknown:
-            raise UsageError(f"--ids: {len(unknown)} ids are not in the data, the first {unknown[0]}")
-        wanted = set(ids)
-        samples = [sample for sample in samples if sample.id in wanted]
-    return samples
+
+    def unique() -> Iterator[Sample]:
+        for sample in samples:
+            if sample.id in seen:
+                raise UsageError(f"two samples have the id {sample.id}: the data hold a question twice")
+            seen.add(sample.id)
+            yield sample
+
+    packed = StoredSamples.pack(unique())
+    if not seen:
+        raise UsageError("the split has no samples: look at --data and --split")
+    found = samples if isinstance(samples, Sequence) else packed
+    if ids is None:
+        return found
+    unknown = [id_ for id_ in ids if id_ not in seen]
+    if unknown:
+        raise UsageError(f"--ids: {len(unknown)} ids are not in the data, the first {unknown[0]}")
+    wanted = set(ids)
+    chosen = (sample for sample in found if sample.id in wanted)
+    return list(chosen) if found is samples else StoredSamples.pack(chosen)
 
 
 def _slug(text: str) -> str:
@@ -178,20 +184,22 @@ def execute(
     if not fresh and (metrics := folder.metrics()) is not None:
         return Result(folder.path, metrics, repeated=True)
     with RunLock(folder.path):
-        if folder.begin(_run_file(planned), planned.samples):
+        if folder.begin(_run_file(planned), planned.samples, planned.batches):
             say(f"starting {folder.path}")
         else:
             _require_same(folder, planned)
             say(f"resuming {folder.path}")
-        stored = folder.run_file()["plan"]["batches"]
-        Worker(folder, planned.task, planned.model, planned.requests, stored, rank, world).work(progress)
-        if unanswered(folder, stored):
+        task, batches = planned.task, folder.plan()
+        Worker(folder, task, planned.model, planned.samples, batches, rank, world).work(progress)
+        del planned  # the samples and the model: scoring needs the memory
+        answers = folder.responses()
+        if any(unanswered(folder, batches, answers.batches)):
             folder.require_begun()
             if world == 1:
                 raise RunError(f"{folder.path}: answers disappeared while it was being written: start again")
             say("this process is done; the last of the others to finish will score the run")
             return Result(folder.path, None)
-        return _score_once(folder, planned.task, say)
+        return _score_once(folder, task, answers, say)
 
 
 def _remove(path: Path) -> None:
@@ -210,7 +218,7 @@ def _run_file(planned: RunPlan) -> JSON:
         "system": planned.system,
         "notes": list(planned.model.notes()),
         "environment": {"device": dict(planned.model.environment()), "versions": versions(), "machine": machine()},
-        "plan": {"batch_size": planned.batch_size, "batches": batches(planned.requests, planned.batch_size)},
+        "plan": {"batch_size": planned.batch_size},
     }
 
 
@@ -229,7 +237,7 @@ def _require_same(folder: RunFolder, planned: RunPlan) -> None:
         )
 
 
-def _score_once(folder: RunFolder, task: Task, say: Callable[[str], None]) -> Result:
+def _score_once(folder: RunFolder, task: Task, answers: Answers, say: Callable[[str], None]) -> Result:
     """Of several processes that finish at the same time, one scores."""
     turn = RunLock(folder.path, name="scoring", alone=True)
     try:
@@ -237,7 +245,7 @@ def _score_once(folder: RunFolder, task: Task, say: Callable[[str], None]) -> Re
     except RunError:
         return Result(folder.path, None)
     try:
-        metrics = folder.metrics() or _score(folder, task)
+        metrics = folder.metrics() or _score(folder, task, answers)
         say("scored")
         return Result(folder.path, metrics)
     finally:
@@ -247,12 +255,12 @@ def _score_once(folder: RunFolder, task: Task, say: Callable[[str], None]) -> Re
 def score_run(path: Path) -> Result:
     """Score a run again from its own files: no model is loaded."""
     folder = RunFolder.open(path)
-    begun = folder.run_file()
-    missing = sum(len(members) for _, members in unanswered(folder, begun["plan"]["batches"]))
+    answers = folder.responses()
+    missing = sum(len(members) for _, members in unanswered(folder, folder.plan(), answers.batches))
     if missing:
         raise RunError(f"{path} has {missing} requests without an answer: `dreambench rerun {path}` answers them")
     with RunLock(path):
-        return Result(path, _score(folder, load_task(folder.spec())))
+        return Result(path, _score(folder, load_task(folder.spec()), answers))
 
 
 def rerun(path: Path, out: Path | None = None, *, fresh: bool = False, progress: Progress | None = None) -> Result:
@@ -260,11 +268,10 @@ def rerun(path: Path, out: Path | None = None, *, fresh: bool = False, progress:
     return execute(RunFolder.open(path).spec(), out or path.parent, fresh=fresh, progress=progress)
 
 
-def _score(folder: RunFolder, task: Task) -> Mapping[str, JSON]:
-    begun = folder.run_file()
-    samples, responses = folder.samples(), folder.responses()
-    task.collect_artifacts(folder, samples, responses)
-    result = task.score(folder, samples, responses)
+def _score(folder: RunFolder, task: Task, answers: Answers) -> Mapping[str, JSON]:
+    begun, samples = folder.run_file(), folder.samples()
+    task.collect_artifacts(folder, samples, answers)
+    result = task.score(folder, samples, answers)
     folder.clear_leftovers()
     folder.write_scores(result.rows)
     metrics = {
@@ -274,19 +281,18 @@ def _score(folder: RunFolder, task: Task) -> Mapping[str, JSON]:
         "protocols": begun["protocols"],
         "protocol": next(iter(begun["protocols"])),
         "scores": [score.to_json() for score in result.scores],
-        "errors": _errors(samples, responses),
+        "errors": _errors(samples, answers.errors),
         "notes": [*begun["notes"], *result.notes],
     }
     folder.write_metrics(metrics)
     return metrics
 
 
-def _errors(samples: Sequence[Sample], responses: Mapping[str, Response]) -> JSON:
+def _errors(samples: Sequence[Sample], errors: Mapping[str, str]) -> JSON:
     """How many requests ended in an error, by type, and which samples."""
     types: dict[str, list[str]] = {}
-    for sample in samples:
-        error = responses[sample.id].error
-        if error is not None:
-            types.setdefault(error.type, []).append(sample.id)
+    for sample in samples if errors else ():
+        if sample.id in errors:
+            types.setdefault(errors[sample.id], []).append(sample.id)
     n = sum(map(len, types.values()))
     return {"n": n, "types": {name: {"n": len(ids), "ids": ids} for name, ids in sorted(types.items())}}

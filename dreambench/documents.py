@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from dreambench.errors import DataError
 
@@ -131,5 +131,25 @@ def canonical_json(value: JSON) -> str:
 
 
 def digest(value: JSON) -> str:
-    """sha256, in hex, of the canonical JSON of `value`."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    """sha256, in hex, of the canonical JSON of `value`. An iterator, which may be a value of a dict, counts as the list of its items."""
+    hashed = hashlib.sha256()
+    for piece in _pieces(value):
+        hashed.update(piece.encode())
+    return hashed.hexdigest()
+
+
+def _pieces(value: JSON) -> Iterator[str]:
+    """The canonical JSON of `value` in pieces, so that the items of an iterator are never held at once."""
+    if isinstance(value, Iterator):
+        before = "["
+        for item in cast("Iterator[JSON]", value):
+            yield before + canonical_json(item)
+            before = ","
+        yield "[]" if before == "[" else "]"
+    elif isinstance(value, dict) and any(isinstance(one, Iterator) for one in value.values()):
+        for number, key in enumerate(sorted(value)):
+            yield f"{',' if number else '{'}{canonical_json(key)}:"
+            yield from _pieces(value[key])
+        yield "}"
+    else:
+        yield canonical_json(value)

@@ -119,12 +119,15 @@ class Task(ABC):
         self.generation = resolve_generation(self.name, self.presets, spec.generation)
 
     @abstractmethod
-    def samples(self) -> list[Sample]:
-        """Every sample of the split, in a fixed order. A broken file is a `DataError`."""
+    def samples(self) -> Iterable[Sample]:
+        """Every sample of the split, in a fixed order. A broken file is a `DataError`.
 
-    def first(self, samples: Sequence[Sample], n: int) -> list[Sample]:
+        A list; or an iterator, of which only a compact copy is held: for more samples than fit into memory, their images in files.
+        """
+
+    def first(self, samples: Sequence[Sample], n: int) -> Sequence[Sample]:
         """The samples that ``--limit N`` takes."""
-        return list(samples[:n])
+        return samples[:n]
 
     @abstractmethod
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:
@@ -174,7 +177,7 @@ class Task(ABC):
 
 def sample_choice(samples: Sequence[Sample]) -> JSON:
     """The protocol field that identifies the samples and their order."""
-    return {"n": len(samples), "ids_sha256": digest([sample.id for sample in samples])}
+    return {"n": len(samples), "ids_sha256": digest(sample.id for sample in samples)}
 
 
 def unique_answers(path: Path, pairs: Iterable[tuple[str, JSON]]) -> dict[str, str]:

@@ -1,69 +1,26 @@
-"""The plan of batches, and the loop that answers what is missing and stores each batch before the next."""
+"""The loop that answers what is missing and stores each batch before the next."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from dreambench.batches import Batch, Batches, Indices, halves, split
 from dreambench.errors import ModelError
 from dreambench.interfaces import Model, OutOfMemoryError, Task
-from dreambench.requests import Request, Response
+from dreambench.requests import Request, Response, Sample
 from dreambench.store import RunFolder
 
-__all__ = ["Batch", "Progress", "Worker", "ask", "batches", "split", "unanswered"]
+__all__ = ["Progress", "Worker", "ask", "unanswered"]
 
 Progress = Callable[[int, int], None]
 """Called with (requests answered, requests in all) of the whole run, as far as this process knows."""
 
-Batch = tuple[str, list[int]]
-"""A batch's name and the indices of its requests. Batch 7 is ``"7"``, its halves ``"7.0"`` and ``"7.1"``, theirs ``"7.1.0"`` and so on."""
 
-
-def batches(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
-    """The plan: indices of `requests`, batch by batch. A pure function, fixed before the first answer: batch mates can change last digits.
-
-    A batch has requests of one kind. Those of one group (one image) stay together, so that a model may encode their image once; groups
-    are ordered by their longest request, longest first, so that a batch pads little and memory runs out early or never.
-    """
-    kinds: dict[str, dict[str, list[int]]] = {}
-    for index, request in enumerate(requests):
-        key = f"g{request.group}" if request.group is not None else f"r{index}"
-        kinds.setdefault(request.kind, {}).setdefault(key, []).append(index)
-    lengths = [request.length() for request in requests]
-    planned: list[list[int]] = []
-    for groups in kinds.values():
-        ordered = sorted(groups.values(), key=lambda members: (-max(lengths[i] for i in members), members[0]))
-        flat = [index for members in ordered for index in members]
-        planned += [flat[start : start + batch_size] for start in range(0, len(flat), batch_size)]
-    return planned
-
-
-def halves(batch: Batch) -> tuple[Batch, Batch]:
-    """A batch cut in two, the first half the larger."""
-    name, members = batch
-    middle = (len(members) + 1) // 2
-    return (f"{name}.0", members[:middle]), (f"{name}.1", members[middle:])
-
-
-def split(planned: Sequence[Sequence[int]], halved: Collection[str]) -> list[Batch]:
-    """The plan as named batches, with those in `halved` cut in two."""
-
-    def pieces(batch: Batch) -> Iterator[Batch]:
-        if batch[0] not in halved:
-            yield batch
-        else:
-            for half in halves(batch):
-                yield from pieces(half)
-
-    return [piece for number, members in enumerate(planned) for piece in pieces((str(number), list(members)))]
-
-
-def unanswered(run: RunFolder, planned: Sequence[Sequence[int]]) -> list[Batch]:
-    """The batches that no process has answered yet."""
-    answered = run.answered()
-    return [batch for batch in split(planned, run.splits()) if batch[0] not in answered]
+def unanswered(run: RunFolder, planned: Batches, answered: Collection[str]) -> Iterator[Batch]:
+    """The batches whose names are not in `answered`."""
+    return (batch for batch in split(planned, run.splits()) if batch[0] not in answered)
 
 
 @dataclass
@@ -73,33 +30,37 @@ class Worker:
     run: RunFolder
     task: Task
     model: Model
-    requests: Sequence[Request]
-    planned: Sequence[Sequence[int]]
+    samples: Sequence[Sample]
+    planned: Batches
     rank: int = 0
     world: int = 1
 
     def work(self, progress: Progress | None = None) -> None:
         """Answer this process's missing batches. Killed anywhere, a later call goes on with the first that is not stored."""
         self.run.truncate_torn_lines(self.rank)
-        missing = unanswered(self.run, self.planned)
-        queue = deque(batch for batch in missing if int(batch[0].partition(".")[0]) % self.world == self.rank)
-        total = len(self.requests)
-        answered = total - sum(len(members) for _, members in missing)
+        total, stored_before = len(self.samples), self.run.responses().batches
+        answered = total - sum(len(members) for _, members in unanswered(self.run, self.planned, stored_before))
         if progress is not None:
             progress(answered, total)
-        while queue:
-            batch = queue.popleft()
-            try:
-                self._answer(*batch)
-            except OutOfMemoryError as error:
-                queue.extendleft(reversed(self._halve(batch, error)))
-                continue
-            answered += len(batch[1])
-            if progress is not None:
-                progress(answered, total)
+        for batch in unanswered(self.run, self.planned, stored_before):
+            if int(batch[0].partition(".")[0]) % self.world == self.rank:
+                for stored in self._answer_in_parts(batch):
+                    answered += stored
+                    if progress is not None:
+                        progress(answered, total)
 
-    def _answer(self, name: str, members: Sequence[int]) -> None:
-        requests = [self.requests[index] for index in members]
+    def _answer_in_parts(self, batch: Batch) -> Iterator[int]:
+        """Answer a batch, or its halves where it does not fit into memory; yields the number of answers each time some are stored."""
+        try:
+            self._answer(*batch)
+        except OutOfMemoryError as error:
+            for half in self._halve(batch, error):
+                yield from self._answer_in_parts(half)
+        else:
+            yield len(batch[1])
+
+    def _answer(self, name: str, members: Indices) -> None:
+        requests = [self.task.request(self.samples[index]) for index in members.tolist()]
         began = time.perf_counter()
         responses = self.task.postprocess_batch(requests, ask(self.model, requests))
         answered = time.perf_counter()
@@ -113,7 +74,7 @@ class Worker:
         name, members = batch
         if len(members) == 1:
             raise ModelError(
-                f"a single request ({self.requests[members[0]].id}) does not fit into memory: {error}"
+                f"a single request ({self.samples[int(members[0])].id}) does not fit into memory: {error}"
             ) from error
         self.run.note_split(self.rank, name)
         return halves(batch)

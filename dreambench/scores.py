@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreambench.documents import JSON, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Estimate", "Protocol", "Score", "TaskResult"]
 
@@ -117,8 +120,10 @@ class Score:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a task's `score` returns: one row per sample (plain scalars by column) and the table's scores, headline first."""
+    """What a task's `score` returns: one row per sample (plain scalars by column; a list, or, for many, a data frame) and the table's
+    scores, headline first.
+    """
 
-    rows: list[dict[str, JSON]]
+    rows: list[dict[str, JSON]] | pd.DataFrame
     scores: list[Score]
     notes: list[str] = field(default_factory=list[str])

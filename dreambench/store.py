@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
+from dreambench.batches import Batches
 from dreambench.documents import JSON, Document, Image, Part, canonical_json, from_json, to_json
-from dreambench.errors import RunError, UsageError
+from dreambench.errors import DataError, RunError, UsageError
 from dreambench.files import (
     append_lines,
-    gc_paused,
     inside,
+    read_arrays,
     read_json,
     read_json_lines,
-    read_table,
     remove_leftovers,
+    replacing,
     truncate_torn_line,
+    write_arrays,
     write_atomically,
     write_once,
 )
@@ -28,10 +34,13 @@ from dreambench.images import image_suffix
 from dreambench.requests import Response, Sample
 from dreambench.spec import RunSpec
 
-__all__ = ["FORMAT", "RunFolder"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-FORMAT = 2
-"""Version of the layout; a run of another version is refused."""
+__all__ = ["FORMAT", "Answers", "RunFolder", "StoredSamples"]
+
+FORMAT = 3
+"""Version of the layout. Layout 2, whose plan is in run.json, is read, too; a run of another version is refused."""
 
 
 class RunFolder:
@@ -56,18 +65,32 @@ class RunFolder:
 
     # --- the spec and the plan ------------------------------------------------------------------------------------
 
-    def begin(self, run_file: JSON, samples: Sequence[Sample]) -> bool:
-        """Write samples and run.json; False if another process, or an earlier start, already did."""
+    def begin(self, run_file: JSON, samples: Sequence[Sample], planned: Batches) -> bool:
+        """Write samples, plan and run.json; False if another process, or an earlier start, already did."""
         if (self.path / "run.json").exists():
             return False
-        write_atomically(self.path / "samples.parquet", _samples_table(samples))
+        stored = samples if isinstance(samples, StoredSamples) else StoredSamples.pack(samples)
+        write_atomically(self.path / "samples.parquet", stored.content())
+        write_arrays(self.path / "plan.npz", order=planned.order, starts=planned.starts)
         return write_once(self.path / "run.json", (json.dumps(run_file, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def plan(self) -> Batches:
+        """The batches as they were fixed when the run started."""
+        planned = self.run_file()["plan"]
+        if "batches" in planned:
+            return Batches.of(planned["batches"])
+        path = self.path / "plan.npz"
+        arrays = read_arrays(path, RunError)
+        try:
+            return Batches(arrays["order"], arrays["starts"])
+        except KeyError as error:
+            raise RunError(f"{path} is damaged (no {error}): start again with --fresh") from error
 
     def run_file(self) -> dict[str, JSON]:
         """run.json; `RunError` if it is damaged or of another version."""
         path, advice = self.path / "run.json", "start again with --fresh"
         made = _json_object(path, ("format",), advice)["format"]
-        if made != FORMAT:
+        if made not in (2, FORMAT):
             raise RunError(
                 f"{self.path} has layout {made}, this version reads {FORMAT}: score it with the version that made it"
             )
@@ -83,25 +106,9 @@ class RunFolder:
         except (TypeError, UsageError) as error:
             raise RunError(f"{path} is damaged ({error}): start again with --fresh") from error
 
-    @gc_paused()
-    def samples(self) -> list[Sample]:
+    def samples(self) -> StoredSamples:
         """The samples as they were when the run started, in the task's order; image paths are absolute."""
-        path = self.path / "samples.parquet"
-        try:
-            rows = read_table(path).to_pylist()
-            return [
-                Sample(
-                    id=row["id"],
-                    prompt=_lenient(json.loads(row["prompt"])),
-                    targets=json.loads(row["targets"]),
-                    group=row["group"],
-                )
-                for row in rows
-            ]
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(
-                f"{path} is missing or damaged ({type(error).__name__}): start again with --fresh"
-            ) from error
+        return StoredSamples(self.path / "samples.parquet")
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -134,33 +141,17 @@ class RunFolder:
     def splits(self) -> set[str]:
         """Names of the batches that were halved."""
         files = sorted((self.path / "responses").glob("splits-*.jsonl"))
-        return {name for path in files for name in _complete_lines(path)}
+        damaged = " is damaged: remove the line, or start again with --fresh"
+        return {name for path in files for _, name in read_json_lines(path, RunError, torn=True, damaged=damaged)}
 
     def note_timing(self, rank: int, timing: Mapping[str, JSON]) -> None:
         """Seconds per batch, apart from everything that is scored."""
         path = self.path / "timings.jsonl" if rank == 0 else self.path / f"timings-{rank:05d}.jsonl"
         append_lines(path, [canonical_json(dict(timing)) + "\n"], sync=False)
 
-    @gc_paused()
-    def answered(self) -> dict[str, dict[str, Response]]:
-        """Complete batches by name, each with its answers by request id. Answers of an incomplete batch are ignored."""
-        complete: dict[str, dict[str, Response]] = {}
-        for path in sorted((self.path / "responses").glob("rank-*.jsonl")):
-            batch: str | None = None
-            pending: dict[str, JSON] = {}
-            for line in _complete_lines(path, ("batch", "of", "id", "document", "finish_reason")):
-                if line["batch"] != batch or line["id"] in pending:
-                    batch, pending = line["batch"], {}
-                pending[line["id"]] = line
-                if len(pending) == line["of"]:
-                    kept = {id_: self._absolute(Response.from_json(one)) for id_, one in pending.items()}
-                    complete.setdefault(line["batch"], kept)
-                    pending = {}
-        return complete
-
-    def responses(self) -> dict[str, Response]:
+    def responses(self) -> Answers:
         """All answers of complete batches, by request id."""
-        return {id_: response for batch in self.answered().values() for id_, response in batch.items()}
+        return Answers(self.path)
 
     def _keep_images(self, response: Response) -> Document:
         kept: list[Part] = []
@@ -177,19 +168,6 @@ class RunFolder:
                 kept.append(part)
         return tuple(kept)
 
-    def _absolute(self, response: Response) -> Response:
-        if not any(isinstance(part, Image) for part in response.document):
-            return response
-
-        def resolve(image: Image) -> Image:
-            path = inside(self.path, image.path or "")
-            if path is None:
-                raise RunError(f"{self.path}: an answer names {image.path}, which lies outside the run")
-            return Image(path=str(path), sha256=image.sha256)
-
-        parts = tuple(resolve(part) if isinstance(part, Image) else part for part in response.document)
-        return replace(response, document=parts)
-
     # --- results ------------------------------------------------------------------------------------------------------
 
     def clear_leftovers(self) -> None:
@@ -197,13 +175,13 @@ class RunFolder:
         for folder, _, _ in os.walk(self.path):
             remove_leftovers(Path(folder))
 
-    def write_scores(self, rows: Sequence[Mapping[str, JSON]]) -> None:
+    def write_scores(self, rows: Sequence[Mapping[str, JSON]] | pd.DataFrame) -> None:
         """scores.parquet: one row per sample, full precision."""
         import pandas as pd
 
-        buffer = io.BytesIO()
-        pd.DataFrame(list(rows)).to_parquet(buffer, index=False, compression="zstd")
-        write_atomically(self.path / "scores.parquet", buffer.getvalue())
+        with replacing(self.path / "scores.parquet") as unfinished, unfinished.open("wb") as file:
+            table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+            table.to_parquet(file, index=False, compression="zstd")
 
     def write_metrics(self, metrics: JSON) -> None:
         """metrics.json, written last: its existence means that the run is complete."""
@@ -230,31 +208,162 @@ def _json_object(path: Path, wanted: Sequence[str], advice: str) -> dict[str, JS
     return found
 
 
-def _complete_lines(path: Path, wanted: Sequence[str] = ()) -> Iterator[JSON]:
-    """The lines of a JSON Lines file without an incomplete last one; `RunError` for an object without the keys `wanted`."""
-    damaged = " is damaged: remove the line, or start again with --fresh"
-    for number, found in read_json_lines(path, RunError, torn=True, damaged=damaged):
-        if wanted and not (isinstance(found, dict) and all(name in found for name in wanted)):
-            raise RunError(f"{path}, line {number}{damaged}")
-        yield found
+@contextlib.contextmanager
+def _whole(source: object) -> Generator[None]:
+    """`RunError` where samples.parquet cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{source} is missing or damaged ({type(error).__name__}): start again with --fresh") from error
 
 
-def _samples_table(samples: Sequence[Sample]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+class StoredSamples(Sequence[Sample]):
+    """The samples of a samples.parquet, parsed when they are asked for.
 
-    texts = pa.string()
-    table = pa.table(
-        {
-            "id": pa.array([sample.id for sample in samples], texts),
-            "group": pa.array([sample.group for sample in samples], texts),
-            "prompt": pa.array([canonical_json(to_json(sample.prompt)) for sample in samples], texts),
-            "targets": pa.array([canonical_json(dict(sample.targets)) for sample in samples], texts),
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    To go through them costs the memory of a few thousand; once one is asked for by number, the texts of all are held.
+    """
+
+    ROWS = 1 << 14
+
+    def __init__(self, source: Path | bytes) -> None:
+        """From a file, or from its content. No threads: pyarrow waits for ever for one that cannot start (see `read_table`)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.source = source
+        with _whole(source):
+            opened = pa.BufferReader(source) if isinstance(source, bytes) else pa.OSFile(str(source))
+            self._file = pq.ParquetFile(opened, pre_buffer=False)
+
+    @classmethod
+    def pack(cls, samples: Iterable[Sample]) -> StoredSamples:
+        """A compact copy of `samples`, of which a few thousand at a time are held as objects.
+
+        Raises:
+            DataError: a text is not Unicode or a number not finite, so that no file can hold it.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema([(name, pa.string()) for name in ("id", "group", "prompt", "targets")])
+        buffer = pa.BufferOutputStream()
+        with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+            rows = map(_texts, samples)
+            while some := list(islice(rows, cls.ROWS)):
+                writer.write_table(pa.table(list(zip(*some, strict=True)), schema=schema))
+        return cls(buffer.getvalue().to_pybytes())
+
+    def content(self) -> bytes:
+        """The bytes of the file."""
+        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    def __iter__(self) -> Iterator[Sample]:
+        with _whole(self.source):
+            for batch in self._file.iter_batches(1024, use_threads=False):
+                yield from map(_sample, batch.to_pylist())
+
+    @cached_property
+    def _table(self) -> Any:
+        with _whole(self.source):
+            return self._file.read(use_threads=False)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> StoredSamples: ...
+    def __getitem__(self, index: int | slice) -> Sample | StoredSamples:
+        if isinstance(index, slice):
+            return StoredSamples.pack(self[number] for number in range(*index.indices(len(self))))
+        with _whole(self.source):
+            return _sample({name: self._table[name][index].as_py() for name in self._table.column_names})
+
+
+def _texts(sample: Sample) -> tuple[str, str | None, str, str]:
+    """A row of samples.parquet."""
+    try:
+        texts = sample.id, sample.group, canonical_json(to_json(sample.prompt)), canonical_json(dict(sample.targets))
+        "".join(text or "" for text in texts).encode()
+    except (UnicodeEncodeError, ValueError) as error:
+        raise DataError(f"sample {sample.id!r}: its text is not Unicode, or a number not finite ({error})") from error
+    return texts
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    return Sample(row["id"], _lenient(json.loads(row["prompt"])), json.loads(row["targets"]), row["group"])
+
+
+class Answers(Mapping[str, Response]):
+    """The answers of complete batches by request id. Their places in the files are held, and each is parsed when it is asked for.
+
+    Answers of an incomplete batch are ignored, and so is a batch that is stored a second time.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.batches: set[str] = set()
+        self.errors: dict[str, str] = {}
+        """The type of error of each request that has no answer."""
+        self._run = run
+        self._files: list[BinaryIO] = []
+        self._places: dict[str, int] = {}
+        """Byte times `_MOST_FILES` plus the number of the file."""
+        for path in sorted((run / "responses").glob("rank-*.jsonl")):
+            self._files.append(path.open("rb"))
+            weakref.finalize(self, self._files[-1].close)
+            self._scan(path)
+
+    def _scan(self, path: Path) -> None:
+        place, batch = len(self._files) - 1, ""
+        pending: dict[str, tuple[int, JSON]] = {}
+        for number, text in enumerate(self._files[-1], 1):
+            if text.strip() and text.endswith(b"\n"):
+                line = _answer(text, f"{path}, line {number}")
+                if line["batch"] != batch or line["id"] in pending:
+                    batch, pending = line["batch"], {}
+                pending[line["id"]] = place, line.get("error")
+                if len(pending) == line["of"]:
+                    if batch not in self.batches:
+                        self.batches.add(batch)
+                        self._places |= {id_: where for id_, (where, _) in pending.items()}
+                        self.errors |= {id_: error["type"] for id_, (_, error) in pending.items() if error}
+                    pending = {}
+            place += len(text) * _MOST_FILES
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __getitem__(self, id_: str) -> Response:
+        offset, number = divmod(self._places[id_], _MOST_FILES)
+        file = self._files[number]
+        file.seek(offset)
+        response = Response.from_json(_answer(file.readline(), f"{file.name}, byte {offset}"))
+        parts = tuple(self._absolute(part) if isinstance(part, Image) else part for part in response.document)
+        return replace(response, document=parts)
+
+    def _absolute(self, image: Image) -> Image:
+        path = inside(self._run, image.path or "")
+        if path is None:
+            raise RunError(f"{self._run}: an answer names {image.path}, which lies outside the run")
+        return Image(path=str(path), sha256=image.sha256)
+
+
+_MOST_FILES = 1 << 20
+
+
+def _answer(text: bytes, where: str) -> dict[str, JSON]:
+    """A line of answers; `RunError` where it is damaged."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        line = None
+    if not isinstance(line, dict) or not {"batch", "of", "id", "document", "finish_reason"} <= line.keys():
+        raise RunError(f"{where} is damaged: remove the line, or start again with --fresh")
+    return line
 
 
 def _lenient(parts: JSON) -> Document:

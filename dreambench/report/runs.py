@@ -63,7 +63,7 @@ class CompleteRun:
             ) from error
 
     @cached_property
-    def responses(self) -> dict[str, Response]:
+    def responses(self) -> Mapping[str, Response]:
         return self.run.responses()
 
     @cached_property

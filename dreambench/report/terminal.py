@@ -11,7 +11,6 @@ from dreambench.errors import counted
 from dreambench.report.runs import CompleteRun
 from dreambench.report.tables import incomparable, lines
 from dreambench.report.text import headline, interval_text, number, printable
-from dreambench.runner import batches
 from dreambench.scores import Score
 from dreambench.store import RunFolder
 
@@ -55,10 +54,9 @@ def print_scores(title: str, scores: Sequence[Score]) -> None:
 
 def print_plan(plan: RunPlan) -> None:
     """What a run would do, for ``--dry-run``."""
-    requests, planned = len(plan.requests), len(batches(plan.requests, plan.batch_size))
     _print_line(
-        f"{plan.task.name} of {plan.spec.model}: {counted(requests, 'request')} in"
-        f" {counted(planned, 'batch', 'batches')} of {plan.batch_size}"
+        f"{plan.task.name} of {plan.spec.model}: {counted(len(plan.samples), 'request')} in"
+        f" {counted(len(plan.batches), 'batch', 'batches')} of {plan.batch_size}"
     )
     for protocol in plan.protocols:
         _print_line(f"protocol {protocol.id}: {dict(protocol.fields)}")

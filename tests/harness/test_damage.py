@@ -17,6 +17,7 @@ from dreambench.documents import Text
 from dreambench.errors import DataError, RunError, UsageError
 from dreambench.requests import Sample
 from dreambench.spec import RunSpec
+from dreambench.store import FORMAT
 
 TOY = "toybench:Toy"
 
@@ -125,4 +126,4 @@ def test_scored_is_said_only_of_what_was_scored(tmp_path: Path) -> None:
     with pytest.raises(RunError):
         execute(RunSpec(task=TOY, model="echo", batch_size=8), tmp_path, say=said.append)
     assert "scored" not in said
-    assert json.loads((folder / "run.json").read_text())["format"] == 2
+    assert json.loads((folder / "run.json").read_text())["format"] == FORMAT

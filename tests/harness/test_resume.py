@@ -127,7 +127,7 @@ def test_a_second_launch_is_refused_and_a_dead_ones_lock_taken_over(
     tmp_path: Path, outside_environment: dict[str, str]
 ) -> None:
     out = tmp_path / "runs"
-    slow = command(out, "--model-arg", "delay=0.3")
+    slow = command(out, "--model-arg", "delay=2")
     first = subprocess.Popen(slow, env=outside_environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not answers_written(out):
         time.sleep(0.01)

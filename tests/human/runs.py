@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image as Pillow
 
+from dreambench.batches import Batches
 from dreambench.documents import Document, Image, Text, to_json
 from dreambench.requests import Response, Sample
 from dreambench.store import FORMAT, RunFolder
@@ -65,7 +66,6 @@ def make_run(
 ) -> Path:
     """A complete run of `model`; `documents` replaces what it answered to samples of these ids."""
     run = RunFolder(folder / f"{task}-{model}-0a1b2c3d")
-    batch = [sample.id for sample in some]
     protocol = "official@1-12345678"
     run.begin(
         {
@@ -77,9 +77,10 @@ def make_run(
             "system": {},
             "notes": [],
             "environment": {},
-            "plan": {"batch_size": len(batch), "batches": [["b0", batch]]},
+            "plan": {"batch_size": len(some)},
         },
         some,
+        Batches.of([list(range(len(some)))]),
     )
     responses: list[Response] = []
     for sample in some:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image as Pillow
 
+from dreambench.batches import Batches
 from dreambench.documents import Image, Text
 from dreambench.requests import Failure, Response, Sample
 from dreambench.scores import Protocol, Score
@@ -58,8 +59,8 @@ def make_run(
     protocols = {score.protocol: Protocol("p", 1, fields or {}).to_json() for score in scores}
     environment = {"device": {"device": "cpu"}, "versions": {"dreambench": "0"}, "machine": {"system": "none"}}
     fields_of_run = {"task": task, "model": model, "protocols": protocols, "environment": environment}
-    run_file = {"format": FORMAT, "spec": {}, **fields_of_run, "system": {}, "notes": [], "plan": {"batches": []}}
-    run.begin(run_file, samples)
+    run_file = {"format": FORMAT, "spec": {}, **fields_of_run, "system": {}, "notes": [], "plan": {}}
+    run.begin(run_file, samples, Batches.of([]))
     run.append(0, "0", responses)
     stored = run.responses()
     complete: list[dict[str, object]] = []

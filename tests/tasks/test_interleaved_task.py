@@ -18,12 +18,12 @@ import pytest
 
 import dreambench
 from dreambench.api import Result, plan, score_run
+from dreambench.batches import in_order
 from dreambench.documents import Image, Text
 from dreambench.errors import DataError, ModelError, UsageError
 from dreambench.metrics.compare import compare_folders
 from dreambench.report.page import page
 from dreambench.report.runs import load
-from dreambench.runner import batches
 from dreambench.spec import RunSpec
 from dreambench_tasks import playground
 
@@ -95,7 +95,7 @@ def test_requests_hold_what_precedes_the_image_and_nothing_else(world: Path) -> 
     names = [f"{mode}/{record['id']}/2" for mode in ("teacher-forced", "matched-text")]
     options = {"protocol": ["teacher-forced", "matched-text"], "ids": names}
     texts = [part["text"] for part in record["document"] if "text" in part]
-    by_id = {request.id: request for request in planned(world, **options).requests}
+    by_id = {request.id: request for request in planned(world, **options).requests()}
     whole = by_id[names[0]].document
     assert [part.text for part in whole if isinstance(part, Text)] == [record["instruction"], *texts[:3]]
     assert [Path(part.path or "").name for part in whole if isinstance(part, Image)] == [
@@ -104,18 +104,18 @@ def test_requests_hold_what_precedes_the_image_and_nothing_else(world: Path) -> 
     assert by_id[names[0]].settings["user_parts"] == 1
     assert by_id[names[1]].document == (Text(record["matched"][2]),)
     assert "user_parts" not in by_id[names[1]].settings
-    bare = {r.id: r for r in planned(world, **options, generation=["context_images=none"]).requests}
+    bare = {r.id: r for r in planned(world, **options, generation=["context_images=none"]).requests()}
     assert bare[names[0]].document == (Text(record["instruction"]), Text(" ".join(texts[:3])))
 
 
 def test_seeds_depend_on_the_sample_alone(world: Path) -> None:
-    everything = {request.id: request.seed for request in planned(world, generation=["samples=2"]).requests}
+    everything = {request.id: request.seed for request in planned(world, generation=["samples=2"]).requests()}
     assert len(set(everything.values())) == len(everything)
     few = ["teacher-forced/000007/0", "free/000020/1"]
-    assert {r.id: r.seed for r in planned(world, generation=["samples=2"], ids=few).requests} == {
+    assert {r.id: r.seed for r in planned(world, generation=["samples=2"], ids=few).requests()} == {
         id_: everything[id_] for id_ in few
     }
-    assert planned(world, generation=["samples=2"], ids=few, seed=1).requests[0].seed != everything[few[1]]
+    assert next(planned(world, generation=["samples=2"], ids=few, seed=1).requests()).seed != everything[few[1]]
 
 
 def test_a_protocol_is_what_defines_the_measurement(world: Path) -> None:
@@ -136,10 +136,10 @@ def test_a_protocol_is_what_defines_the_measurement(world: Path) -> None:
 
 
 def test_a_batch_has_requests_of_one_kind(world: Path) -> None:
-    requests = planned(world).requests
-    kinds = [{requests[index].kind for index in batch} for batch in batches(requests, 5)]
+    requests = list(planned(world).requests())
+    kinds = [{requests[index].kind for index in batch} for batch in in_order(requests).cut(5)]
     assert all(len(kind) == 1 for kind in kinds)
-    assert sorted(index for batch in batches(requests, 5) for index in batch) == list(range(len(requests)))
+    assert sorted(index for batch in in_order(requests).cut(5) for index in batch) == list(range(len(requests)))
 
 
 def test_documents_of_each_topic_are_chosen_by_seed_and_id(world: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_data_without_instructions_or_topics_say_what_is_missing(tmp_path: Path)
     with pytest.raises(DataError, match="has no instruction, which the protocol free needs"):
         planned(data)
     found = planned(data, protocol=["teacher-forced"])
-    assert found.requests[0].settings["user_parts"] == 0
+    assert next(found.requests()).settings["user_parts"] == 0
     with pytest.raises(DataError, match=r"6 documents \(first stories_val-1\) have no topic"):
         planned(data, protocol=["teacher-forced"], generation=["documents_per_topic=1"])
 
