@@ -1,25 +1,28 @@
-"""Chat-completions servers, called through the `openai` client with bounded retries, for the adapter and the judge."""
+"""Chat-completions servers, called with bounded retries, for the adapter and the judge."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
 import os
+import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from dreambench.documents import JSON, Document, Image, Text, document_text
-from dreambench.errors import DreambenchError, MissingExtraError, UsageError, counted
+from dreambench.errors import DreambenchError, UsageError, counted
 from dreambench.images import decode, encode_png
+from dreambench.post import CutShortError, NoReplyError, Poster, Received, is_loopback
+from dreambench.safety import keep_secret, printable, redact
 from dreambench.spec import parse_arguments
-
-if TYPE_CHECKING:
-    import openai
 
 __all__ = [
     "ChatServer",
@@ -37,7 +40,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_BASE_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:[0-9]{1,5})?(/[\w.~/-]*)?")
+_UNPROVEN = 16
+"""Results without a completion that may pass before the server is tried with a request of ours."""
 
 
 class ServerUnavailableError(DreambenchError):
@@ -49,12 +54,12 @@ class RefusedError(DreambenchError):
 
 
 class MalformedReplyError(DreambenchError):
-    """The reply is not a chat completion with text."""
+    """The reply is not a chat completion with text, or not whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The first choice of a chat completion. Token counts are the server's own."""
+    """The first choice of a chat completion, without the key. Token counts are the server's own."""
 
     text: str
     finish_reason: str
@@ -66,9 +71,10 @@ class Reply:
 class ChatServer(BaseModel):
     """``MODEL@BASE_URL``, and how it is called.
 
-    The key is read from the environment variable `key_env` when the client is made; it is in no log, message or identity. Rate limits
+    The key is read from the environment variable `key_env` when the server is called; it is in no log, message or identity, also where
+    the server repeats it. An attempt ends after `timeout` seconds, from connecting to the last byte, and a reply at 4 MiB. Rate limits
     (429), 408, 409, 5xx and lost connections are retried up to `retries` times, with exponential back-off or after the time that the
-    server's Retry-After names (up to a minute).
+    server's Retry-After names (up to a minute). Redirects are never followed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,7 +83,7 @@ class ChatServer(BaseModel):
     base_url: str
     concurrency: PositiveInt = 8
     retries: NonNegativeInt = 6
-    timeout: float = Field(120.0, gt=0, allow_inf_nan=False)
+    timeout: float = Field(120.0, gt=0, le=86_400, allow_inf_nan=False)
     key_env: str | None = None
     token_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105 - a field's name
 
@@ -91,49 +97,55 @@ class ChatServer(BaseModel):
             raise UsageError(
                 f"{option} openai:{location or ''}: write openai:MODEL@BASE_URL with a BASE_URL that begins with http"
             )
-        address = urlsplit("http" + rest)
-        if address.username or address.password or address.query or address.hostname is None:
+        url = "http" + rest
+        if _BASE_URL.fullmatch(url) is None:
             raise UsageError(
                 f"{option} openai:{model}@…: BASE_URL is written into the run, so it has a host and no credentials or query;"
                 " put the key into the environment variable OPENAI_API_KEY, or into one that key_env names"
             )
-        if offline and address.hostname not in _LOOPBACK:
-            raise UsageError(
-                f"{option} openai:{model}@{address.hostname}: --offline allows only servers on this machine"
-            )
-        key_env = arguments.get("key_env")
-        if key_env is not None and not os.environ.get(key_env):
-            raise UsageError(f"{option}: the environment variable {key_env} named by key_env is empty")
-        return parse_arguments(cls, {"model": model, "base_url": "http" + rest, **arguments}, option)
+        server = parse_arguments(cls, {"model": model, "base_url": url, **arguments}, option)
+        if offline and not is_loopback(server.host):
+            raise UsageError(f"{option} openai:{model}@{server.host}: --offline allows only servers on this machine")
+        if not server.key and server.key_env is not None:
+            # Not a name that looks like the key itself.
+            name = f" {server.key_env}" if server.key_env.isupper() else ""
+            raise UsageError(f"{option}: the environment variable{name} named by key_env is empty")
+        return server
 
     @property
     def host(self) -> str:
         """The server's host name, without the port."""
         return urlsplit(self.base_url).hostname or ""
 
+    @property
+    def key(self) -> str:
+        """The key, which is never written out; empty where there is none."""
+        key = os.environ.get(self.key_env or "OPENAI_API_KEY", "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise UsageError(f"the key in {self.key_env or 'OPENAI_API_KEY'} has characters that no key has")
+        keep_secret(key)
+        return key
+
 
 class Conversation:
-    """A client of a `ChatServer`, which threads can share. Raises `MissingExtraError` without the package openai."""
+    """The requests to a `ChatServer`, which threads can share."""
 
     def __init__(self, server: ChatServer) -> None:
-        try:
-            import openai
-        except ModuleNotFoundError as error:
-            if error.name != "openai":
-                raise
-            raise MissingExtraError("openai", "judge", f"openai:{server.model}") from error
         self.server = server
-        self._key = os.environ.get(server.key_env or "OPENAI_API_KEY", "")
-        self._client = openai.OpenAI(
-            api_key=self._key or "none",
-            base_url=server.base_url,
-            timeout=server.timeout,
-            max_retries=server.retries,
-        )
+        self.completed = False
+        """Whether any reply was a chat completion, even one that refuses."""
+        self.first_failure = ""
+        """Why the first request without a completion had none."""
+        self._poster = Poster(f"{server.base_url.rstrip('/')}/chat/completions")
+        self._closed = threading.Event()
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "dreambench"}
+        if key := server.key:
+            self._headers["Authorization"] = f"Bearer {key}"
 
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        """End the requests in progress."""
+        self._closed.set()
+        self._poster.close()
 
     def ask(self, content: JSON, max_tokens: int, settings: Mapping[str, JSON]) -> Reply:
         """The completion of one user message; `settings` are added to the request's body.
@@ -141,9 +153,6 @@ class Conversation:
         Raises:
             ServerUnavailableError, RefusedError, MalformedReplyError: see there.
         """
-        import openai
-        from openai.types.chat import ChatCompletion
-
         body = {
             "model": self.server.model,
             "messages": [{"role": "user", "content": content}],
@@ -151,69 +160,138 @@ class Conversation:
             **settings,
         }
         try:
-            completion = self._client.post("/chat/completions", body=body, cast_to=ChatCompletion)
-        except openai.APIStatusError as error:
-            if error.status_code in (400, 413, 422):
-                raise RefusedError(self._clean(f"HTTP {error.status_code}: {_message(error)}")) from None
-            raise ServerUnavailableError(self._status_advice(error.status_code, _message(error))) from None
-        except openai.APIConnectionError as error:
-            slow = isinstance(error, openai.APITimeoutError)
-            what = f"gave no answer within {self.server.timeout:g} s" if slow else "cannot be reached"
-            raise ServerUnavailableError(
-                f"the server {self.server.base_url} {what} ({counted(self.server.retries + 1, 'attempt')}): start it and"
-                " run the same command again to resume"
-            ) from None
-        except (ValueError, TypeError, openai.APIError) as error:
-            raise MalformedReplyError(f"the reply is not a chat completion in JSON ({type(error).__name__})") from None
-        return _read(completion)
+            received = self._send(json.dumps(body).encode())
+            if received.status in (400, 413, 422):
+                raise RefusedError(f"HTTP {received.status}: {_message(received)}")
+            completion = _completion(received)
+        except (RefusedError, MalformedReplyError) as error:
+            self.first_failure = self.first_failure or str(error)
+            raise
+        self.completed = True
+        return _read(*completion)
 
-    def _status_advice(self, status: int, message: str) -> str:
-        name = self.server.key_env or "OPENAI_API_KEY"
+    def _send(self, body: bytes) -> Received:
+        """The reply to the first attempt that has one, with a status that a repetition would not change."""
+        failure: DreambenchError | None = None
+        wait: float | None = None
+        for attempt in range(self.server.retries + 1):
+            if attempt and self._closed.wait(wait if wait is not None else min(8.0, 0.5 * 2 ** min(attempt - 1, 9))):
+                break
+            wait = None
+            try:
+                received = self._poster.post(self._headers, body, self.server.timeout)
+            except NoReplyError as error:
+                failure = ServerUnavailableError(self._no_reply_advice(error))
+                continue
+            except CutShortError as error:
+                failure = MalformedReplyError(str(error))
+                if not error.lost:
+                    break
+                continue
+            if received.status not in (408, 409, 429) and received.status < 500:
+                if 200 <= received.status < 300 or received.status in (400, 413, 422):
+                    return received
+                raise ServerUnavailableError(self._status_advice(received))
+            failure, wait = ServerUnavailableError(self._status_advice(received)), _retry_after(received.headers)
+        raise failure or ServerUnavailableError("interrupted")
+
+    def prove(self) -> None:
+        """After requests of which none had a completion: `ServerUnavailableError` unless the server completes one of ours."""
+        reason = self.first_failure
+        if reason and not self.completed:
+            try:
+                self.ask("Answer with the word yes.", 16, {"temperature": 0})
+            except (RefusedError, MalformedReplyError):
+                raise ServerUnavailableError(
+                    f"the server {self.server.base_url} answers no request with a chat completion ({reason}): check"
+                    f" that BASE_URL is complete (it often ends in /v1) and serves {self.server.model}"
+                ) from None
+
+    def _no_reply_advice(self, error: NoReplyError) -> str:
+        what = f"gave no answer within {self.server.timeout:g} s" if error.late else "cannot be reached"
+        attempts = counted(self.server.retries + 1, "attempt")
+        return (
+            f"the server {self.server.base_url} {what} ({attempts}): start it and run the same command again to resume"
+            f" ({error})"
+        )
+
+    def _status_advice(self, received: Received) -> str:
+        name, status = self.server.key_env or "OPENAI_API_KEY", received.status
         advice = {
             401: f"put a valid key into the environment variable {name}",
             403: f"the key in {name} may not use {self.server.model}",
             404: f"check that it serves {self.server.model} and that BASE_URL is complete (it often ends in /v1)",
             429: "its rate limit persists: run the same command again later, or with a lower concurrency",
         }.get(status, "run the same command again later to resume")
-        return self._clean(f"the server {self.server.base_url} answers HTTP {status} ({message}): {advice}")
-
-    def _clean(self, message: str) -> str:
-        """One line, without the key, which some servers quote."""
-        if self._key:
-            message = message.replace(self._key, "***")
-        return " ".join(message.split())[:500]
-
-
-def _message(error: openai.APIStatusError) -> str:
-    """The server's message, or else the client's."""
-    body = error.body
-    message = body.get("message") if isinstance(body, dict) else None
-    return message if isinstance(message, str) else error.message
+        message = _message(received)
+        if 300 <= status < 400:
+            message = f"a redirect to {_line(received.headers.get('location', 'nowhere'))}"
+            advice = (
+                "redirects are not followed, because the key and the data would go with them; give the final BASE_URL"
+            )
+        return f"the server {self.server.base_url} answers HTTP {status} ({message}): {advice}"
 
 
-def _read(completion: object) -> Reply:
-    """The first choice of a completion, whose shape the client does not check."""
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a server asks to wait, where it names a sensible number."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        with contextlib.suppress(ValueError):
+            if 0 < (seconds := float(headers.get(name, "")) / unit) <= 60:
+                return seconds
+    return None
+
+
+def _message(received: Received) -> str:
+    """The server's own words about an error, or the beginning of the body."""
+    value: Any = received.body.decode(errors="replace")
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(value)
+        value = value.get("error", value) if isinstance(value, dict) else value
+        value = value.get("message", value) if isinstance(value, dict) else value
+    return _line(value if isinstance(value, str) else json.dumps(value)) or "no message"
+
+
+def _completion(received: Received) -> tuple[Any, Any]:
+    """The body of a chat completion and its first choice. `MalformedReplyError` where there is no choice with a message."""
     try:
-        choice = completion.choices[0]  # pyright: ignore[reportAttributeAccessIssue]
-        text, finish_reason = choice.message.content, choice.finish_reason
-        model, usage = completion.model, completion.usage  # pyright: ignore[reportAttributeAccessIssue]
-    except (AttributeError, IndexError, TypeError) as error:
+        completion: Any = json.loads(received.body.decode("utf-8-sig"))
+        choice = completion["choices"][0]
+        if not isinstance(choice["message"], dict):
+            raise TypeError
+    except (ValueError, RecursionError) as error:
+        raise MalformedReplyError(f"the reply is not a chat completion in JSON ({type(error).__name__})") from None
+    except (KeyError, IndexError, TypeError) as error:
         raise MalformedReplyError(f"the reply has no first choice with a message ({type(error).__name__})") from None
-    if finish_reason == "content_filter":
+    return completion, choice
+
+
+def _read(completion: Any, choice: Any) -> Reply:
+    """The fields of a completion. What is of another type than it should be counts as absent."""
+    message, usage = choice["message"], completion.get("usage")
+    if choice.get("finish_reason") == "content_filter":
         raise RefusedError("the server's content filter withheld the answer")
-    if not isinstance(text, str):
-        refusal = getattr(choice.message, "refusal", None)
-        if isinstance(refusal, str):
-            raise RefusedError(f"the model refused: {' '.join(refusal.split())[:300]}")
+    if not isinstance(message.get("content"), str):
+        if isinstance(message.get("refusal"), str):
+            raise RefusedError(f"the model refused: {_line(message['refusal'])}")
         raise MalformedReplyError("the reply's message has no text")
+    reason, model = choice.get("finish_reason"), completion.get("model")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     return Reply(
-        # A lone surrogate is legal in JSON, but cannot be written to a file.
-        text.encode("utf-8", "replace").decode(),
-        str(finish_reason or "stop"),
-        model if isinstance(model, str) else None,
-        getattr(usage, "prompt_tokens", None),
-        getattr(usage, "completion_tokens", None),
+        _clean(message["content"]),
+        (_line(reason) if isinstance(reason, str) else "") or "stop",
+        _line(model) if isinstance(model, str) else None,
+        *(count if type(count) is int and 0 <= count < 1 << 53 else None for count in counts),
     )
+
+
+def _clean(text: str) -> str:
+    """What a server wrote, as it enters the process: without known keys, and without lone surrogates, which no file can hold."""
+    return redact(text).encode("utf-8", "replace").decode()
+
+
+def _line(text: str) -> str:
+    """The same, as one line for messages and names."""
+    return printable(" ".join(_clean(text).split()))[:300]
 
 
 def message_content(document: Document) -> JSON:
@@ -246,24 +324,39 @@ def in_parallel(server: ChatServer, work: Callable[[Conversation, T], R], items:
     """Results of `work` as they complete, with at most the server's `concurrency` calls at a time.
 
     After an error no new call starts; the results of calls in progress are yielded before it is raised, because they were paid for.
+    Until the first chat completion results are held back: a server that gives none, such as a login page, is an error, not a list of
+    failed items.
     """
     with closing(Conversation(server)) as conversation:
         pool = ThreadPoolExecutor(server.concurrency)
         futures = [pool.submit(work, conversation, item) for item in items]
         failure: BaseException | None = None
+        held: list[R] = []
         try:
             for future in as_completed(futures):
                 if future.cancelled():
                     continue
                 error = future.exception()
                 if error is None:
-                    yield future.result()
+                    held.append(future.result())
+                    if len(held) >= _UNPROVEN:
+                        conversation.prove()
+                    if conversation.completed:
+                        yield from _emptied(held)
                 elif failure is None:
                     failure = error
                     for other in futures:
                         other.cancel()
+            if failure is None:
+                conversation.prove()
+                yield from held
         finally:
-            # Without waiting: closing the client ends the calls in progress of an interrupted caller.
+            # Without waiting: closing the conversation ends the calls in progress of an interrupted caller.
             pool.shutdown(wait=False, cancel_futures=True)
         if failure is not None:
             raise failure
+
+
+def _emptied(held: list[R]) -> Iterator[R]:
+    while held:
+        yield held.pop(0)

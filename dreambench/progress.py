@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from dreambench.safety import printable
+
 __all__ = ["progress_bar", "say"]
 
 PLAIN_EVERY_S = 10.0
@@ -14,7 +16,7 @@ PLAIN_EVERY_S = 10.0
 
 def say(line: str) -> None:
     """One line for the user, on standard error: standard output is for results."""
-    print(f"dreambench: {line}", file=sys.stderr, flush=True)
+    print(f"dreambench: {printable(line)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

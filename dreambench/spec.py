@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 
 from dreambench.documents import JSON
 from dreambench.errors import UsageError
+from dreambench.safety import holds_secret, secret_name
 
 __all__ = ["RunSpec", "one_line", "parse_arguments", "words"]
 
@@ -159,6 +161,22 @@ class RunSpec(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise UsageError(one_line(error)) from None
+        self._refuse_secrets()
+
+    def _refuse_secrets(self) -> None:
+        """A run keeps its spec, and is passed on: no key, token or password may stand in it."""
+        for key in self.model_arg:
+            if secret_name(key):
+                raise UsageError(
+                    f"--model-arg {key}: run.json would keep it; put it into an environment variable that the model reads"
+                    " (openai: name the variable with key_env)"
+                )
+        for name, value in self.to_json().items():
+            if holds_secret(json.dumps(value, ensure_ascii=False)):
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: it holds a password or the value of a secret environment variable, and"
+                    " run.json would keep it: leave the credentials out"
+                )
 
     @property
     def data_path(self) -> Path | None:

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Generator
 from importlib import metadata
 from types import FrameType
@@ -40,11 +41,12 @@ def main(arguments: list[str] | None = None) -> None:
     0 done, 1 a threshold missed, 2 the user must act, 130 interrupted by Ctrl-C, 143 by SIGTERM.
     """
     from dreambench.errors import DreambenchError, refusal
+    from dreambench.safety import redacted_output
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without a dash is no reason to lose a table
-    with _stopped_by_sigterm() as interrupted:
+    with redacted_output(), _stopped_by_sigterm() as interrupted:
         status: object = 0
         try:
             # Not standalone, the parser gives a verb's `typer.Exit`, and Ctrl-C, back as a number.
@@ -68,7 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
             _leave("error: out of memory; allow more (`ulimit -v`), or ask for less at a time", 2)
         except Exception as error:
             _leave_if_usage(error, interrupted())
-            raise
+            traceback.print_exc()
+            sys.exit(1)
         if status == INTERRUPTED:
             _leave(RESUMES, interrupted())
     sys.exit(status if isinstance(status, int) else 0)
@@ -153,7 +156,7 @@ def _leave_if_usage(error: Exception, interrupted: int) -> None:
 
 
 def _leave(line: str, status: int) -> None:
-    from dreambench.report.text import printable
+    from dreambench.safety import printable
 
     print(f"dreambench: {printable(' '.join(line.split()))}", file=sys.stderr)
     sys.exit(status)

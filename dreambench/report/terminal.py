@@ -27,10 +27,10 @@ MOST_GROUPS = 20
 def print_result(result: Result) -> None:
     """A run's scores, without those of groups of which there are many; its notes and folder."""
     if result.metrics is None:
-        print(f"{result.folder}: not complete yet")
+        _print_line(f"{result.folder}: not complete yet")
         return
     if result.repeated:
-        print(f"{result.folder} is complete (--fresh starts anew)")
+        _print_line(f"{result.folder} is complete (--fresh starts anew)")
     _print_run(CompleteRun(RunFolder(result.folder), result.metrics), most_groups=MOST_GROUPS)
 
 

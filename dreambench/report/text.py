@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
+from dreambench.safety import printable
 from dreambench.scores import Score
 
 __all__ = ["headline", "interval_text", "latex", "markdown", "method_text", "number", "printable", "unscored_text"]
@@ -52,10 +52,6 @@ def headline(score: Score) -> str:
 
 # --- escaping ---------------------------------------------------------------------------------------------------------
 
-# Characters that reverse what follows them, so that a reader sees another text than a program does.
-DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# Cc: control characters, which can command a terminal; Cs: lone surrogates, which cannot be encoded; Zl, Zp: line breaks.
-ACTIVE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>~|&$#])")
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -70,18 +66,6 @@ LATEX = {
     # At the start of a row, these would be read as an option of the row before.
     **{option: f"{{{option}}}" for option in "[]*"},
 }
-
-
-def printable(text: str, keep: str = "") -> str:
-    r"""`text` with control characters, line breaks and changes of direction written out (``\x1b``), except those in `keep`."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if character not in keep and (unicodedata.category(character) in ACTIVE or character in DIRECTION)
-        else character
-        for character in text
-    )
 
 
 def markdown(text: str) -> str:

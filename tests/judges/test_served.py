@@ -83,12 +83,28 @@ def test_a_reply_that_is_no_grade_is_retried_at_higher_temperatures_and_then_uns
     ],
 )
 def test_a_malformed_reply_is_retried_at_the_same_temperature_and_then_unscored(body: bytes) -> None:
-    with serving(lambda _, number: Answer(body=body)) as server:
-        (judgement,) = served_judge(server.url).grade(items(1))
+    with serving(lambda asked, number: Answer(body=body) if "I say 0" in str(asked) else Answer("1")) as server:
+        judgements = {one.id: one for one in served_judge(server.url).grade(items(2))}
+    judgement = judgements["v1_0"]
     assert judgement.score is None
     assert judgement.reason is not None
     assert "reply" in judgement.reason
-    assert [one["temperature"] for one in server.bodies] == [0] * 5
+    assert [one["temperature"] for one in server.bodies if "I say 0" in str(one)] == [0] * 5
+    assert (judgements["v1_1"].score, len(server.bodies)) == (1, 6)
+
+
+def test_a_server_that_completes_nothing_is_an_error_and_one_that_completes_another_request_is_not() -> None:
+    page = Answer(body=b"<!doctype html><title>Please log in</title>", headers={"Content-Type": "text/html"})
+    with (
+        serving(lambda body, number: page) as server,
+        pytest.raises(JudgeError, match=r"answers no request with a chat completion .*BASE_URL"),
+    ):
+        list(served_judge(server.url).grade(items(40)))
+    assert len(server.bodies) <= 5 * (16 + 8) + 1
+    with serving(lambda body, number: page if "I say" in str(body) else Answer("yes")) as server:
+        (judgement,) = served_judge(server.url).grade(items(1))
+    assert judgement.score is None
+    assert len(server.bodies) == 6
 
 
 def test_a_rate_limit_is_retried_after_the_servers_delay() -> None:
