@@ -72,6 +72,10 @@ def test_weights_are_shares_and_records_are_drawn_equally_often(processor, folde
     drawn = captions(data, range(5 * len(data)))
     for epoch in range(5):
         assert Counter(name[0] for name in drawn[20 * epoch : 20 * epoch + 20]) == {"a": 15, "b": 5}
+    sources = ["".join(name[0] for name in drawn[i : i + 20]) for i in range(0, len(drawn), 20)]
+    assert len(set(sources)) == 5  # shuffled, in each epoch anew
+    other = mixed(processor, folder, weights=(3, 1), samples=20, seed=1)
+    assert "".join(name[0] for name in captions(other, range(20))) not in sources
     for name, size in SIZES.items():
         counts = Counter(drawn_caption for drawn_caption in drawn if drawn_caption[0] == name)
         assert len(counts) == size

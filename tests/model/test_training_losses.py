@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -109,12 +110,13 @@ def test_gradients_of_the_image_loss_flow_through_the_frozen_unet(
     assert all(parameter.grad is None for parameter in own_model.image_decoder.parameters())
 
 
+@pytest.mark.parametrize("gamma", [None, 2.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_the_image_loss_is_the_error_of_the_unet_on_noisy_latents(
-    model: Model, batch: dict[str, torch.Tensor], kind: str
+    model: Model, batch: dict[str, torch.Tensor], kind: str, gamma: float | None
 ) -> None:
-    """By the definition of the schedule: z_t = a z + s e, and the target is e or a e - s z."""
-    settings = LossSettings(noise_offset=0.3, input_perturbation=0.2)
+    """By the definition of the schedule: z_t = a z + s e, the target is e or a e - s z, and the weight min(SNR, gamma) / SNR."""
+    settings = LossSettings(noise_offset=0.3, input_perturbation=0.2, snr_gamma=gamma)
     schedule, image_draws = scheduler(model, prediction_type=kind), draws(model, settings)
     states = torch.randn(2, model.config.num_dream_queries, model.config.text_config.hidden_size)
     with torch.no_grad():
@@ -129,6 +131,10 @@ def test_the_image_loss_is_the_error_of_the_unet_on_noisy_latents(
         predicted = model.image_decoder.predict(noisy, image_draws.timesteps, model.condition_projector(states))
     target = noise if kind == "epsilon" else alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
     errors = F.mse_loss(predicted, target, reduction="none").mean((1, 2, 3))
+    if gamma is not None:
+        ratio = published_ratio(schedule)[image_draws.timesteps] + (kind == "v_prediction")
+        assert ratio.min() > gamma  # or the weights would be 1
+        errors *= (gamma / ratio).clamp(max=1)
     torch.testing.assert_close(terms.losses, errors, rtol=1e-4, atol=1e-5)
 
 
@@ -138,18 +144,29 @@ def test_another_prediction_type_is_rejected(model: Model, batch: dict[str, torc
         compute_losses(model, scheduler(model, prediction_type="sample"), settings, batch, draws(model, settings))
 
 
-def test_min_snr_weights_are_finite_and_at_most_1(model: Model) -> None:
+def published_ratio(schedule: Any) -> torch.Tensor:
+    """alpha-bar / (1 - alpha-bar) from the schedule's definition: betas between two ends, evenly spaced in their square roots."""
+    assert schedule.config.beta_schedule == "scaled_linear"
+    roots = np.linspace(schedule.config.beta_start**0.5, schedule.config.beta_end**0.5, 1000)
+    remaining = np.cumprod(1 - roots**2)
+    return torch.from_numpy(remaining / (1 - remaining)).float()
+
+
+def test_min_snr_weights_are_those_of_the_paper(model: Model) -> None:
     times = torch.arange(1000)
-    noise = scheduler(model)
-    ratio = signal_to_noise(noise)
-    torch.testing.assert_close(min_snr_weights(noise, times, 5.0), ratio.clamp(max=5.0) / ratio)
-    velocity = scheduler(model, prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    ratio = signal_to_noise(velocity) + 1
-    weights = min_snr_weights(velocity, times, 5.0)
-    torch.testing.assert_close(weights, ratio.clamp(max=5.0) / ratio)
-    assert signal_to_noise(velocity)[-1] < 1e-6  # the schedule's option has an effect
+    noise, velocity = scheduler(model), scheduler(model, prediction_type="v_prediction")
+    ratio = published_ratio(noise)
+    assert float(ratio[0]) == pytest.approx(1 / 0.00085 - 1, rel=1e-4)  # Stable Diffusion's first beta
+    torch.testing.assert_close(signal_to_noise(noise), ratio, rtol=1e-3, atol=0)
+    torch.testing.assert_close(min_snr_weights(noise, times, 5.0), ratio.clamp(max=5) / ratio, rtol=1e-3, atol=0)
+    expected = (ratio + 1).clamp(max=5) / (ratio + 1)
+    torch.testing.assert_close(min_snr_weights(velocity, times, 5.0), expected, rtol=1e-3, atol=0)
+
+
+def test_min_snr_weights_are_finite_where_nothing_of_the_signal_is_left(model: Model) -> None:
     ended = scheduler(model, rescale_betas_zero_snr=True)
-    assert min_snr_weights(ended, times, 5.0).isfinite().all()
+    assert signal_to_noise(ended)[-1] < 1e-6  # the schedule's option has an effect
+    assert min_snr_weights(ended, torch.arange(1000), 5.0)[-1] == 1
 
 
 def test_draws_depend_on_their_key_alone(model: Model) -> None:
