@@ -22,6 +22,7 @@ from dreambench.runner import Progress, Worker, unanswered
 from dreambench.scores import Protocol, Score
 from dreambench.spec import RunSpec
 from dreambench.store import FORMAT, Answers, RunFolder, StoredSamples
+from dreambench.trust import obeying
 
 __all__ = ["Result", "RunPlan", "check", "execute", "plan", "rerun", "run", "score_run"]
 
@@ -252,20 +253,38 @@ def _score_once(folder: RunFolder, task: Task, answers: Answers, say: Callable[[
         turn.__exit__(None, None, None)
 
 
-def score_run(path: Path) -> Result:
-    """Score a run again from its own files: no model is loaded."""
+def score_run(path: Path, *, task: str | None = None, judge: str | None = None) -> Result:
+    """Score a run again from its own files: no model is loaded.
+
+    A task that is not installed under its name, and a judge on another machine that has answers left to grade, must be repeated.
+    """
     folder = RunFolder.open(path)
     answers = folder.responses()
     missing = sum(len(members) for _, members in unanswered(folder, folder.plan(), answers.batches))
     if missing:
         raise RunError(f"{path} has {missing} requests without an answer: `dreambench rerun {path}` answers them")
-    with RunLock(path):
-        return Result(path, _score(folder, load_task(folder.spec()), answers))
+    spec = folder.spec()
+    with RunLock(path), obeying(path, spec, task=task, model=None, judge=judge):
+        return Result(path, _score(folder, load_task(spec), answers))
 
 
-def rerun(path: Path, out: Path | None = None, *, fresh: bool = False, progress: Progress | None = None) -> Result:
-    """Execute the spec in run.json again: an interrupted run is resumed; with `fresh` everything is computed anew."""
-    return execute(RunFolder.open(path).spec(), out or path.parent, fresh=fresh, progress=progress)
+def rerun(
+    path: Path,
+    out: Path | None = None,
+    *,
+    fresh: bool = False,
+    task: str | None = None,
+    model: str | None = None,
+    judge: str | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Execute the spec in run.json again: an interrupted run is resumed; with `fresh` everything is computed anew.
+
+    A task or model that is not installed under its name, and a model or judge on another machine, must be repeated.
+    """
+    spec = RunFolder.open(path).spec()
+    with obeying(path, spec, task=task, model=model, judge=judge):
+        return execute(spec, out or path.parent, fresh=fresh, progress=progress)
 
 
 def _score(folder: RunFolder, task: Task, answers: Answers) -> Mapping[str, JSON]:

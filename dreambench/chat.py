@@ -23,6 +23,7 @@ from dreambench.images import decode, encode_png
 from dreambench.post import CutShortError, NoReplyError, Poster, Received, is_loopback
 from dreambench.safety import keep_secret, printable, redact
 from dreambench.spec import parse_arguments
+from dreambench.trust import require_said
 
 __all__ = [
     "ChatServer",
@@ -116,6 +117,11 @@ class ChatServer(BaseModel):
     def host(self) -> str:
         """The server's host name, without the port."""
         return urlsplit(self.base_url).hostname or ""
+
+    def require_said(self) -> None:
+        """`RunError` if only a run's file names this server, and it is on another machine: it would get the data and the key."""
+        if not is_loopback(self.host):
+            require_said(self.base_url, "a server that would get the data and your key")
 
     @property
     def key(self) -> str:

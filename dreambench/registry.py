@@ -12,6 +12,7 @@ from typing import TypeVar
 from dreambench.errors import UsageError
 from dreambench.interfaces import Model, ModelOptions, Task
 from dreambench.spec import RunSpec
+from dreambench.trust import require_said
 
 __all__ = [
     "MODELS",
@@ -47,6 +48,7 @@ def _find(group: str, name: str, kind: type[T]) -> type[T]:
         try:
             if not all(step.isidentifier() for step in module.split(".")):
                 raise UsageError(f"{word} {name}: {module} is no module's name; write package.module:Class")
+            require_said(name, "which is code to import")
             found = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
             if error.name is None or not module.startswith(error.name):

@@ -17,6 +17,7 @@ from dreambench.images import encode_png
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
 from dreambench.spec import parse_arguments
+from dreambench.trust import require_said
 
 __all__ = ["Echo"]
 
@@ -43,6 +44,8 @@ class Echo(Model):
         if options.location is not None:
             raise UsageError(f"--model echo:{options.location}: echo has no location, write --model echo")
         self.arguments = parse_arguments(_Arguments, options.arguments, "--model-arg")
+        if self.arguments.log is not None:
+            require_said(str(self.arguments.log), "a file to append to")
 
     def identity(self) -> Mapping[str, JSON]:
         return {"name": "echo", "version": 1}

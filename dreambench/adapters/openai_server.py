@@ -39,6 +39,7 @@ class ServedModel(Model):
         options.only(*(name for name in ChatServer.model_fields if name not in ("model", "base_url")))
         options.without_weights()
         self.server = ChatServer.parse(options.location, options.arguments, "--model", options.offline)
+        self.server.require_said()
         Conversation(self.server).close()  # raises for a key or a proxy that cannot be used
 
     def identity(self) -> Mapping[str, JSON]:

@@ -28,6 +28,11 @@ MaxUnscored = Annotated[
 ]
 
 
+def _repeated(option: str, what: str) -> Any:
+    """An option of `rerun` that only says that the user knows what the run's file names."""
+    return typer.Option(option, metavar="NAME", help=f"What the run has, repeated: {what}, needs it.")
+
+
 @with_spec_options(*(name for name in RunSpec.model_fields if name != "task"))
 def run(
     task: Annotated[
@@ -92,7 +97,10 @@ def score(
         Path | None, typer.Argument(metavar="[RUN]", help="A run to score again from its own files.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", metavar="TASK", help="Benchmark that the answers belong to.")
+        str | None,
+        typer.Option(
+            "--task", metavar="TASK", help="Benchmark that the answers belong to; with RUN, its own, repeated."
+        ),
     ] = None,
     responses: Annotated[
         Path | None,
@@ -115,13 +123,14 @@ def score(
     from dreambench.report.terminal import print_result
 
     if run is not None:
-        given = {"--task": task, "--responses": responses, "--max-errors": max_errors, "--max-unscored": max_unscored}
+        judge = options.pop("judge", None)
+        given = {"--responses": responses, "--max-errors": max_errors, "--max-unscored": max_unscored}
         given["--out"] = out if out != Path("runs") else None
         unused = [name for name, value in given.items() if value is not None] + ["--fresh"] * fresh
         unused += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not False]
         if unused:
             raise UsageError(f"score RUN takes the run's own data and protocols: leave {', '.join(unused)} out")
-        print_result(score_run(run))
+        print_result(score_run(run, task=task, judge=judge))
         return
     if task is None or responses is None:
         raise UsageError("score needs a run, or --task TASK --data DIR --responses FILE")
@@ -137,14 +146,22 @@ def rerun(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder for runs; default: the folder that holds RUN.")
     ] = None,
     fresh: Fresh = False,
+    task: Annotated[str | None, _repeated("--task", "a task given as package.module:Class")] = None,
+    model: Annotated[
+        str | None, _repeated("--model", "a model given as package.module:Class, or on another machine")
+    ] = None,
+    judge: Annotated[str | None, _repeated("--judge", "a judge on another machine")] = None,
 ) -> None:
     """Execute a run's run.json again: resume an interrupted run, or repeat it with --fresh.
 
     Example: dreambench rerun runs/coco_fid-dreamllm-1a2b3c4d --fresh
     """
     from dreambench.store import RunFolder
+    from dreambench.trust import obeying
 
-    _execute([RunFolder.open(run).spec()], out or run.parent, fresh=fresh)
+    spec = RunFolder.open(run).spec()
+    with obeying(run, spec, task=task, model=model, judge=judge):
+        _execute([spec], out or run.parent, fresh=fresh)
 
 
 def report(

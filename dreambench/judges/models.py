@@ -70,6 +70,7 @@ class ServedJudge(PromptedJudge):
         }
 
     def grade(self, items: Sequence[GradeRequest]) -> Iterator[Judgement]:
+        self.server.require_said()
         try:
             yield from in_parallel(self.server, self._grade, items)
         except ServerUnavailableError as error:
