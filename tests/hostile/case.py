@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import difflib
 import json
 import os
 import resource
@@ -27,6 +28,7 @@ from typing import Any
 
 __all__ = ["STATUSES", "Case", "Judge", "Limits", "Outcome", "Report", "Verdict", "call", "forked"]
 
+ERRORS = ("dreambench: error: ", "dreamllm: error: ")
 STATUSES = frozenset({0, 1, 2, 130})
 """Exit statuses with a meaning: done, a threshold missed, the user must act, interrupted."""
 
@@ -49,7 +51,7 @@ class Outcome:
     stdout: str = ""
     stderr: str = ""
     values: Any = None
-    """What the case measured after a status 0 or 1: metrics, digests of files."""
+    """What the case measured after a status 0: metrics, digests of files."""
     seconds: float = 0.0
     peak_bytes: int = 0
     killed: str = ""
@@ -69,7 +71,7 @@ class Case:
     places: tuple[str, ...] = ()
     """On status 2, the line on stderr contains one of these; empty: any line will do."""
     expected: Any = None
-    """The values of the undisturbed command. With status 0, other values are wrong numbers."""
+    """The values of the undisturbed command. With status 0, other values are wrong; of a list, values that are not in it."""
     changes: bool = False
     """The mutation may change the values: another valid answer, a subset of the data."""
     must_fail: bool = False
@@ -112,7 +114,7 @@ class Judge:
     @staticmethod
     def _verdict(case: Case, outcome: Outcome, folder: Path) -> tuple[str, str]:
         lines = [line for line in outcome.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith(("dreambench:", "dreamllm:"))]
+        errors = [line for line in lines if line.startswith(ERRORS)]
         shown = "\n".join(lines[-12:])
         if outcome.status is None:
             return ("memory" if outcome.killed == "memory" else "limit"), f"{outcome.killed}; {shown}"
@@ -122,11 +124,16 @@ class Judge:
             return "status", f"{outcome.status}; {shown}"
         if outcome.status == 2 and (len(errors) != 1 or lines[-1] != errors[0]):
             return "not one line", shown
-        if outcome.status == 2 and case.places and not any(place in errors[0] for place in case.places):
+        if (
+            outcome.status == 2
+            and case.places
+            and not case.changes
+            and not any(place in errors[0] for place in case.places)
+        ):
             return "no place", f"none of {', '.join(case.places)} in: {shown}"
         if outcome.status == 0 and case.must_fail:
             return "accepted", _short(outcome.values)
-        if outcome.status == 0 and not case.changes and case.expected is not None and outcome.values != case.expected:
+        if outcome.status == 0 and not case.changes and not _same(case.expected, outcome.values):
             return "wrong number", _difference(case.expected, outcome.values)
         complaint = case.check(outcome, folder) if case.check else None
         return ("check", complaint) if complaint else ("ok", "")
@@ -149,7 +156,7 @@ def forked(
 ) -> Outcome:
     """Run `work` in a forked child with `folder` as its working directory; `work` returns the exit status.
 
-    `values` is called in the child after a status 0 or 1, and gives what is compared with the undisturbed values.
+    `values` is called in the child after a status 0, and gives what is compared with the undisturbed values.
     """
     limits = limits or Limits()
     aside = Path(tempfile.mkdtemp(prefix="output-", dir=folder.parent))
@@ -202,7 +209,7 @@ def _child(
         except BaseException:
             status = 1
             traceback.print_exc()
-        if status in (0, 1) and values is not None:
+        if status == 0 and values is not None:
             (aside / "values").write_text(json.dumps(values(), default=repr))
     except BaseException:
         traceback.print_exc()
@@ -247,11 +254,21 @@ def _short(value: Any, length: int = 300) -> str:
     return text if len(text) <= length else text[:length] + "…"
 
 
+def _same(expected: Any, found: Any) -> bool:
+    if isinstance(expected, list):
+        return isinstance(found, list) and all(value in expected for value in found)
+    return expected is None or found == expected
+
+
 def _difference(expected: Any, found: Any) -> str:
     """The first entries that differ."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
         return _short({key: [expected.get(key), found.get(key)] for key in keys[:3]})
+    if isinstance(expected, list) and isinstance(found, list):
+        return _short([value for value in found if value not in expected])
+    if isinstance(expected, str) and isinstance(found, str):
+        return "\n".join(difflib.unified_diff(expected.splitlines(), found.splitlines(), lineterm="", n=0))
     return f"{_short(expected)} became {_short(found)}"
 
 

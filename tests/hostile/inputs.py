@@ -1,0 +1,209 @@
+"""Damaged files under every loader: each case damages one file of a whole fixture and runs a command on it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .case import Case, Limits, Outcome, call, forked
+from .fixtures import FIXTURES
+from .mutations import Mutation, mutations
+from .targets import TARGETS, Target
+
+__all__ = ["cases"]
+
+Values = Callable[[Path], Any]
+"""What a command has made of a folder; run in the child."""
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+def _metrics(run: Path) -> Any:
+    """The scores of a run and its table, row by row; protocols' ids depend on the data's bytes."""
+    import pyarrow.parquet as pq
+
+    metrics = json.loads((run / "metrics.json").read_text())
+    scores = [{name: value for name, value in score.items() if name != "protocol"} for score in metrics["scores"]]
+    return {"scores": scores, "rows": pq.read_table(run / "scores.parquet").to_pylist()}
+
+
+def _scores(folder: Path) -> Any:
+    (run,) = (path for path in (folder / "runs").iterdir() if not path.name.startswith("."))
+    return _metrics(run)
+
+
+def _study(folder: Path) -> Any:
+    key = json.loads((folder / "study/organiser/key.json").read_text())
+    return {"items": len(key["items"]), "raters": len(key["raters"])}
+
+
+def _ratings(folder: Path) -> Any:
+    """What was imported: what is not among the undisturbed ratings is wrong; what was left out, the command has counted."""
+    lines = [line for path in (folder / "study/organiser/ratings").glob("*") for line in path.read_text().splitlines()]
+    names = ("rater", "item", "question", "answer")
+    return sorted([rating[name] for name in names] for rating in map(json.loads, lines))
+
+
+VALUES: dict[str, Values] = {
+    "scores": _scores,
+    "metrics": lambda folder: _metrics(folder / "run"),
+    "anywhere": lambda folder: _scores(folder) if (folder / "runs").exists() else _metrics(folder / "run"),
+    "made": lambda folder: json.loads((folder / "made.json").read_text()),
+    "ratings": _ratings,
+    "study": _study,
+    "image": lambda folder: (folder / "made.png").read_bytes().hex(),
+    "nothing": lambda folder: None,
+}
+HEAVY = ("torch", "torchvision", "transformers", "diffusers", "pandas", "pyarrow.parquet", "openpyxl")
+PER_TARGET = 15
+"""Cases of a target, if only some are wanted."""
+WHOLE = Limits(cpu_s=300, wall_s=600, memory=64 << 30)
+"""Of undamaged inputs."""
+_HASHES = re.compile(r"\b[0-9a-f]{8}(?:[0-9a-f]{8})*\b")
+
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+
+def cases(scratch: Path, seed: int, count: int | None, only: str = "") -> Iterator[Case]:
+    """Cases of all targets in turn, so that any number of them is a sample of all."""
+    _import(HEAVY)
+    workshop = _Workshop(scratch)
+    streams: list[list[Case]] = []
+    targets = list(TARGETS)
+    if count is not None:  # making all fixtures would take longer than the cases
+        random.Random(f"{seed} targets").shuffle(targets)
+        targets = targets[: max(1, count // PER_TARGET)]
+    for target in targets:
+        if only and not any(only in f"inputs: {target.part} {_name(target.command, file)}" for file in target.files):
+            continue
+        streams += _streams(workshop, target, seed)
+    limits = [len(stream) for stream in streams]
+    order = [(place / limit, at, place) for at, limit in enumerate(limits) for place in range(limit)]
+    for number, (_, at, place) in enumerate(sorted(order)):
+        if count is not None and number >= count:
+            return
+        yield streams[at][place]
+
+
+class _Workshop:
+    """Makes fixtures when they are first needed, and knows what commands do to them undamaged."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self._fixtures: dict[str, Path] = {}
+        self._expected: dict[tuple[str, ...], Any] = {}
+
+    def fixture(self, name: str) -> Path:
+        if name not in self._fixtures:
+            folder = self.scratch / "fixtures" / name
+            folder.mkdir(parents=True)
+            # In a child, so that no library starts threads in the process that forks.
+            outcome = forked(lambda: FIXTURES[name](folder) or 0, folder, values=_modules, limits=WHOLE)
+            if outcome.status != 0:
+                raise RuntimeError(f"the fixture {name} cannot be made:\n{outcome.stderr}")
+            _import(outcome.values)
+            self._fixtures[name] = folder
+        return self._fixtures[name]
+
+    def expected(self, target: Target, command: tuple[str, ...]) -> Any:
+        """What the undamaged fixture gives."""
+        if (target.fixture, *command) not in self._expected:
+            folder = self.scratch / "undamaged"
+            shutil.copytree(self.fixture(target.fixture), folder)
+            outcome = run(target, command, folder, values=lambda: [_modules(), _values(target, folder)], limits=WHOLE)
+            if outcome.status != 0:
+                raise RuntimeError(f"{' '.join(command)} fails on its fixture:\n{outcome.stderr}")
+            modules, values = outcome.values
+            _import(modules)
+            self._expected[target.fixture, *command] = _normal(target, values, outcome)
+            shutil.rmtree(folder)
+        return self._expected[target.fixture, *command]
+
+
+def _modules() -> list[str]:
+    return [name for name, module in sys.modules.items() if module is not None and name != "__main__"]
+
+
+def _import(names: Sequence[str]) -> None:
+    """Import what a child had to import, so that the next child finds it."""
+    for name in names:
+        if name not in sys.modules:
+            try:
+                importlib.import_module(name)
+            except Exception:  # noqa: S112 - a module that only its package can import
+                continue
+
+
+def _values(target: Target, folder: Path) -> Any:
+    return VALUES[target.values](folder) if target.values in VALUES else None
+
+
+def _normal(target: Target, values: Any, outcome: Outcome) -> Any:
+    if target.values in VALUES:
+        return values
+    return _HASHES.sub("#", outcome.stdout)
+
+
+def run(
+    target: Target,
+    command: tuple[str, ...],
+    folder: Path,
+    *,
+    values: Callable[[], Any] | None = None,
+    limits: Limits | None = None,
+) -> Outcome:
+    """The command in a child."""
+    from dreambench import cli as dreambench
+    from dreamllm import cli as dreamllm
+
+    main = dreambench.main if command[0] == "dreambench" else dreamllm.main
+    return forked(
+        partial(call, main, command[1:]), folder, values=values or (lambda: _values(target, folder)), limits=limits
+    )
+
+
+def _streams(workshop: _Workshop, target: Target, seed: int) -> Iterator[list[Case]]:
+    folder = workshop.fixture(target.fixture)
+    for pattern in target.files:
+        for path in sorted(folder.glob(pattern)):
+            name = str(path.relative_to(folder))
+            rng = random.Random(f"{seed} {target.part} {target.command} {name}")
+            found = list(mutations(path, rng))
+            rng.shuffle(found)
+            yield [_case(workshop, target, name, mutation) for mutation in found[: target.weight]]
+
+
+def _name(command: tuple[str, ...], file: str) -> str:
+    return f"{' '.join(command[:3])}: {file}"
+
+
+def _case(workshop: _Workshop, target: Target, name: str, mutation: Mutation) -> Case:
+    command = tuple(name if word == "FILE" else word for word in target.command)
+
+    def damaged(folder: Path) -> Outcome:
+        folder.rmdir()
+        shutil.copytree(workshop.fixture(target.fixture), folder)
+        mutation.apply(folder / name)
+        outcome = run(target, command, folder)
+        return replace(outcome, values=_normal(target, outcome.values, outcome))
+
+    return Case(
+        part=f"inputs: {target.part}",
+        name=f"{_name(command, name)}: {mutation.name}",
+        run=damaged,
+        places=(Path(name).name.removesuffix(".gz"), name.split("/")[0]),
+        expected=workshop.expected(target, command),
+        changes=mutation.changes,
+        must_fail=mutation.must_fail,
+    )
