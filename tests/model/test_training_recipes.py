@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,51 @@ def test_reporting_to_a_package_that_is_not_installed_is_one_line(
     with pytest.raises(UsageError, match=r"trainer: .*tensorboard") as caught:
         training_arguments(recipe, samples=10)
     assert "\n" not in str(caught.value)
+
+
+REVIEWED = """
+output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim
+optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules gradient_accumulation_steps average_tokens_across_devices
+max_grad_norm label_smoothing_factor bf16 fp16 bf16_full_eval fp16_full_eval tf32 activation_checkpointing activation_checkpointing_kwargs
+gradient_checkpointing gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode use_liger_kernel
+liger_kernel_config use_cache neftune_noise_alpha torch_empty_cache_steps auto_find_batch_size logging_strategy logging_steps
+logging_first_step log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm run_name
+project eval_strategy eval_steps eval_delay per_device_eval_batch_size prediction_loss_only eval_on_start eval_do_concat_batches
+eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics save_only_model save_strategy save_steps
+save_on_each_node save_total_limit enable_jit_checkpoint load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip
+restore_callback_states_from_checkpoint full_determinism seed data_seed use_cpu accelerator_config parallelism_config dataloader_drop_last
+dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
+dataloader_in_order remove_unused_columns label_names train_sampling_strategy length_column_name ddp_find_unused_parameters
+ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config debug skip_memory_metrics do_train
+do_eval do_predict resume_from_checkpoint local_rank
+"""
+"""Fields of TrainingArguments that were read in transformers' source and open no connection."""
+
+
+def test_every_field_of_training_arguments_is_known_to_use_no_network_or_is_refused(tmp_path: Path) -> None:
+    """A field that a new transformers adds fails here until it has been looked at."""
+    from transformers import TrainingArguments
+
+    from dreamllm.training.trainer import DOORS, training_arguments
+
+    fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    doors = {name for name in fields if name.startswith(DOORS)}
+    assert fields - doors - set(REVIEWED.split()) == {"report_to", "deepspeed"}
+    assert {"push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "trackio_space_id"} <= doors
+    refused: list[tuple[str, object]] = [(name, True) for name in doors]
+    refused += [
+        ("report_to", name) for name in ("wandb", "all", "mlflow", "codecarbon", ["tensorboard", "trackio"], None, 1)
+    ]
+    (tmp_path / "ds.json").write_text('{"wandb": {"enabled": true}}')
+    refused += [
+        ("deepspeed", value) for value in ({"comet": {}}, str(tmp_path / "ds.json"), "eyJ3YW5kYiI6IHt9fQ==", [1])
+    ]
+    refused += [("resume_from_checkpoint", "somebody/model")]
+    for name, value in refused:
+        recipe = make_recipe(raw(tmp_path, trainer={"max_steps": 3, "use_cpu": True, name: value}))
+        with pytest.raises(UsageError, match=rf"trainer\.{name}") as caught:
+            training_arguments(recipe, samples=10)
+        assert "\n" not in str(caught.value)
 
 
 def test_epochs_are_converted_to_whole_steps(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,6 +123,11 @@ def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMPro
     else:
         model, processor = assemble(**options)
     if (attention := recipe.start.attention) is not None:
+        if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+            # transformers would fetch a kernel from the hub in its place.
+            raise UsageError(
+                "start.attention flash_attention_2: the package flash_attn is missing: install it, or choose sdpa"
+            )
         try:
             model.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:

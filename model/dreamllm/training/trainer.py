@@ -42,6 +42,11 @@ FIXED = {
     "auto_find_batch_size": "the result depends on the batch size",
 }
 
+# Doors to the network: training uses none beyond the processes of its own launch.
+DOORS = ("push_to_hub", "hub_", "trackio_")
+REPORTS = ("none", "tensorboard")  # written to files; the others send them away
+TRACKERS = ("wandb", "comet")  # sections of DeepSpeed's configuration
+
 
 def process_state(recipe: Recipe) -> PartialState:
     """The processes of this run. Without an accelerator, accelerate finds the others only with `cpu=True`."""
@@ -58,8 +63,13 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
     for name in options:
         if name in FIXED:
             raise UsageError(f"trainer.{name} cannot be set: {FIXED[name]}")
+        if name.startswith(DOORS):
+            raise UsageError(
+                f"trainer.{name} cannot be set: training does not use the network; upload the result yourself"
+            )
         if name not in known:
             raise UsageError(f"trainer.{name} is not a field of transformers.TrainingArguments")
+    _check_reports(options)
     lengths = [name for name in ("max_steps", "num_train_epochs") if name in options]
     if len(lengths) != 1 or not options[lengths[0]] > 0:
         raise UsageError("trainer: set max_steps or num_train_epochs, one of them and above 0")
@@ -89,6 +99,28 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(f"trainer: {one_line(error)}") from None
     return arguments
+
+
+def _check_reports(options: dict[str, Any]) -> None:
+    """UsageError for a tracker that sends figures to a server."""
+    reports = options.get("report_to", "none")
+    unknown = [one for one in (reports if isinstance(reports, list) else [reports]) if one not in REPORTS]
+    if unknown:
+        raise UsageError(
+            f"trainer.report_to: {unknown[0]} would use the network, which training does not: choose from {', '.join(REPORTS)}, "
+            f"or read {LOGS}"
+        )
+    config: Any = options.get("deepspeed") or {}
+    if isinstance(config, str):
+        try:
+            config = read_json(Path(config))
+        except CheckpointError as error:
+            raise UsageError(f"trainer.deepspeed: {error}") from None
+    for name in TRACKERS:
+        if not isinstance(config, dict) or name in config:
+            raise UsageError(
+                f"trainer.deepspeed: it must be a JSON object without {name}: training does not use the network"
+            )
 
 
 @dataclass
