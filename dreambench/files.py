@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "JSON_DECODER",
     "append_lines",
     "cache_folder",
     "discard",
@@ -108,7 +109,7 @@ def parse_json(text: str) -> JSON:
     ``NaN``, ``Infinity``, and numbers that are infinite as float64.
     """
     try:
-        return _DECODER.decode(text)
+        return JSON_DECODER.decode(text)
     except _UnreadableNumberError as reason:
         # A literal may also stand in a text before; the words around it then mislead, but not the error itself.
         at = max(text.find(reason.literal), 0)
@@ -142,7 +143,7 @@ def _constant(literal: str) -> float:
     raise _UnreadableNumberError(literal)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)
+JSON_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)
 
 
 @gc_paused()

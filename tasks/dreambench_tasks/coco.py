@@ -75,15 +75,15 @@ def read_captions(data: Path, split: str) -> Captions:
     return Captions(sha256_file(path), dict(sorted(by_image.items())))
 
 
-def image_index(folder: Path) -> dict[int, Path]:
-    """Images below a folder by COCO id; names of 2014 and 2017 are both recognised. The first in order of path wins."""
-    found: dict[int, Path] = {}
+def image_index(folder: Path) -> dict[int, str]:
+    """Paths of the images below a folder by COCO id; names of 2014 and 2017 are both recognised. The first in order of path wins."""
+    found: dict[int, str] = {}
     for root, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
             match = COCO_FILE_NAME.fullmatch(name)
             if match:
-                found.setdefault(int(match[1]), Path(root) / name)
+                found.setdefault(int(match[1]), f"{root}{os.sep}{name}")
     return found
 
 
@@ -100,4 +100,4 @@ def find_images(image_ids: list[int], data: Path, images: Path | None, split: st
             f"{place}: {len(missing)} of {len(image_ids)} images are missing, the first {missing[0]:012d}.jpg: "
             "say where they are with --images DIR, or give the reference with --real DIR or --real STATS.npz"
         )
-    return [index[image_id] for image_id in image_ids]
+    return [Path(index[image_id]) for image_id in image_ids]

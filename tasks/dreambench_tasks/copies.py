@@ -270,7 +270,8 @@ def _write_vqav2(rows: Dataset, split: str, folder: Path) -> None:
     _write_json(folder / f"v2_OpenEnded_mscoco_{_VQAV2[split]}_questions.json", {**subset, "questions": questions})
     if split == "val":
         _write_json(folder / f"v2_mscoco_{_VQAV2[split]}_annotations.json", {**subset, "annotations": annotations})
-    load(folder, split)
+    for _ in load(folder, split).pairs():
+        pass
     (folder / "images").mkdir()
     images = rows.select(list(first.values())).select_columns("image")
     for image_id, row in zip(first, _entries(images), strict=True):

@@ -38,7 +38,12 @@ def question(rng: random.Random, number: int) -> tuple[dict[str, Any], dict[str,
     kind = rng.choice(QUESTION_TYPES)
     text = f"{kind.capitalize()} of the {rng.choice(WORDS)} next to the {rng.choice(WORDS)} {rng.randrange(1000)}?"
     favourite = rng.choice((*WORDS, str(rng.randrange(1000))))
-    given = [favourite if rng.random() < 0.7 else f"{rng.choice(WORDS)} {rng.choice(WORDS)}" for _ in range(10)]
+    # As in the real ones, about one of fourteen answers is nowhere else in the file.
+    others = [
+        f"{rng.choice(WORDS)} {rng.randrange(10**6)}",
+        *(f"{rng.choice(WORDS)} {rng.choice(WORDS)}" for _ in range(3)),
+    ]
+    given = [favourite if rng.random() < 0.7 else rng.choice(others) for _ in range(10)]
     answers = [{"answer": one, "answer_confidence": "yes", "answer_id": place} for place, one in enumerate(given, 1)]
     types = {"question_type": kind, "answer_type": rng.choice(["yes/no", "number", "other"])}
     return {**ids, "question": text}, {**ids, **types, "multiple_choice_answer": favourite, "answers": answers}

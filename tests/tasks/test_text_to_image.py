@@ -211,7 +211,7 @@ def test_images_are_found_by_id_under_names_of_2014_and_2017(tmp_path: Path) -> 
     (tmp_path / "a").mkdir()
     for name in ("a/COCO_val2014_000000000042.jpg", "a/000000000139.jpg", "a/notes.txt", "a/000000000007.png"):
         (tmp_path / name).write_bytes(b"")
-    assert {image: path.name for image, path in image_index(tmp_path).items()} == {
+    assert {image: Path(path).name for image, path in image_index(tmp_path).items()} == {
         42: "COCO_val2014_000000000042.jpg",
         139: "000000000139.jpg",
         7: "000000000007.png",

@@ -56,16 +56,17 @@ def folder(
 def test_official_and_plain_names_are_found(tmp_path: Path, questions: str, annotations: str, split: str) -> None:
     loaded = data.load(folder(tmp_path, questions, annotations))
     assert loaded.split == split
-    assert [question.question_id for question in loaded.questions] == [30, 10, 20]
-    assert loaded.questions[0] == data.Question(30, 3, "what is 3?")
-    assert loaded.annotations is not None
-    assert list(loaded.annotations) == [10, 20, 30]
-    assert loaded.annotations[10] == data.Annotation(10, 1, "what", "other", ("cat",) * 10)
+    pairs = list(loaded.pairs())
+    assert [question.question_id for question, _ in pairs] == [30, 10, 20]
+    assert [annotation and annotation.index for _, annotation in pairs] == [2, 0, 1]
+    assert pairs[0][0] == data.Question(30, 3, "what is 3?")
+    assert pairs[1][1] == data.Annotation(0, 10, 1, "what", "other", ("cat",) * 10)
 
 
 def test_test_questions_have_no_references(tmp_path: Path) -> None:
     loaded = data.load(folder(tmp_path, "v2_OpenEnded_mscoco_test-dev2015_questions.json", None))
-    assert (loaded.split, loaded.annotations) == ("test-dev", None)
+    assert loaded.split == "test-dev"
+    assert [annotation for _, annotation in loaded.pairs()] == [None] * 3
 
 
 def test_several_splits_must_be_chosen_from(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_several_splits_must_be_chosen_from(tmp_path: Path) -> None:
     folder(tmp_path, "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json")
     with pytest.raises(UsageError, match="test, val: choose one with --split"):
         data.load(tmp_path)
-    assert data.load(tmp_path, "val").annotations is not None
+    assert data.load(tmp_path, "val").annotation_file is not None
     with pytest.raises(UsageError, match="no split 'train'"):
         data.load(tmp_path, "train")
 
@@ -95,6 +96,8 @@ def test_a_split_without_its_annotations_is_an_error(tmp_path: Path) -> None:
             [*ANNOTATIONS, annotation(7), annotation(8)],
             "2 questions are annotated but not in the question file, for instance question_id 70",
         ),
+        ([*ANNOTATIONS, annotation(1)], "question_id 10 is annotated twice"),
+        ([annotation(1), *ANNOTATIONS], "question_id 10 is annotated twice"),
         (
             [*ANNOTATIONS[:2], annotation(3, image_id=9)],
             "question_id 30 has another image_id here than in the question file",
@@ -103,22 +106,22 @@ def test_a_split_without_its_annotations_is_an_error(tmp_path: Path) -> None:
 )
 def test_questions_and_annotations_must_agree(tmp_path: Path, annotated: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        data.load(folder(tmp_path, annotated=annotated))
+        list(data.load(folder(tmp_path, annotated=annotated)).pairs())
 
 
 def test_malformed_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "questions.json").write_text("{")
     with pytest.raises(DataError, match=r"questions\.json is not JSON"):
-        data.load(tmp_path)
+        list(data.load(tmp_path).pairs())
     folder(tmp_path, listed=[{"question_id": 1}])
     with pytest.raises(DataError, match=r"question 0 \(from 0\) lacks"):
-        data.load(tmp_path)
+        list(data.load(tmp_path).pairs())
     folder(tmp_path, listed=[*QUESTIONS, QUESTIONS[0]])
     with pytest.raises(DataError, match="occurs twice"):
-        data.load(tmp_path)
+        list(data.load(tmp_path).pairs())
     (tmp_path / "questions.json").write_bytes(b"\x1f\x8b broken")
     with pytest.raises(DataError, match="cannot be read"):
-        data.load(tmp_path)
+        list(data.load(tmp_path).pairs())
 
 
 def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
@@ -161,7 +164,6 @@ def test_malformed_results_are_named(tmp_path: Path, content: str, message: str)
     ("annotations", "message"),
     [
         ([], "no annotations"),
-        ([annotation(1), annotation(1)], "question_id 10 is annotated twice"),
         ([annotation(1), {"question_id": 2}], r"annotation 1 \(from 0\) is not in the official format"),
         ([annotation(1, answers=[])], "at least one"),
         ([annotation(1, answers=[{"answer": 3}])], "at least one"),
@@ -173,11 +175,11 @@ def test_malformed_results_are_named(tmp_path: Path, content: str, message: str)
 def test_malformed_annotations_are_named(tmp_path: Path, annotations: list[Any], message: str) -> None:
     write(tmp_path / "annotations.json", {"annotations": annotations})
     with pytest.raises(DataError, match=message):
-        data.read_annotations(tmp_path / "annotations.json")
+        list(data.read_annotations(tmp_path / "annotations.json"))
 
 
 def test_answers_whose_other_fields_are_equal_share_a_number(tmp_path: Path) -> None:
     answers = [{"answer": "cat", "answer_confidence": word} for word in ("yes", "no", "yes")]
     write(tmp_path / "annotations.json", {"annotations": [annotation(1, answers=answers)]})
-    (read,) = data.read_annotations(tmp_path / "annotations.json").values()
+    (read,) = data.read_annotations(tmp_path / "annotations.json")
     assert read.records == [0, 1, 0]

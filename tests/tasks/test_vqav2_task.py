@@ -176,7 +176,7 @@ def test_images_are_found_by_coco_id_and_a_missing_one_is_named_before_any_reque
 
 def test_the_prompts(folder: Path) -> None:
     task = VQAv2Task(RunSpec(task="vqav2", data=folder))
-    sample = task.samples()[7]
+    sample = list(task.samples())[7]
     request = task.request(sample)
     image, text = request.document
     assert isinstance(image, Image)

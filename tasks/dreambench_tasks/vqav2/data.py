@@ -7,14 +7,16 @@ A folder holds ``questions.json`` and ``annotations.json``, or the official name
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dreambench.errors import DataError, UsageError, counted
-from dreambench.files import plain_or_gzip, read_json, read_json_or_lines, sha256_file
+from dreambench.files import plain_or_gzip, read_json_or_lines, sha256_file
 from dreambench.interfaces import unique_answers
+from dreambench.json_items import read_json_items
 from dreambench.requests import parse_number
 
 __all__ = ["Annotation", "Question", "VQAv2", "load", "read_annotations", "read_questions", "read_results"]
@@ -38,12 +40,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """The human answers to one question, usually ten.
+    """The human answers to one question, usually ten; `index` is the annotation's place in its file.
 
     `records` is None where no two answers agree in all their other fields (id, confidence), as in the official files. Otherwise answers
     that do share a number.
     """
 
+    index: int
     question_id: int
     image_id: int
     question_type: str
@@ -54,34 +57,74 @@ class Annotation:
 
 @dataclass(frozen=True)
 class VQAv2:
-    """The questions of one split and their annotations by question id, both in file order.
+    """The files of one split. `annotation_file` is None where the answers are held back (test, test-dev)."""
 
-    `annotations` is None where the answers are held back (test, test-dev). `fingerprint` is the sha256 over the sha256 of the question
-    file and, if any, of the annotation file.
-    """
-
-    questions: list[Question]
-    annotations: dict[int, Annotation] | None
     split: str
-    fingerprint: str
+    question_file: Path
+    annotation_file: Path | None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the sha256 of the question file and, if any, of the annotation file."""
+        files = filter(None, (self.question_file, self.annotation_file))
+        return hashlib.sha256(" ".join(map(sha256_file, files)).encode()).hexdigest()
+
+    def pairs(self) -> Iterator[tuple[Question, Annotation | None]]:
+        """Each question with its annotation, in the order of the question file.
+
+        The official files have one order; of files that have not, the annotations read ahead are held.
+
+        Raises:
+            DataError: a file is malformed, or the two do not have the same question and image ids, each once.
+        """
+        questions, path = read_questions(self.question_file), self.annotation_file
+        if path is None:
+            yield from ((question, None) for question in questions)
+            return
+        annotations = read_annotations(path)
+        waiting: dict[int, Annotation] = {}
+        paired: set[int] = set()
+        missing: list[int] = []
+
+        def read_on() -> bool:
+            annotation = next(annotations, None)
+            if annotation is None:
+                return False
+            if annotation.question_id in waiting or annotation.question_id in paired:
+                raise DataError(f"{path}: question_id {annotation.question_id} is annotated twice")
+            waiting[annotation.question_id] = annotation
+            return True
+
+        for question in questions:
+            id_ = question.question_id
+            if id_ in paired:
+                raise DataError(f"{self.question_file}: question_id {id_} occurs twice")
+            while id_ not in waiting and read_on():
+                pass
+            if id_ not in waiting:
+                missing.append(id_)
+                continue
+            annotation = waiting.pop(id_)
+            if annotation.image_id != question.image_id:
+                raise DataError(f"{path}: question_id {id_} has another image_id here than in the question file")
+            paired.add(id_)
+            yield question, annotation
+        while read_on():
+            pass
+        for ids, verb in ((missing, "not annotated"), (waiting, "annotated but not in the question file")):
+            if ids:
+                many = counted(len(ids), "question is", "questions are")
+                raise DataError(f"{path}: {many} {verb}, for instance question_id {min(ids)}")
 
 
 def load(folder: Path, split: str | None = None) -> VQAv2:
-    """Read a folder; `split` is needed where it holds several.
+    """The files of a folder; `split` is needed where it holds several.
 
     Raises:
-        DataError: a file is missing or malformed, or questions and annotations do not have the same question and image ids.
+        DataError: a file is missing.
         UsageError: the folder holds several splits, or not `split`.
     """
-    name, question_file, annotation_file = _files(folder, split)
-    questions = read_questions(question_file)
-    digests = [sha256_file(question_file)]
-    annotations = None
-    if annotation_file is not None:
-        annotations = read_annotations(annotation_file)
-        digests.append(sha256_file(annotation_file))
-        _require_same_questions(questions, annotations, annotation_file)
-    return VQAv2(questions, annotations, name, hashlib.sha256(" ".join(digests).encode()).hexdigest())
+    return VQAv2(*_files(folder, split))
 
 
 def _files(folder: Path, split: str | None) -> tuple[str, Path, Path | None]:
@@ -105,47 +148,31 @@ def _files(folder: Path, split: str | None) -> tuple[str, Path, Path | None]:
     return chosen or split or "custom", found[chosen], annotations
 
 
-def _entries(path: Path, name: str) -> list[Any]:
-    content = read_json(path)
-    entries = content.get(name) if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise DataError(f'{path} has no list "{name}": is it an official VQAv2 file?')
-    return entries
-
-
-def read_questions(path: Path) -> list[Question]:
-    """The questions of an official question file, in its order. `DataError` where it is malformed or repeats a question_id."""
-    questions: list[Question] = []
-    for index, entry in enumerate(_entries(path, "questions")):
+def read_questions(path: Path) -> Iterator[Question]:
+    """The questions of an official question file, in its order. `DataError` where it is malformed."""
+    for index, entry in enumerate(read_json_items(path, "questions")):
         try:
             ids = parse_number(entry["question_id"]), parse_number(entry["image_id"])
-            questions.append(Question(*ids, entry["question"]))
+            yield Question(*ids, entry["question"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: question {index} (from 0) lacks a question_id, image_id or question ({error})"
             ) from error
-    if len({question.question_id for question in questions}) != len(questions):
-        raise DataError(f"{path}: a question_id occurs twice")
-    return questions
 
 
-def read_annotations(path: Path) -> dict[int, Annotation]:
-    """The annotations of an official annotation file by question id, in its order. `DataError` where it is malformed."""
-    annotations: dict[int, Annotation] = {}
-    for index, entry in enumerate(_entries(path, "annotations")):
+def read_annotations(path: Path) -> Iterator[Annotation]:
+    """The annotations of an official annotation file, in its order. `DataError` where it is malformed."""
+    index = -1
+    for index, entry in enumerate(read_json_items(path, "annotations")):
         try:
-            annotation = _annotation(entry)
+            yield _annotation(index, entry)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: annotation {index} (from 0) is not in the official format ({error})") from error
-        if annotation.question_id in annotations:
-            raise DataError(f"{path}: question_id {annotation.question_id} is annotated twice")
-        annotations[annotation.question_id] = annotation
-    if not annotations:
+    if index < 0:
         raise DataError(f"{path}: the annotation file holds no annotations")
-    return annotations
 
 
-def _annotation(entry: Mapping[str, Any]) -> Annotation:
+def _annotation(index: int, entry: Mapping[str, Any]) -> Annotation:
     ids = parse_number(entry["question_id"]), parse_number(entry["image_id"])
     types = entry["question_type"], entry["answer_type"]
     answers = tuple([answer["answer"] for answer in entry["answers"]])
@@ -153,7 +180,7 @@ def _annotation(entry: Mapping[str, Any]) -> Annotation:
         raise TypeError("question_type and answer_type must be text")
     if set(map(type, answers)) != {str}:
         raise TypeError('answers must be a list of at least one {"answer": text}')
-    return Annotation(*ids, *types, answers, _equal_records(entry["answers"]))
+    return Annotation(index, *ids, *types, answers, _equal_records(entry["answers"]))
 
 
 def _equal_records(answers: list[Mapping[str, Any]]) -> list[int] | None:
@@ -164,20 +191,6 @@ def _equal_records(answers: list[Mapping[str, Any]]) -> list[int] | None:
     others = [{name: value for name, value in answer.items() if name != "answer"} for answer in answers]
     numbers = [others.index(other) for other in others]
     return None if len(set(numbers)) == len(numbers) else numbers
-
-
-def _require_same_questions(questions: list[Question], annotations: Mapping[int, Annotation], path: Path) -> None:
-    images = {question.question_id: question.image_id for question in questions}
-    for ids, verb in (
-        (images.keys() - annotations.keys(), "not annotated"),
-        (annotations.keys() - images.keys(), "annotated but not in the question file"),
-    ):
-        if ids:
-            many = counted(len(ids), "question is", "questions are")
-            raise DataError(f"{path}: {many} {verb}, for instance question_id {min(ids)}")
-    for id_, annotation in annotations.items():
-        if annotation.image_id != images[id_]:
-            raise DataError(f"{path}: question_id {id_} has another image_id here than in the question file")
 
 
 def read_results(path: Path) -> dict[str, str]:

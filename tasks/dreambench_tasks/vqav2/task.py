@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, counted
-from dreambench.files import gc_paused, write_atomically
+from dreambench.files import write_atomically
 from dreambench.interfaces import sample_choice
 from dreambench.requests import Request, Response, Sample
 from dreambench.scores import Protocol, Score, TaskResult
@@ -36,6 +37,7 @@ __all__ = ["VQAv2Task", "clip_answer"]
 
 UPLOAD = "evalai.json"
 HELD_BACK = "held back"
+_ROW = {"id": "string", "image_id": "int64", "question_type": "string", "answer_type": "string", "answer": "string"}
 
 
 def clip_answer(answer: str) -> str:
@@ -77,33 +79,20 @@ class VQAv2Task(ComprehensionTask):
 
     @cached_property
     def benchmark(self) -> VQAv2:
-        """The split's questions and annotations."""
+        """The split's files."""
         return load(self.data, self.spec.split)
 
-    @gc_paused()
-    def samples(self) -> list[Sample]:
-        questions, annotations = self.benchmark.questions, self.benchmark.annotations
-        images = self._images({question.image_id for question in questions})
-        targets = (
-            {} if annotations is None else {id_: _targets(i, one) for i, (id_, one) in enumerate(annotations.items())}
-        )
-        return [
-            Sample(
-                str(question.question_id),
-                (images[question.image_id], Text(question.question)),
-                targets.get(question.question_id, {}),
-                group=str(question.image_id),
-            )
-            for question in questions
-        ]
-
-    def _images(self, image_ids: set[int]) -> dict[int, Image]:
-        """The image of each image id, or the path where it is expected: it is looked for before a model that opens it is loaded."""
+    def samples(self) -> Iterator[Sample]:
         folder = self.spec.images or self.data
         if not folder.is_dir():
             raise DataError(f"--images {folder}: no such folder")
         found = image_index(folder)
-        return {id_: Image(str(found.get(id_, folder / f"{id_:012d}.jpg"))) for id_ in image_ids}
+        for question, annotation in self.benchmark.pairs():
+            # Where there is none, the path where it is expected: it is looked for before a model that opens it is loaded.
+            image = Image(found.get(question.image_id) or str(folder / f"{question.image_id:012d}.jpg"))
+            document = (image, Text(question.question))
+            targets = {} if annotation is None else _targets(annotation)
+            yield Sample(str(question.question_id), document, targets, group=str(question.image_id))
 
     def request(self, sample: Sample) -> Request:
         """Image, question, and in the default preset the line that LLaVA and lmms-eval append."""
@@ -116,7 +105,7 @@ class VQAv2Task(ComprehensionTask):
             "split": self.benchmark.split,
             "data_sha256": self.benchmark.fingerprint,
             **self.data_fields(),
-            "references": HELD_BACK if self.benchmark.annotations is None else "ten human answers",
+            "references": HELD_BACK if self.benchmark.annotation_file is None else "ten human answers",
             "samples": sample_choice(samples),
             "prompt": "image and question; wording and decoding are the system's",
         }
@@ -131,45 +120,43 @@ class VQAv2Task(ComprehensionTask):
         """Where the references are held back, the upload file for EvalAI: ``[{question_id, answer}]``, every question answered."""
         if not _held_back(run):
             return
-        answers = self._answers(samples, responses)
-        if len(answers) == len(samples):
+        answers = {sample.id: self._answer(responses[sample.id]) for sample in samples}
+        if None not in answers.values():
             entries = [{"question_id": int(id_), "answer": answer} for id_, answer in answers.items()]
             write_atomically(run.path / UPLOAD, json.dumps(entries, ensure_ascii=False).encode())
 
-    def _answers(self, samples: Sequence[Sample], responses: Mapping[str, Response]) -> dict[str, str]:
-        """Answers by question id; a request that failed has none."""
-        finish = clip_answer if self.generation["clip_answer"] else str
-        texts = {sample.id: answer_text(responses[sample.id]) for sample in samples}
-        return {id_: finish(text) for id_, text in texts.items() if text is not None}
+    def _answer(self, response: Response) -> str | None:
+        """The answer that is scored; None where the request failed."""
+        text = answer_text(response)
+        return clip_answer(text) if text is not None and self.generation["clip_answer"] else text
 
-    @gc_paused()
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
-        import pandas as pd
-
-        answers = self._answers(samples, responses)
-        rows = [_row(sample, answers.get(sample.id)) for sample in samples]
+        answers = ((sample, self._answer(responses[sample.id])) for sample in samples)
         if _held_back(run):
-            return TaskResult(rows, [], [_upload_note(run, len(samples), len(answers))])
+            types = {name: _ROW[name] for name in ("id", "image_id", "answer")}
+            table = _table((_row(sample, answer) for sample, answer in answers), types)
+            return TaskResult(table, [], [_upload_note(run, len(samples), len(table["answer"].dropna()))])
+        names = {id_: fields["name"] for id_, fields in run.run_file()["protocols"].items()}
+        columns = {
+            id_: f"accuracy[{name}]" if number else "accuracy" for number, (id_, name) in enumerate(names.items())
+        }
+        rules = {columns[id_]: RULES[name] for id_, name in names.items()}
+        rows = (_row(sample, answer) | _accuracies(sample, answer, rules) for sample, answer in answers)
+        table = _table(rows, {**_ROW, "index": "int64", **dict.fromkeys(rules, "float64")})
         # The order of the annotation file, in which the evaluator adds.
-        order = sorted(range(len(samples)), key=lambda number: samples[number].targets["index"])
-        scores: list[Score] = []
-        for number, (id_, fields) in enumerate(run.run_file()["protocols"].items()):
-            rule = RULES[fields["name"]]
-            column = "accuracy" if number == 0 else f"accuracy[{rule.name}]"
-            for sample, row in zip(samples, rows, strict=True):
-                row[column] = None if row["answer"] is None else _accuracy(sample, row["answer"], rule)
-            scores += _scores(pd.DataFrame([rows[number] for number in order]), column, rule, id_)
-        return TaskResult(rows, scores)
+        ordered = table.iloc[np.argsort(table.pop("index"), kind="stable")]
+        scores = [score for id_, column in columns.items() for score in _scores(ordered, column, rules[column], id_)]
+        return TaskResult(table, scores)
 
 
-def _targets(index: int, annotation: Annotation) -> dict[str, JSON]:
+def _targets(annotation: Annotation) -> dict[str, JSON]:
     """What scoring needs of an annotation: the answers, a line each, and among others the `index` of the annotation in its file."""
     records = {} if annotation.records is None else {"records": annotation.records}
     return {
         "answers": "\n".join(map(clean, annotation.answers)),
         "question_type": annotation.question_type,
         "answer_type": annotation.answer_type,
-        "index": index,
+        "index": annotation.index,
         **records,
     }
 
@@ -186,12 +173,28 @@ def _upload_note(run: RunFolder, n: int, answered: int) -> str:
 
 def _row(sample: Sample, answer: str | None) -> dict[str, JSON]:
     """A row of scores.parquet without its accuracies; the types are absent where the references are held back."""
-    types = {name: sample.targets[name] for name in ("question_type", "answer_type") if name in sample.targets}
+    types = {name: sample.targets[name] for name in ("question_type", "answer_type", "index") if name in sample.targets}
     return {"id": sample.id, "image_id": int(sample.group or -1), **types, "answer": answer}
 
 
-def _accuracy(sample: Sample, answer: str, rule: Rule) -> float:
-    return accuracy(sample.targets["answers"].split("\n"), answer, rule, sample.targets.get("records"))
+def _accuracies(sample: Sample, answer: str | None, rules: Mapping[str, Rule]) -> dict[str, float | None]:
+    """Under each rule, by column; None where there is no answer."""
+    references, records = sample.targets["answers"].split("\n"), sample.targets.get("records")
+    return {
+        column: None if answer is None else accuracy(references, answer, rule, records)
+        for column, rule in rules.items()
+    }
+
+
+def _table(rows: Iterator[Mapping[str, JSON]], types: Mapping[str, str]) -> pd.DataFrame:
+    """Rows as a data frame with columns of these types (Arrow's names); a few thousand at a time are held as objects."""
+    import pyarrow as pa
+
+    schema = pa.schema([(name, pa.type_for_alias(type_)) for name, type_ in types.items()])
+    parts: list[pa.RecordBatch] = []
+    while some := list(islice(rows, 1 << 14)):
+        parts.append(pa.RecordBatch.from_pylist(some, schema))
+    return pa.Table.from_batches(parts, schema).to_pandas(use_threads=False)
 
 
 def _scores(table: pd.DataFrame, column: str, rule: Rule, protocol: str) -> list[Score]:

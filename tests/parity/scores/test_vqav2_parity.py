@@ -81,7 +81,8 @@ def normalisation_checks(
 def checks(folder: Path) -> list[Check]:
     found: list[Check] = []
     for prefix in sets(folder):
-        annotations = data.read_annotations(folder / f"{prefix}annotations.json")
+        read = data.read_annotations(folder / f"{prefix}annotations.json")
+        annotations = {annotation.question_id: annotation for annotation in read}
         answers = data.read_results(folder / f"{prefix}results.json")
         for name, rule in OUTPUTS.items():
             file = folder / f"{prefix}{name}"
@@ -113,6 +114,6 @@ def test_the_recorded_questions_load_as_a_folder() -> None:
     """questions.json + annotations.json is the smallest layout a user may have."""
     if "" not in sets(FOLDER):
         pytest.skip("no unprefixed set")
-    loaded = data.load(FOLDER)
-    assert loaded.annotations is not None
-    assert [question.question_id for question in loaded.questions] == list(loaded.annotations)
+    pairs = list(data.load(FOLDER).pairs())
+    assert pairs
+    assert all(annotation and question.question_id == annotation.question_id for question, annotation in pairs)
