@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Worker:
 
 
 def ask(model: Model, requests: Sequence[Request]) -> list[Response]:
-    """A model's answers in the order of `requests`; each exactly once, or `ModelError`."""
+    """A model's answers in the order of `requests`; each exactly once, or `ModelError`. One with a score of NaN has failed."""
     answers: dict[str, Response] = {}
     expected = {request.id for request in requests}
     for response in model.answer(requests):
@@ -89,6 +90,8 @@ def ask(model: Model, requests: Sequence[Request]) -> list[Response]:
             raise ModelError(f"the model answered {response.id}, which is not in the batch: its adapter is at fault")
         if response.id in answers:
             raise ModelError(f"the model answered {response.id} twice: its adapter is at fault")
+        if response.scores is not None and not all(map(math.isfinite, response.scores)):
+            response = Response.failed(response.id, "not-finite", "a log-likelihood is NaN or infinite")
         answers[response.id] = response
     missing = [request.id for request in requests if request.id not in answers]
     if missing:

@@ -18,6 +18,7 @@ from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
     group_by_settings,
     known_settings,
+    require_finite,
     resolve_checkpoint,
     resolve_device,
     resolve_dtype,
@@ -90,6 +91,9 @@ class Pipeline(Model):
         self.pipeline: Any = _load(folder, arguments.safety_checker == "on")
         with catch_out_of_memory():
             self.pipeline.to(device=self.device, dtype=self.dtype)
+        for name, part in self.pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                require_finite(part, folder / name)
         self.pipeline.set_progress_bar_config(disable=True)
         self._own_scheduler: Any = self.pipeline.scheduler
         self._accepted = frozenset(inspect.signature(self.pipeline.__call__).parameters)

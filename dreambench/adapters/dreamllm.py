@@ -13,6 +13,7 @@ from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
     group_by_settings,
     known_settings,
+    require_finite,
     resolve_checkpoint,
     threads_for,
     weights_digest,
@@ -68,7 +69,9 @@ class DreamLLM(VisionLanguageModel):
             model, processor = load(folder, **self.options.arguments)
         self.weights = weights_digest(model)
         module: Any = model
-        return module.to(self.dtype), processor
+        module.to(self.dtype)
+        require_finite(module, "--model dreamllm")  # a number may be infinite in a narrower dtype
+        return module, processor
 
     def identity(self) -> Mapping[str, JSON]:
         return {

@@ -25,6 +25,7 @@ __all__ = [
     "group_by_settings",
     "known_settings",
     "load_pretrained",
+    "require_finite",
     "resolve_checkpoint",
     "resolve_device",
     "resolve_dtype",
@@ -117,7 +118,8 @@ def resolve_checkpoint(location: str, offline: bool, purpose: str, download: Cal
 def load_pretrained(model: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A local model of a transformers class, from safetensors, in evaluation mode.
 
-    Raises `MissingWeightsError` if a weight is missing or has another shape: transformers would initialise it at random.
+    Raises `MissingWeightsError` if a weight is missing or has another shape (transformers would initialise it at random), and
+    `ModelError` if one is NaN or infinite.
     """
     loaded, info = model.from_pretrained(
         str(folder),
@@ -133,7 +135,20 @@ def load_pretrained(model: Any, folder: Path, dtype: torch.dtype) -> Any:
                 f"{folder}: {len(found)} weights of {type(loaded).__name__} cannot be loaded from its files"
                 f" ({problem.replace('_', ' ')}), the first {found[0]}: the checkpoint is incomplete or of another architecture"
             )
+    require_finite(loaded, folder)
     return loaded.eval()
+
+
+def require_finite(network: torch.nn.Module, where: object) -> None:
+    """`ModelError` if a weight of `network` is NaN or infinite: it would answer, and its answers would be scored."""
+    for name, weight in network.named_parameters():
+        # The extremes are NaN where one value is; `isfinite` of all values would take several passes.
+        if weight.is_floating_point() and weight.numel() and not bool(torch.stack(weight.aminmax()).isfinite().all()):
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{where}: the weight {name} has NaN or infinite values in {dtype}: take an undamaged checkpoint, or --dtype float32"
+                " if this dtype is too narrow"
+            )
 
 
 def seeded_generator(seed: int) -> torch.Generator:

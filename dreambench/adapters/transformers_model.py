@@ -107,6 +107,28 @@ class SeededSampling(LogitsProcessor):
         return warped - noise.clamp_min(torch.finfo(torch.float32).tiny).log().to(scores.device)
 
 
+class FiniteScores(LogitsProcessor):
+    """Changes nothing; notes for each row the first step whose scores are NaN or infinite, from which no token follows.
+
+    The score of a suppressed token is -inf: what counts is the highest score, which is NaN where any is.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.first: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = torch.where(scores.amax(-1).isfinite(), torch.iinfo(torch.long).max, self.step)
+        self.first = step if self.first is None else torch.minimum(self.first, step)
+        self.step += 1
+        return scores
+
+    def first_steps(self, requests: int) -> list[int]:
+        """For each request the first step at which one of its beams had no finite scores; a huge number if none had."""
+        assert self.first is not None  # noqa: S101 - generation has at least one step
+        return self.first.reshape(requests, -1).amin(1).tolist()
+
+
 class VisionLanguageModel(Model):
     """``transformers:DIR_OR_HUB_ID``; ``--model-arg chat_template=FILE`` for a checkpoint that has no template.
 
@@ -232,18 +254,22 @@ class VisionLanguageModel(Model):
             pad_token_id=self.tokenizer.pad_token_id,
         )
         generate: Any = self.model.generate
-        output = generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList(sampling))
+        finite = FiniteScores()
+        output = generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList([finite, *sampling]))
         prompt = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         lengths = inputs["attention_mask"].sum(1).tolist()
         return [
-            self._response(request, row[prompt:].tolist(), int(length))
-            for request, row, length in zip(batch, output, lengths, strict=True)
+            self._response(request, row[prompt:].tolist(), int(length), wrong)
+            for request, row, length, wrong in zip(batch, output, lengths, finite.first_steps(len(batch)), strict=True)
         ]
 
-    def _response(self, request: Request, ids: list[int], prompt_tokens: int) -> Response:
-        """The text up to the first end token, which counts as a new token."""
+    def _response(self, request: Request, ids: list[int], prompt_tokens: int, wrong: int) -> Response:
+        """The text up to the first end token, which counts as a new token. No answer if the token of step `wrong` is among them."""
         end = next((index for index, token in enumerate(ids) if token in self.eos), None)
         new = ids if end is None else ids[: end + 1]
+        if wrong < len(new):
+            message = f"the logits are NaN or infinite in {self.dtype} at token {wrong + 1}: use --dtype float32"
+            return Response.failed(request.id, "not-finite", message)
         text = self.tokenizer.decode(new, skip_special_tokens=True).strip()
         return Response(
             request.id,

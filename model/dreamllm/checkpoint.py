@@ -40,7 +40,8 @@ def load(
         plugins: folder of a released checkpoint's three .bin files, if they are not in its own.
         dtype: float32, bfloat16 or float16; default: as stored.
 
-    Raises CheckpointError for a missing, unexpected or mismatched tensor. `model.config.untrained` is true for random weights.
+    Raises CheckpointError for a missing, unexpected or mismatched tensor, and for one with NaN or infinite values.
+    `model.config.untrained` is true for random weights.
     """
     folder = find_checkpoint(folder_or_id)
     if released.is_released(folder):
@@ -56,6 +57,7 @@ def load(
         )
     else:
         model, processor = _load_native(folder, dtype)
+    check_finite(folder, model)
     if device is not None:
         module: Any = model  # the library's decorated `to` has lost its types
         module.to(torch.device(device))
@@ -110,6 +112,17 @@ def check_tensors(
     found = [f"{kind}: {_enumerate(sorted(names))}" for kind, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{where} does not match its configuration; tensors {'; '.join(found)}")
+
+
+def check_finite(where: object, model: torch.nn.Module) -> None:
+    """Raise CheckpointError, naming the first tensors, if a weight is NaN or infinite."""
+    weights = [(name, weight) for name, weight in model.named_parameters() if weight.numel()]
+    found = [name for name, weight in weights if not bool(torch.stack(weight.aminmax()).isfinite().all())]
+    if found:
+        raise CheckpointError(
+            f"{where} has NaN or infinite values in {_enumerate(found)}: take an undamaged checkpoint, or --dtype float32 if the dtype is"
+            " too narrow"
+        )
 
 
 def _enumerate(names: list[str], limit: int = 8) -> str:

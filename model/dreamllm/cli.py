@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dreamllm.errors import DreamLLMError, UsageError
+from dreamllm.errors import NOT_FINITE, DreamLLMError, NotFiniteError, UsageError
 from dreamllm.files import check_image_file, check_new_file, check_new_folder, find_checkpoint, read_image, write_text
 from dreamllm.options import DEVICES, Dtype, Layout, Preset, Resume, SchedulerName, check_device, check_tokenizer
 
@@ -42,7 +42,6 @@ Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0
 ENDS = {
     "length": "ended by the limit on tokens",
     "images": "ended by the limit on images",
-    "not-finite": "ended at an image whose pixels are not finite; try --dtype float32",
 }
 SUBMODEL = "for a released checkpoint that does not contain it."
 Clip = Annotated[Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help=f"CLIP model, {SUBMODEL}")]
@@ -214,6 +213,8 @@ def generate_interleaved(
         **options,
     )
     document = _print_document(pieces)
+    if document.finish_reason == "not-finite":
+        raise NotFiniteError(f"the document is incomplete, nothing was written: {NOT_FINITE}")
     if folder is not None:
         _write_folder(folder, document)
         typer.echo(str(folder / "document.md"))
@@ -327,9 +328,17 @@ def _answer(
     torch.manual_seed(seed)
     if temperature:
         options["temperature"] = temperature
+    options["logits_processor"] = [_require_finite]
     inputs = processor(text, images or None).to(model.device)
     ids = model.generate(**inputs, max_new_tokens=limit, do_sample=temperature > 0, **options)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :]).strip()
+
+
+def _require_finite(_: Any, scores: Any) -> Any:
+    """The scores of the next token; those of suppressed tokens are -inf, the highest has to be finite."""
+    if not bool(scores.amax(-1).isfinite().all()):
+        raise NotFiniteError(f"there is no answer: {NOT_FINITE}")
+    return scores
 
 
 @app.command()

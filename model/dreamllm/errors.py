@@ -3,12 +3,15 @@
     DreamLLMError
     ├── UsageError        an option, a name or a combination of them is not accepted
     ├── CheckpointError   a file or tensor of a checkpoint is missing, unexpected, mismatched or unreadable
-    └── InputError        inputs of the model do not match, for instance images and placeholders
+    ├── InputError        inputs of the model do not match, for instance images and placeholders
+    └── NotFiniteError    the model computed NaN or infinity, from which neither a token nor an image follows
 
 The command line prints them without a traceback and exits with status 2. Any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
+
+NOT_FINITE = "the model computed NaN or infinity; try --dtype float32"
 
 
 class DreamLLMError(Exception):
@@ -25,6 +28,10 @@ class CheckpointError(DreamLLMError):
 
 class InputError(DreamLLMError, ValueError):
     """Inputs of the model do not match."""
+
+
+class NotFiniteError(DreamLLMError, ArithmeticError):
+    """The model computed NaN or infinity, from which neither a token nor an image follows."""
 
 
 def one_line(error: BaseException) -> str:

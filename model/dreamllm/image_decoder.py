@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from dreamllm.configuration import ImageDecoderConfig
-from dreamllm.errors import InputError
+from dreamllm.errors import NOT_FINITE, InputError, NotFiniteError
 from dreamllm.options import SchedulerName, choose
 
 Scheduler = Any  # diffusers has no common type for its schedulers
@@ -60,10 +60,13 @@ class ImageDecoder(nn.Module):
         return output.sample.float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (M, C, h, w) -> pixels (M, 3, S, S), float32 in [0, 1]."""
+        """Scaled latents (M, C, h, w) -> pixels (M, 3, S, S), float32 in [0, 1]; all NaN for an image with a number that is not finite."""
         unscaled: Any = (latents / self.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
         output: Any = self.vae.decode(unscaled)
-        return (output.sample.float() / 2 + 0.5).clamp(0, 1)
+        pixels = output.sample.float()
+        # The limits would make white or black of an infinite number.
+        finite = latents.isfinite().flatten(1).all(1) & pixels.isfinite().flatten(1).all(1)
+        return (pixels / 2 + 0.5).clamp(0, 1).masked_fill(~finite[:, None, None, None], torch.nan)
 
     def encode(self, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Pixels (M, 3, S, S) in [-1, 1] -> a sample of the scaled latents (M, C, h, w); `noise` is standard normal of that shape."""
@@ -123,7 +126,9 @@ def rescale_guidance(guided: torch.Tensor, conditional: torch.Tensor, phi: float
 
 
 def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
-    """(M, 3, S, S) in [0, 1] -> M RGB images, rounded to the nearest of 256 levels."""
+    """(M, 3, S, S) in [0, 1] -> M RGB images, rounded to the nearest of 256 levels. NotFiniteError if a pixel is NaN."""
+    if not bool(pixels.isfinite().all()):
+        raise NotFiniteError(f"an image has pixels that are not finite: {NOT_FINITE}")
     levels = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(image) for image in levels]
 

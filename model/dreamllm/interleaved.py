@@ -50,7 +50,9 @@ class InterleavedDocument:
     """A generated document."""
 
     parts: tuple[str | Image.Image, ...]  # in reading order, no two texts in a row, none of them empty
-    finish_reason: str  # "stop": eos; "length": limit on tokens; "images": limit on images; "not-finite": an image without finite pixels
+    finish_reason: (
+        str  # "stop": eos; "length": limit on tokens; "images": limit on images; "not-finite": NaN in logits or pixels
+    )
     token_ids: tuple[int, ...]  # everything after the prompt, with the spans of generated images
 
     @property
@@ -221,8 +223,13 @@ class InterleavedGeneration:
         embeds = self.model.get_input_embeddings()(torch.tensor(tokens, device=active.device)[:, None])
         return context.logits(embeds, active)
 
-    def _sample(self, rows: list[_Row], logits: torch.Tensor) -> list[int]:
-        """The next token of each row from its logits (rows, V)."""
+    def _sample(self, rows: list[_Row], logits: torch.Tensor) -> list[int | None]:
+        """The next token of each row from its logits (rows, V); None where a logit is NaN or infinite."""
+        finite: list[bool] = logits.isfinite().all(-1).tolist()
+        tokens = self._tokens(rows, logits if all(finite) else logits.nan_to_num(0, 0, 0))
+        return [token if sound else None for token, sound in zip(tokens, finite, strict=True)]
+
+    def _tokens(self, rows: list[_Row], logits: torch.Tensor) -> list[int]:
         self.suppressed = self.suppressed.to(logits.device)
         scores = logits.index_fill(1, self.suppressed, -torch.inf)
         if self.logits_processor:
@@ -238,9 +245,12 @@ class InterleavedGeneration:
             for row, each in zip(rows, probabilities, strict=True)
         ]
 
-    def _append(self, row: _Row, token: int) -> None:
+    def _append(self, row: _Row, token: int | None) -> None:
         """Add a sampled token to the row's document, or end it."""
         config = self.config
+        if token is None:
+            row.finish = "not-finite"
+            return
         row.sampled += 1
         room = self.positions - row.length - 1
         if token == config.dream_start_token_id:
