@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dreambench.report.documents import document_cards
 from dreambench.report.images import SIDE, captioned_sheet, saved_reference_images, thumbnail
 from dreambench.report.runs import COUNT, CompleteRun, choose
 from dreambench.report.tables import Line, incomparable, lines, saved_tables
-from dreambench.report.text import interval_text, method_text, number, printable, unscored_text
+from dreambench.report.text import decimals, interval_text, method_text, number, printable, unscored_text, value_text
 from dreambench.scores import Score
 
 __all__ = ["page", "write_page", "write_sheet"]
@@ -67,11 +68,13 @@ def page(runs: Sequence[CompleteRun]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"number": number, "interval": interval_text, "method": method_text}
-    filters |= {"unscored": unscored_text, "bar": _bar}
+    found = lines(runs)
+    places = decimals(line.score for line in found)
+    filters: dict[str, Any] = {"number": number, "method": method_text, "bar": _bar}
+    for name, text in {"value": value_text, "interval": interval_text, "unscored": unscored_text}.items():
+        filters[name] = partial(text, places=places)
     environment.filters.update(filters)
     with_images = sum(run.has_images for run in runs)
-    found = lines(runs)
     return environment.get_template("page.html.j2").render(
         sections=[_section(run, max(2, COUNT // max(with_images, 1))) for run in runs],
         overview=_overview(found),

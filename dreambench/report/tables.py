@@ -13,7 +13,16 @@ from pydantic import BaseModel, ConfigDict
 from dreambench.errors import RunError
 from dreambench.files import read_json, write_atomically
 from dreambench.report.runs import CompleteRun
-from dreambench.report.text import interval_text, latex, markdown, method_text, number, printable, unscored_text
+from dreambench.report.text import (
+    decimals,
+    interval_text,
+    latex,
+    markdown,
+    method_text,
+    printable,
+    unscored_text,
+    value_text,
+)
 from dreambench.scores import Score
 
 if TYPE_CHECKING:
@@ -159,19 +168,21 @@ def _table(runs: Sequence[CompleteRun], escape: Callable[[str], str]) -> pd.Data
     """Escaped cells; run and model are columns where there are several runs."""
     import pandas as pd
 
+    found = lines(runs)
+    places = decimals(line.score for line in found)
     rows = [
         {
             **({"run": line.run.name, "model": line.run.metrics["model"]} if len(runs) > 1 else {}),
             "metric": line.score.metric,
             "group": line.score.group or "",
-            "value": f"{number(line.score.value)} {line.score.unit}".strip(),
-            "interval": interval_text(line.score),
+            "value": value_text(line.score, places),
+            "interval": interval_text(line.score, places),
             "interval method": method_text(line.score),
             "n": str(line.score.n),
-            "unscored": unscored_text(line.score),
+            "unscored": unscored_text(line.score, places),
             "protocol": line.score.protocol,
         }
-        for line in lines(runs)
+        for line in found
     ]
     columns = [*(("run", "model") if len(runs) > 1 else ()), *COLUMNS]
     frame = pd.DataFrame(rows, columns=columns, dtype=object)

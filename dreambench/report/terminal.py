@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dreambench.errors import counted
 from dreambench.report.runs import CompleteRun
 from dreambench.report.tables import incomparable, lines
-from dreambench.report.text import headline, interval_text, number, printable
+from dreambench.report.text import decimals, headline, interval_text, printable, value_text
 from dreambench.scores import Score
 from dreambench.store import RunFolder
 
@@ -121,6 +121,7 @@ def _print_table(title: str, scores: Sequence[Score]) -> None:
         console = Console(width=200)  # a file or a pipe has no width to fit
     grouped = any(score.group for score in scores)
     _print_line(title)
+    places = decimals(scores)
     widest = max((len(printable(score.metric)) for score in scores), default=0)
     for protocol, part in groupby(scores, key=lambda score: score.protocol):
         heading = Text(f"protocol {printable(protocol)}")
@@ -131,8 +132,7 @@ def _print_table(title: str, scores: Sequence[Score]) -> None:
         for column in ("value", "interval", "n", "unscored"):
             table.add_column(column, justify="right", no_wrap=True)
         for score in part:
-            value = f"{number(score.value)} {score.unit}".strip()
             cells = [score.metric, *([score.group or ""] if grouped else [])]
-            cells += [value, interval_text(score), str(score.n), str(score.unscored)]
+            cells += [value_text(score, places), interval_text(score, places), str(score.n), str(score.unscored)]
             table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: brackets in data are not rich's markup
         console.print(table)
