@@ -1,22 +1,37 @@
-"""The uncertainty of a score: standard errors, intervals, paired comparisons, significance tests and sample sizes.
+"""Comparisons and planning: paired differences, significance tests and sample sizes; and the intervals of `dreambench.intervals`.
 
 Scores are one number per question. Questions that share something (an image, a document) are not independent: pass their groups as
 `clusters`. Nothing here reads a clock or a global random generator. scipy is imported on use, because it takes a second.
 
-Sources: Miller, "Adding Error Bars to Evals" (2024), for clustered and paired errors and for sample sizes; Wilson (1927).
+Source: Miller, "Adding Error Bars to Evals" (2024), for clustered and paired errors and for sample sizes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from dreambench.intervals import (
+    Array,
+    Clusters,
+    as_scores,
+    bootstrap_mean,
+    cluster_codes,
+    clustered_standard_error,
+    effective_clusters,
+    interval_within,
+    mean_estimate,
+    normal_interval,
+    normal_quantile,
+    standard_error,
+    student_quantile,
+    wilson_interval,
+)
 from dreambench.scores import Estimate
 
 __all__ = [
@@ -25,6 +40,7 @@ __all__ = [
     "adjust_p_values",
     "bootstrap_mean",
     "clustered_standard_error",
+    "interval_within",
     "mcnemar",
     "mean_estimate",
     "minimum_detectable_effect",
@@ -33,180 +49,11 @@ __all__ = [
     "paired_difference",
     "required_questions",
     "standard_error",
+    "student_quantile",
     "variance_components",
     "wilcoxon_signed_rank",
     "wilson_interval",
 ]
-
-Array = NDArray[np.float64]
-Clusters = Iterable[Hashable]
-
-ROUNDING = 1e-13
-"""A standard error below this share of the largest score is rounding error and becomes 0."""
-BLOCK = 1 << 22
-"""Bootstrap counts drawn at once (32 MiB of int64). A constant, so that a seed always gives the same replicates."""
-
-
-def _as_scores(scores: ArrayLike) -> Array:
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"scores must be a row of at least one number, not of shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("scores must be finite")
-    return values
-
-
-def _cluster_codes(clusters: Clusters, n: int) -> NDArray[np.int64]:
-    """Clusters as integers from 0, without gaps."""
-    if isinstance(clusters, np.ndarray):
-        codes: NDArray[Any] = np.unique(clusters, return_inverse=True)[1]
-    else:
-        seen: dict[Hashable, int] = {}
-        codes = np.array([seen.setdefault(cluster, len(seen)) for cluster in clusters])
-    if codes.shape != (n,):
-        raise ValueError(f"{n} scores, but clusters of shape {codes.shape}")
-    return codes.astype(np.int64)
-
-
-# --- one system -------------------------------------------------------------------------------------------------------
-
-
-def normal_quantile(confidence: float) -> float:
-    """The half-width of a two-sided interval in standard errors: 1.96 for 0.95."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def standard_error(scores: ArrayLike, *, ddof: int = 1) -> float:
-    """s / sqrt(n) of independent scores; NaN for a single one with `ddof` 1. `ddof` 0 gives sqrt(p (1 - p) / n) for 0/1 scores."""
-    values = _as_scores(scores)
-    if values.size <= ddof:
-        return math.nan
-    return _without_rounding(float(values.std(ddof=ddof)) / math.sqrt(values.size), values)
-
-
-def clustered_standard_error(
-    scores: ArrayLike, clusters: Clusters, *, correction: Literal["CR0", "CR1"] = "CR0"
-) -> float:
-    """Standard error of the mean when only clusters are independent; NaN for a single cluster.
-
-    CR0 is Miller (2024), equation 4: sqrt(sum over clusters of (sum of deviations)^2) / n. CR1 multiplies the variance by G / (G - 1)
-    for G clusters, the usual small-sample correction.
-    """
-    values = _as_scores(scores)
-    codes = _cluster_codes(clusters, values.size)
-    count = int(codes.max()) + 1
-    if count < 2:
-        return math.nan
-    sums = np.bincount(codes, weights=values - values.mean())
-    variance = float(sums @ sums) / values.size**2
-    if correction == "CR1":
-        variance *= count / (count - 1)
-    return _without_rounding(math.sqrt(variance), values)
-
-
-def _without_rounding(error: float, values: Array) -> float:
-    return 0.0 if error <= ROUNDING * float(np.abs(values).max()) else error
-
-
-def normal_interval(value: float, error: float, confidence: float = 0.95) -> tuple[float, float]:
-    """value -/+ z * error. It is not cut at the ends of the scale: an interval that leaves it shows a poor approximation."""
-    half = normal_quantile(confidence) * error
-    return value - half, value + half
-
-
-def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, without continuity correction, within [0, 1]."""
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}")
-    z2 = normal_quantile(confidence) ** 2
-    share = successes / n
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mean_estimate(
-    scores: ArrayLike,
-    clusters: Clusters | None = None,
-    *,
-    cluster_name: str = "cluster",
-    unit: str = "%",
-    confidence: float = 0.95,
-) -> Estimate:
-    """The mean of the scores with the interval that suits them.
-
-    With clusters: normal, with the clustered standard error. Without: Wilson for scores of 0 and 1, else normal. Scores of 0 and 1 that
-    are all equal have no spread for a normal interval, so they get the Wilson interval over their clusters.
-
-    Raises:
-        ValueError: there are no scores, a score is not finite, or the number of clusters differs.
-    """
-    values = _as_scores(scores)
-    scale = 100.0 if unit == "%" else 1.0
-    mean = float(values.mean())
-    binary = bool(np.isin(values, (0.0, 1.0)).all())
-    if clusters is None:
-        error, units = standard_error(values), values.size
-        method = "wilson" if binary else "normal"
-    else:
-        codes = _cluster_codes(clusters, values.size)
-        error, units = clustered_standard_error(values, codes), int(codes.max()) + 1
-        method = f"cluster by {cluster_name}" if units > 1 else f"none: a single {cluster_name}"
-        if binary and float(np.ptp(values)) == 0 and units > 1:
-            method = f"wilson over {cluster_name}s"
-    interval = None
-    if method.startswith("wilson"):
-        interval = wilson_interval(mean * units, units, confidence)
-    elif not math.isnan(error):
-        interval = normal_interval(mean, error, confidence)
-    return Estimate(
-        value=scale * mean,
-        interval=None if interval is None else (scale * interval[0], scale * interval[1]),
-        method=method,
-        n=values.size,
-        standard_error=None if math.isnan(error) else scale * error,
-        confidence=confidence,
-        unit=unit,
-    )
-
-
-def bootstrap_mean(
-    scores: ArrayLike,
-    *,
-    seed: int,
-    clusters: Clusters | None = None,
-    cluster_name: str = "cluster",
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-) -> Estimate:
-    """Percentile bootstrap of a mean; with clusters, whole clusters are drawn and the mean is the ratio of sums.
-
-    Resampling n units of which k are distinct (by score, or by a cluster's sum and size) is exactly a multinomial draw of k counts.
-    """
-    values = _as_scores(scores)
-    if resamples < 2:
-        raise ValueError(f"an interval needs at least 2 resamples, not {resamples}")
-    if clusters is None:
-        units = np.stack([values, np.ones_like(values)], axis=1)
-    else:
-        codes = _cluster_codes(clusters, values.size)
-        units = np.stack([np.bincount(codes, weights=values), np.bincount(codes)], axis=1)
-    distinct, counts = np.unique(units, axis=0, return_counts=True)
-    generator = np.random.default_rng(seed)
-    block = max(1, BLOCK // len(distinct))
-    means: list[Array] = []
-    for start in range(0, resamples, block):
-        draws = generator.multinomial(len(units), counts / len(units), size=min(block, resamples - start))
-        totals = draws @ distinct
-        means.append(totals[:, 0] / totals[:, 1])
-    replicates = np.concatenate(means)
-    low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    method = "bootstrap" if clusters is None else f"bootstrap by {cluster_name}"
-    error = float(replicates.std(ddof=1))
-    return Estimate(float(values.mean()), (float(low), float(high)), method, values.size, error, confidence)
-
 
 # --- two systems on the same questions --------------------------------------------------------------------------------
 
@@ -245,38 +92,50 @@ def paired_difference(
     clusters: Clusters | None = None,
     *,
     cluster_name: str = "cluster",
-    test: Literal["z", "t"] = "z",
+    test: Literal["t", "z"] = "t",
+    bounds: tuple[float, float] | None = None,
     confidence: float = 0.95,
 ) -> PairedDifference:
     """The difference of two systems' scores on the same questions, in the same order.
 
-    `test` "t" takes the p value from Student's t with n - 1 degrees of freedom (independent questions only); the interval is normal.
+    `test` "t" is for any number of clusters: the standard error has the correction CR1, and p value and interval are Student's with one
+    degree of freedom less than there are clusters (Kish's effective number), or questions. "z" is Miller's: CR0 for clusters, and the
+    normal distribution. `bounds` are those of a score: the interval then ends where no difference can be larger. Where all questions
+    differ by the same there is neither test nor interval.
 
     Raises:
-        ValueError: the numbers of scores differ, or a t test of clustered questions is requested.
+        ValueError: the numbers of scores differ.
     """
     first, second = _pair(a, b)
     difference = first - second
     n = difference.size
+    codes = np.arange(n) if clusters is None else cluster_codes(clusters, n)
     if clusters is None:
-        method = "normal"
         error, *errors = (standard_error(values) for values in (difference, first, second))
-    elif test == "t":
-        raise ValueError("a t test of clustered questions has no agreed degrees of freedom: use test='z'")
     else:
-        codes, method = _cluster_codes(clusters, n), f"cluster by {cluster_name}"
-        error, *errors = (clustered_standard_error(values, codes) for values in (difference, first, second))
+        correction = "CR1" if test == "t" else "CR0"
+        error, *errors = (
+            clustered_standard_error(values, codes, correction=correction) for values in (difference, first, second)
+        )
     value = float(difference.mean())
-    statistic = p_value = None
-    if error > 0:
-        statistic = value / error
-        p_value = _two_sided_p(statistic) if test == "z" else _student_p(statistic, n - 1)
+    method = f"{'t' if test == 't' else 'normal'}{'' if clusters is None else f', clustered by {cluster_name}'}"
+    interval = statistic = p_value = None
+    if math.isnan(error):
+        method = f"none: a single {'question' if clusters is None else cluster_name}"
+    elif error == 0 and test == "t":
+        method = "none: all differences are equal"
+    else:
+        degrees = max(effective_clusters(codes) - 1, 1.0)
+        half = error * (student_quantile(confidence, degrees) if test == "t" else normal_quantile(confidence))
+        limit = math.inf if bounds is None else bounds[1] - bounds[0]
+        interval = max(value - half, -limit), min(value + half, limit)
+        if error > 0:
+            statistic = value / error
+            p_value = _student_p(statistic, degrees) if test == "t" else _two_sided_p(statistic)
     unpaired = math.hypot(*errors)
-    known = not math.isnan(error)
-    interval = normal_interval(value, error, confidence) if known else None
     spread = np.ptp(first) > 0 and np.ptp(second) > 0
     return PairedDifference(
-        Estimate(value, interval, method, n, error if known else None, confidence),
+        Estimate(value, interval, method, n, None if math.isnan(error) else error, confidence),
         statistic,
         p_value,
         correlation=float(np.corrcoef(first, second)[0, 1]) if spread else None,
@@ -285,7 +144,7 @@ def paired_difference(
 
 
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    first, second = _as_scores(a), _as_scores(b)
+    first, second = as_scores(a), as_scores(b)
     if first.shape != second.shape:
         raise ValueError(f"the systems have {first.size} and {second.size} scores: pair them by question first")
     return first, second
@@ -296,7 +155,7 @@ def _two_sided_p(z: float) -> float:
     return math.erfc(abs(z) / math.sqrt(2))
 
 
-def _student_p(statistic: float, degrees: int) -> float:
+def _student_p(statistic: float, degrees: float) -> float:
     from scipy import stats
 
     return float(2 * stats.t.sf(abs(statistic), degrees))
@@ -351,7 +210,7 @@ def adjust_p_values(p_values: ArrayLike, method: Literal["holm", "bonferroni", "
     Raises:
         ValueError: a value is not a probability, or the method is unknown.
     """
-    values = _as_scores(p_values)
+    values = as_scores(p_values)
     if values.min() < 0 or values.max() > 1:
         raise ValueError("p values must lie between 0 and 1")
     if method == "bonferroni":
@@ -426,8 +285,8 @@ def variance_components(scores: ArrayLike, questions: Clusters) -> tuple[float, 
     Raises:
         ValueError: there are fewer than two questions, or a question has a single answer.
     """
-    values = _as_scores(scores)
-    codes = _cluster_codes(questions, values.size)
+    values = as_scores(scores)
+    codes = cluster_codes(questions, values.size)
     sizes = np.bincount(codes)
     if len(sizes) < 2 or sizes.min() < 2:
         raise ValueError("variance components need at least two questions with at least two answers each")

@@ -25,7 +25,12 @@ from dreambench.metrics.frechet import (
     load_statistics,
     save_statistics,
 )
-from dreambench.metrics.set_metrics import inception_score, kernel_distance, precision_recall_density_coverage
+from dreambench.metrics.set_metrics import (
+    CLIP_WEIGHT,
+    inception_score,
+    kernel_distance,
+    precision_recall_density_coverage,
+)
 from dreambench.progress import say
 from dreambench.scores import Estimate, Protocol, Score
 from dreambench.statistics import mean_estimate
@@ -131,7 +136,8 @@ def _estimates(
     if "clip_scores" in generated:
         cut = int(generated.get("clip_truncated", 0))
         notes = (f"clip_score: {cut} captions were longer than the CLIP's context and cut for it",) if cut else ()
-        estimate = mean_estimate(generated["clip_scores"], keys, cluster_name=cluster_name, unit="")
+        bounds = 0.0, CLIP_WEIGHT
+        estimate = mean_estimate(generated["clip_scores"], keys, cluster_name=cluster_name, unit="", bounds=bounds)
         yield f"clip_score[{extractor}]", estimate, notes
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "GREEDY",
     "ComprehensionTask",
     "answer_text",
+    "image_name",
     "mean_score",
     "question_text",
 ]
@@ -88,6 +89,12 @@ def question_text(sample: Sample) -> str:
     return next(part.text for part in sample.prompt[1:] if isinstance(part, Text))
 
 
+def image_name(sample: Sample) -> str:
+    """What names the image of a sample: its path or hash, or the text that holds its hash in samples read back from a run."""
+    image = sample.prompt[0]
+    return image.text if isinstance(image, Text) else image.path or image.digest()
+
+
 def answer_text(response: Response) -> str | None:
     """The model's answer; None where the request failed."""
     return None if response.error is not None else document_text(response.document)
@@ -106,7 +113,7 @@ def mean_score(
     bounds: tuple[float, float] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Score:
-    """A mean of scores in [0, 1], in percent, with the interval that suits them (`mean_estimate`).
+    """A mean of scores in [0, 1], in percent, with its interval (`mean_estimate`).
 
     `value`, in percent, replaces the mean where the benchmark's own order of summation decides the last digit. `bounds` default to the
     mean if all `unscored` scores were 0, and if all were 1.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -56,6 +58,7 @@ def test_a_constant_difference_has_no_test() -> None:
     ours = st.paired_difference([0.9, 0.6, 0.3], [0.6, 0.3, 0.0])
     assert ours.estimate.value == pytest.approx(0.3)
     assert (ours.statistic, ours.p_value, ours.estimate.standard_error) == (None, None, 0.0)
+    assert (ours.estimate.interval, ours.estimate.method) == (None, "none: all differences are equal")
 
 
 def test_pairing_gains_what_correlation_gives() -> None:
@@ -72,11 +75,42 @@ def test_pairing_gains_what_correlation_gives() -> None:
 def test_clustered_difference_uses_the_clusters() -> None:
     a, b = [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]
     clusters = ["x", "x", "x", "y", "y", "y"]
+    plain = st.paired_difference(a, b, clusters, cluster_name="image", test="z").estimate
+    assert (plain.method, plain.standard_error) == (
+        "normal, clustered by image",
+        pytest.approx(np.sqrt(2 * 1.5**2) / 6),
+    )
     ours = st.paired_difference(a, b, clusters, cluster_name="image")
-    assert ours.estimate.method == "cluster by image"
-    assert ours.estimate.standard_error == pytest.approx(np.sqrt(2 * 1.5**2) / 6)
-    with pytest.raises(ValueError, match="t test"):
-        st.paired_difference(a, b, clusters, test="t")
+    assert ours.estimate.method == "t, clustered by image"
+    assert ours.estimate.standard_error == pytest.approx(np.sqrt(2) * np.sqrt(2 * 1.5**2) / 6), "CR1 of two clusters"
+    assert ours.p_value == pytest.approx(0.5), "t = 1 with one degree of freedom"
+
+
+def test_a_clustered_t_test_is_that_of_the_clusters_means() -> None:
+    from scipy import stats
+
+    rng = np.random.default_rng(4)
+    a, b = rng.random((7, 5)), rng.random((7, 5))
+    expected: Any = stats.ttest_rel(a.mean(axis=1), b.mean(axis=1))
+    ours = st.paired_difference(a.ravel(), b.ravel(), np.repeat(np.arange(7), 5))
+    assert (ours.statistic, ours.p_value) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-10)
+    assert ours.estimate.interval == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-10)
+
+
+def test_an_interval_of_a_difference_ends_where_no_difference_can_be_larger() -> None:
+    a, b, clusters = [1, 1, 1, 0.9], [0, 0, 0, 0], ["x", "x", "y", "y"]
+    free, bounded = (st.paired_difference(a, b, clusters, bounds=bounds).estimate for bounds in (None, (0, 1)))
+    assert free.interval is not None
+    assert free.interval[1] > 1
+    assert bounded.interval == pytest.approx((free.interval[0], 1))
+    a, b = b, a
+    assert (st.paired_difference(a, b, clusters, bounds=(0, 1)).estimate.interval or (0,))[0] == -1
+
+
+def test_a_single_cluster_has_no_difference_to_test() -> None:
+    ours = st.paired_difference([1, 0, 1], [0, 0, 0], ["x"] * 3, cluster_name="image")
+    assert (ours.estimate.interval, ours.estimate.method, ours.p_value) == (None, "none: a single image", None)
+    assert st.paired_difference([1], [0]).estimate.method == "none: a single question"
 
 
 def test_unequal_rows_are_refused() -> None:
@@ -109,6 +143,36 @@ def test_the_detectable_effect_is_detected_with_the_given_power() -> None:
     drawn = np.random.default_rng(3).normal(effect, np.sqrt(between / n), 20_000)
     found = np.abs(drawn / np.sqrt(between / n)) > st.normal_quantile(0.95)
     assert found.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_planning_refuses_what_no_study_can_have() -> None:
+    """A single question is a study; none, a negative variance or an answer fewer than one are not."""
+    assert st.minimum_detectable_effect(1, 0.25) == pytest.approx(0.5 * (st.normal_quantile(0.95) + 0.8416), rel=1e-4)
+    for n in (0, -1):
+        with pytest.raises(ValueError, match=f"{n} questions"):
+            st.minimum_detectable_effect(n, 0.25)
+    with pytest.raises(ValueError, match="effect of 0"):
+        st.required_questions(0, 0.25)
+    for wrong in (
+        {"between": -0.1},
+        {"between": 0.1, "within_a": -0.1},
+        {"between": 0.1, "within_b": -0.1},
+        {"between": 0.1, "answers_a": 0},
+        {"between": 0.1, "answers_b": 0},
+    ):
+        with pytest.raises(ValueError, match="negative"):
+            st.required_questions(0.1, **wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="negative"):
+            st.minimum_detectable_effect(10, **wrong)  # type: ignore[arg-type]
+    assert st.required_questions(-0.1, 0.25) == st.required_questions(0.1, 0.25)
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_each_sides_variance_and_answers_count(side: str) -> None:
+    """Miller (2024), equation 9, by hand: between + within / answers of each side."""
+    z = st.normal_quantile(0.95) + 0.8416212335729143
+    needed = st.required_questions(0.1, 0.1, **{f"within_{side}": 0.3, f"answers_{side}": 2})  # type: ignore[arg-type]
+    assert needed == pytest.approx((0.1 + 0.15) * (z / 0.1) ** 2)
 
 
 def test_more_answers_per_question_need_fewer_questions() -> None:

@@ -69,11 +69,97 @@ def test_order_does_not_matter(scores: list[float], random: object) -> None:
     )
 
 
-def test_the_interval_suits_the_scores() -> None:
+def test_the_method_is_wilsons_and_names_the_cluster() -> None:
     binary, graded = [1.0, 0.0, 1.0, 1.0], [0.9, 0.3, 1.0, 0.6]
-    assert st.mean_estimate(binary).method == "wilson"
-    assert st.mean_estimate(graded).method == "normal"
-    assert st.mean_estimate(graded, ["a", "a", "b", "c"], cluster_name="image").method == "cluster by image"
+    assert st.mean_estimate(binary).method == st.mean_estimate(graded).method == "wilson"
+    assert st.mean_estimate(graded, ["a", "a", "b", "c"], cluster_name="image").method == "wilson, clustered by image"
+
+
+@pytest.mark.parametrize("degrees", [1.0, 1.5, 2.0, 4.0, 9.3, 19.0, 300.0, 2e5, 2e6])
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
+def test_students_quantile_equals_scipys(degrees: float, confidence: float) -> None:
+    from scipy import stats
+
+    expected = stats.t.ppf((1 + confidence) / 2, degrees)
+    assert st.student_quantile(confidence, degrees) == pytest.approx(expected, rel=3e-6 if degrees > 1e6 else 1e-7)
+
+
+def test_students_quantile_needs_a_degree_of_freedom_and_a_confidence() -> None:
+    with pytest.raises(ValueError, match="degrees"):
+        st.student_quantile(0.95, 0.5)
+    with pytest.raises(ValueError, match="confidence"):
+        st.student_quantile(1.0, 4)
+
+
+def test_independent_binary_scores_have_wilsons_interval_with_students_quantile() -> None:
+    """The size of independent 0/1 scores is their number, whatever was seen; t with n - 1 takes the place of z."""
+    as_normal = 2 * st.NormalDist().cdf(st.student_quantile(0.95, 19)) - 1
+    for right in (0, 1, 7, 20):
+        ours = st.mean_estimate([1.0] * right + [0.0] * (20 - right), unit="")
+        assert ours.interval == pytest.approx(st.wilson_interval(right, 20, as_normal), rel=1e-9)
+
+
+def test_whole_clusters_of_one_score_count_as_one() -> None:
+    """Copies of a question add nothing: neither to the size of the sample nor to the degrees of freedom."""
+    scores = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0] * 10
+    once = st.mean_estimate(scores, unit="").interval
+    copied = st.mean_estimate(scores * 5, list(range(60)) * 5, unit="").interval
+    assert copied == pytest.approx(once, abs=0.002)
+
+
+def test_unequal_clusters_count_as_fewer() -> None:
+    """Kish: sizes 9 and 1 are worth 100 / 82 clusters of equal size, so that t has the widest of its quantiles."""
+    equal, unequal = (
+        st.mean_estimate([1.0, 0.0] * 10, [index >= first for index in range(20)], unit="") for first in (10, 18)
+    )
+    assert equal.interval is not None
+    assert unequal.interval is not None
+    assert np.diff(unequal.interval) > np.diff(equal.interval)
+
+
+@settings(deadline=None)
+@given(
+    some.lists(some.tuples(some.sampled_from([0.0, 1 / 3, 0.5, 1.0]), some.integers(0, 5)), min_size=1, max_size=40),
+    some.sampled_from([(0.0, 1.0), (-1.0, 1.0), (0.0, 2.5), (0.0, math.inf)]),
+)
+def test_no_interval_leaves_its_range_or_loses_its_value(
+    pairs: list[tuple[float, int]], bounds: tuple[float, float]
+) -> None:
+    scores, clusters = zip(*pairs, strict=True)
+    ours = st.mean_estimate(scores, clusters, unit="", bounds=bounds)
+    if ours.interval is None:
+        assert ours.method.startswith("none: ")
+        return
+    low, high = ours.interval
+    assert bounds[0] <= low <= ours.value + 1e-12
+    assert ours.value - 1e-12 <= high <= bounds[1]
+    assert low < high
+
+
+def test_scores_out_of_their_bounds_are_refused() -> None:
+    for scores in ([0.0, 1.1], [-0.1, 1.0]):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            st.mean_estimate(scores)
+    assert st.mean_estimate([1 + 1e-12, 1.0], unit="").interval is not None, "rounding is not out of bounds"
+
+
+def test_an_unbounded_mean_is_the_limit_of_a_bounded_one() -> None:
+    words = [30.0, 12.0, 41.0, 8.0, 22.0]
+    free = st.mean_estimate(words, unit="words", bounds=(0, math.inf))
+    quantile, error = st.student_quantile(0.95, 4), free.standard_error or 0
+    assert free.interval == pytest.approx(st.interval_within(free.value, error, quantile, (0, 1e9)), rel=1e-6)
+    assert free.method == "wilson without upper bound"
+    assert st.mean_estimate([2.0, 2.0], unit="", bounds=(0, math.inf)).method == "none: all scores are equal"
+
+
+def test_an_interval_within_bounds_for_any_standard_error() -> None:
+    """Wilson's own for the error of independent 0/1 scores; a value on a bound keeps a cut interval."""
+    error = math.sqrt(0.3 * 0.7 / 50)
+    assert st.interval_within(0.3, error, st.normal_quantile(0.95), (0, 1)) == pytest.approx(st.wilson_interval(15, 50))
+    wide = st.interval_within(30, 100 * error, st.normal_quantile(0.95), (0, 100))
+    assert wide == pytest.approx([100 * end for end in st.wilson_interval(15, 50)])
+    assert st.interval_within(100, 10, 2, (0, 100)) == (80, 100)
+    assert st.interval_within(0.3, 0, 2, (0, 1)) == (0.3, 0.3)
 
 
 def test_percent_scales_value_interval_and_error() -> None:
@@ -84,18 +170,19 @@ def test_percent_scales_value_interval_and_error() -> None:
     assert percent.value == pytest.approx(70)
 
 
-def test_all_right_is_not_certainty() -> None:
-    for clusters, method, units in ((None, "wilson", 4), (["a", "a", "b", "c"], "wilson over images", 3)):
-        estimate = st.mean_estimate([1.0] * 4, clusters, cluster_name="image", unit="")
-        assert estimate.method == method
-        assert estimate.interval == pytest.approx(st.wilson_interval(units, units))
-        assert estimate.interval[0] < 0.6  # type: ignore[index]
+@pytest.mark.parametrize("score", [0.0, 0.4, 1.0])
+def test_equal_scores_are_not_certainty(score: float) -> None:
+    """Then every cluster counts as one 0/1 score."""
+    for clusters, units in ((None, 6), (["a", "b", "c"] * 2, 3)):
+        ours = st.mean_estimate([score] * 6, clusters, unit="").interval
+        as_normal = 2 * st.NormalDist().cdf(st.student_quantile(0.95, units - 1)) - 1
+        assert ours == pytest.approx(st.wilson_interval(score * units, units, as_normal), abs=1e-9)
 
 
 def test_one_observation_has_no_interval() -> None:
     assert st.mean_estimate([0.3]).interval is None
     assert st.mean_estimate([0.3]).standard_error is None
-    assert st.mean_estimate([0.3, 0.9], ["same", "same"]).interval is None
+    assert st.mean_estimate([0.3, 0.9], ["same", "same"], cluster_name="image").method == "none: a single image"
 
 
 @pytest.mark.parametrize("scores", [[], [math.nan], [[1.0]], [math.inf, 0.0]])

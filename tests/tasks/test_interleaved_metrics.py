@@ -122,7 +122,7 @@ def test_refusals_are_counted_where_no_image_follows(text: str, refused: int) ->
     assert document_metrics((Text(text), picture("red")), {})["refusal"] == 0
 
 
-def test_intervals_stay_within_the_range_and_draw_whole_documents() -> None:
+def test_intervals_stay_within_the_range_and_cluster_by_document() -> None:
     shares = [1.0] * 9 + [0.5]
     estimate = metric_estimate("layout_agreement", shares, list(range(10)))
     assert estimate.value == 0.95
@@ -130,9 +130,15 @@ def test_intervals_stay_within_the_range_and_draw_whole_documents() -> None:
     assert estimate.interval[0] < 0.95 < estimate.interval[1] <= 1
     certain = metric_estimate("malformed", [0.0] * 20, [i // 2 for i in range(20)])
     assert certain.unit == "%"
-    assert certain.interval == pytest.approx((0, 27.75), abs=0.01)  # Wilson's for 0 of 10 documents
+    assert certain.interval == pytest.approx((0, 33.85), abs=0.01)  # Wilson's for 0 of 10 documents, with t
     twice = metric_estimate("layout_agreement", shares * 2, list(range(10)) * 2)
-    assert twice.interval == estimate.interval
+    assert twice.interval == pytest.approx(estimate.interval, abs=0.01)
+    cosines = metric_estimate("image_consistency", [0.98, 1.0, -0.2], range(3))
+    assert cosines.interval is not None
+    assert -1 <= cosines.interval[0] < 0 < cosines.interval[1] <= 1
+    words = metric_estimate("words", [3, 40, 21], range(3))
+    assert words.interval is not None
+    assert words.interval[0] >= 0
 
 
 class _Scorer:

@@ -16,7 +16,7 @@ from dreambench_tasks.mmbench.scoring import (
     circular_units,
     copy_units,
     extract_choice,
-    grouped_hits,
+    grouped,
     vanilla_units,
 )
 
@@ -136,8 +136,8 @@ def test_order_does_not_matter() -> None:
     mixed = random.Random(0).sample(rows, len(rows))
     in_order, shuffled = (
         {
-            group: sorted(map(str, hits))
-            for group, hits in grouped_hits(circular_units(copy_units(each, letters))).items()
+            group: sorted(str(unit.hit) for unit in members)
+            for group, members in grouped(circular_units(copy_units(each, letters))).items()
         }
         for each in (rows, mixed)
     )
@@ -159,7 +159,7 @@ def test_an_undecided_letter_leaves_its_question_undecided_until_a_judge_decides
 def test_groups_are_named_and_empty_cells_form_none() -> None:
     rows = [*copies(1, split="dev", category="ocr"), *copies(2, split="test", category="")]
     units = vanilla_units(copy_units(rows, {row.index: row.answer for row in rows}))
-    assert list(grouped_hits(units)) == [
+    assert list(grouped(units)) == [
         None,
         "split=dev",
         "split=test",

@@ -96,6 +96,7 @@ def test_groups_and_an_answer_that_is_missing(folder: Path, tmp_path: Path) -> N
     assert (total.value, total.n, total.unscored) == (100, 11, 1)
     assert total.bounds == pytest.approx((1100 / 12, 100))
     assert total.protocol.startswith("rule@")
+    assert ("score_std", None) not in found, "a single grading run has no spread"
     assert found["score", "capability=ocr"].n == 7
     assert found["score", "integration=ocr_rec"].n == 4
     assert pd.read_parquet(result.folder / "scores.parquet").set_index("id").loc["v1_11", "reason"] == "no answer"

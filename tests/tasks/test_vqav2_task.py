@@ -112,7 +112,7 @@ def test_several_protocols_from_the_same_answers_each_equal_to_its_rule(folder: 
         column = "accuracy" if number == 0 else f"accuracy[{name}]"
         assert rows[column].tolist() == list(expected.values())
         assert found[name].value == percent(list(expected.values()))
-        assert found[name].interval_method == "cluster by image"
+        assert found[name].interval_method == "wilson, clustered by image"
         assert f"{rounded(found[name].value or 0, RULES[name]):.2f}" in found[name].notes[0]
         groups = {s.group: s.value for s in result.scores if s.group and s.protocol.startswith(name)}
         assert groups == {

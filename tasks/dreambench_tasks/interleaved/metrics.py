@@ -23,7 +23,7 @@ from dreambench.files import read_arrays, write_arrays
 from dreambench.images import BrokenImageError, decode_rgb
 from dreambench.metrics.set_metrics import CLIP_WEIGHT, clip_scores, cosine_similarities
 from dreambench.scores import Estimate
-from dreambench.statistics import bootstrap_mean, mean_estimate
+from dreambench.statistics import mean_estimate
 from dreambench_tasks.playground.truth import story_truth
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ __all__ += ["encode_documents", "load_features", "matched_sentences", "metric_es
 NGRAM = 4
 """Words per repeated n-gram."""
 _BATCH = 64
-_BOOTSTRAP_SEED = 0
 
 _END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+")
 _SPECIAL = re.compile(
@@ -332,20 +331,9 @@ def _refuses(text: str) -> bool:
 def metric_estimate(name: str, values: Iterable[float], documents: Sequence[Hashable]) -> Estimate:
     """The mean of a metric over generated documents, with an interval that stays within the metric's range.
 
-    `documents` names the reference document of each value: what was generated for one instruction is not independent. A percentile
-    bootstrap over these; Wilson's interval where 0/1 values are all equal.
+    `documents` names the reference document of each value: what was generated for one instruction is not independent.
     """
-    metric, scores = METRICS.get(name, JUDGED), np.fromiter(values, np.float64)
-    if np.ptp(scores) == 0 and np.isin(scores, (0, 1)).all() and metric.high <= 1:
-        return mean_estimate(scores, documents, cluster_name="document", unit=metric.unit)
-    found = bootstrap_mean(scores, seed=_BOOTSTRAP_SEED, clusters=documents, cluster_name="document")
-    scale = 100.0 if metric.unit == "%" else 1.0
-    low, high = found.interval or (found.value, found.value)
-    return Estimate(
-        value=scale * found.value,
-        interval=(scale * low, scale * high),
-        method=found.method,
-        n=found.n,
-        standard_error=None if found.standard_error is None else scale * found.standard_error,
-        unit=metric.unit,
-    )
+    metric = METRICS.get(name, JUDGED)
+    scores = np.fromiter(values, np.float64)
+    bounds = metric.low, metric.high
+    return mean_estimate(scores, documents, cluster_name="document", unit=metric.unit, bounds=bounds)

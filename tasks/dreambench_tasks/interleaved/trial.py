@@ -191,8 +191,8 @@ def _row(metric: str, better: str, corruption: str, pairs: Sequence[tuple[float 
         empty = dict.fromkeys(("reference", "corrupted", "difference", "interval"))
         return TrialRow(**fields, **empty, verdict="does not apply")
     first, second = np.array(known, dtype=np.float64).T
-    estimate = paired_difference(first, second, range(len(known)), cluster_name="document").estimate
-    low, high = estimate.interval or (estimate.value, estimate.value)
+    estimate = paired_difference(first, second).estimate
+    low, high = interval = estimate.interval or (estimate.value, estimate.value)
     if better == "lower":
         low, high = -high, -low
     verdict: Verdict = "sees" if low > 0 else "misled" if high < 0 else "blind"
@@ -201,7 +201,7 @@ def _row(metric: str, better: str, corruption: str, pairs: Sequence[tuple[float 
         reference=float(first.mean()),
         corrupted=float(second.mean()),
         difference=estimate.value,
-        interval=estimate.interval,
+        interval=interval,
         verdict=verdict,
     )
 

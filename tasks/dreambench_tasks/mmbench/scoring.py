@@ -26,7 +26,7 @@ __all__ = [
     "circular_units",
     "copy_units",
     "extract_choice",
-    "grouped_hits",
+    "grouped",
     "listed",
     "matched_letter",
     "matching_request",
@@ -209,10 +209,10 @@ def _all_right(hits: Sequence[bool | None]) -> bool | None:
     return None if None in hits else True
 
 
-def grouped_hits(units: Sequence[Unit]) -> dict[str | None, list[bool | None]]:
-    """The hits of all units (key None), then by ``split=…``, ``l2_category=…`` and ``category=…``, each sorted; empty cells form none."""
-    grouped: dict[str | None, list[bool | None]] = {None: [unit.hit for unit in units]}
+def grouped(units: Sequence[Unit]) -> dict[str | None, list[Unit]]:
+    """All units (key None), then by ``split=…``, ``l2_category=…`` and ``category=…``, each sorted; empty cells form none."""
+    groups: dict[str | None, list[Unit]] = {None: list(units)}
     for name in ("split", "l2_category", "category"):
         for value in sorted({getattr(unit.row, name) for unit in units} - {""}):
-            grouped[f"{name}={value}"] = [unit.hit for unit in units if getattr(unit.row, name) == value]
-    return grouped
+            groups[f"{name}={value}"] = [unit for unit in units if getattr(unit.row, name) == value]
+    return groups

@@ -23,6 +23,7 @@ from dreambench_tasks.comprehension import (
     GREEDY,
     ComprehensionTask,
     answer_text,
+    image_name,
     mean_score,
     question_text,
 )
@@ -32,7 +33,7 @@ from dreambench_tasks.mmbench.scoring import (
     circular_units,
     copy_units,
     extract_choice,
-    grouped_hits,
+    grouped,
     listed,
     matched_letter,
     matching_request,
@@ -223,10 +224,11 @@ class MMBenchTask(ComprehensionTask):
                 letter = matched_letter(verdict, options[verdict.id])
                 rows[verdict.id] |= {"letter": letter, "rule": "judge" if letter else None, "reason": verdict.reason}
         scores: list[Score] = []
+        images = {int(sample.id): image_name(sample) for sample in samples}
         for number, (id_, protocol) in enumerate(protocols.items()):
             copies, circular = _units(samples, responses, rows, protocol)
-            scores += _scores("circular_accuracy", circular, id_) if circular is not None else []
-            scores += _scores("vanilla_accuracy", vanilla_units(copies), id_)
+            scores += _scores("circular_accuracy", circular, images, id_) if circular is not None else []
+            scores += _scores("vanilla_accuracy", vanilla_units(copies), images, id_)
             if number == 0:
                 _add_hits(rows, copies, circular or [])
         return TaskResult(list(rows.values()), scores)
@@ -348,16 +350,27 @@ def _add_hits(rows: Mapping[str, dict[str, JSON]], copies: Sequence[Unit], circu
             row[column] = None if hit is None else float(hit)
 
 
-def _scores(metric: str, units: Sequence[Unit], protocol: str) -> list[Score]:
+def _scores(metric: str, units: Sequence[Unit], images: Mapping[int, str], protocol: str) -> list[Score]:
+    """`images` names the image of each index: questions about one image are not independent."""
     if not units:
         return [mean_score(metric, None, [], protocol)]
     scores: list[Score] = []
-    for group, hits in grouped_hits(units).items():
-        unscored = hits.count(None)
+    for group, members in grouped(units).items():
+        decided = [unit for unit in members if unit.hit is not None]
+        unscored = len(members) - len(decided)
         note = "the lower bound is VLMEvalKit's score without a judge: there a reply that no rule decides is wrong"
-        notes = (note,) if unscored and group is None else ()
-        decided = [float(hit) for hit in hits if hit is not None]
-        scores.append(mean_score(metric, group, decided, protocol, unscored=unscored, notes=notes))
+        scores.append(
+            mean_score(
+                metric,
+                group,
+                [float(bool(unit.hit)) for unit in decided],
+                protocol,
+                clusters=[images[unit.row.index] for unit in decided],
+                cluster_name="image",
+                unscored=unscored,
+                notes=(note,) if unscored and group is None else (),
+            )
+        )
     return scores
 
 

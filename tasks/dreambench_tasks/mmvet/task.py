@@ -179,7 +179,8 @@ class MMVetTask(ComprehensionTask):
         numbers = {question: [grade.score for grade in listed] for question, listed in grades.items()}
         scored = aggregate(capabilities, numbers, fields["grading_runs"])
         rows = _rows(samples, _answers(samples, responses), grades, scored)
-        return TaskResult(rows, _scores(scored, capabilities, id_), _notes(run))
+        images = {sample.id: sample.group for sample in samples}
+        return TaskResult(rows, _scores(scored, capabilities, images, id_), _notes(run))
 
 
 def _answers(samples: Sequence[Sample], responses: Mapping[str, Response]) -> dict[str, str]:
@@ -249,22 +250,25 @@ def _rows(
     return rows
 
 
-def _scores(scored: MMVetScores, capabilities: Mapping[str, Sequence[str]], protocol: str) -> list[Score]:
-    """The total and its spread over the grading runs, then by capability and by integration."""
+def _scores(
+    scored: MMVetScores, capabilities: Mapping[str, Sequence[str]], images: Mapping[str, str | None], protocol: str
+) -> list[Score]:
+    """The total, its spread over the grading runs where there are several, then by capability and by integration."""
     questions = list(capabilities)
     totals = ", ".join("none" if total is None else f"{total:.1f}" for total in scored.total.per_run)
     notes = [f"total of each grading run: {totals}"]
     if scored.total.unscored:
         notes.append(f"unscored counts grades, {scored.runs} for each question")
-    scores = [_group(None, scored.total, questions, scored, protocol, tuple(notes))]
-    spread = f"none: the population standard deviation of the totals of {counted(scored.runs, 'grading run')}"
-    scores.append(Score("score_std", scored.std, "%", scored.runs, protocol, interval_method=spread))
+    scores = [_group(None, scored.total, questions, scored, images, protocol, tuple(notes))]
+    if scored.runs > 1:
+        spread = f"none: the population standard deviation of the totals of {scored.runs} grading runs"
+        scores.append(Score("score_std", scored.std, "%", scored.runs, protocol, interval_method=spread))
     for name, group in scored.capabilities.items():
         members = [question for question in questions if name in capabilities[question]]
-        scores.append(_group(f"capability={name}", group, members, scored, protocol))
+        scores.append(_group(f"capability={name}", group, members, scored, images, protocol))
     for name, group in scored.integrations.items():
         members = [question for question in questions if integration_name(capabilities[question]) == name]
-        scores.append(_group(f"integration={name}", group, members, scored, protocol))
+        scores.append(_group(f"integration={name}", group, members, scored, images, protocol))
     return scores
 
 
@@ -273,14 +277,23 @@ def _group(
     score: GroupScore,
     questions: Sequence[str],
     scored: MMVetScores,
+    images: Mapping[str, str | None],
     protocol: str,
     notes: tuple[str, ...] = (),
 ) -> Score:
     """The interval is over questions, of their mean grades over the runs, so it includes the judge's spread."""
-    means = [mean for question in questions if (mean := scored.question_means[question]) is not None]
-    bounds = (score.lower, score.upper) if score.unscored else None
+    means = {question: mean for question in questions if (mean := scored.question_means[question]) is not None}
     return mean_score(
-        "score", group, means, protocol, value=score.value, unscored=score.unscored, bounds=bounds, notes=notes
+        "score",
+        group,
+        list(means.values()),
+        protocol,
+        value=score.value,
+        clusters=[images[question] for question in means],
+        cluster_name="image",
+        unscored=score.unscored,
+        bounds=(score.lower, score.upper) if score.unscored else None,
+        notes=notes,
     )
 
 

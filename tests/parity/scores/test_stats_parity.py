@@ -62,7 +62,7 @@ def mean_checks(key: str, recorded: dict[str, Any], scores: np.ndarray, clusters
 def difference_checks(
     key: str, recorded: dict[str, Any], a: np.ndarray, b: np.ndarray, clusters: np.ndarray
 ) -> Iterator[Check]:
-    plain, clustered = st.paired_difference(a, b), st.paired_difference(a, b, clusters)
+    plain, clustered = st.paired_difference(a, b, test="z"), st.paired_difference(a, b, clusters, test="z")
     student, ranks = st.paired_difference(a, b, test="t"), st.wilcoxon_signed_rank(a, b)
     ours = {
         "corr_ab": plain.correlation,
