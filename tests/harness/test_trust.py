@@ -71,7 +71,9 @@ def test_what_a_run_file_names_needs_the_user_s_word(
         if words == ["score"] and not {"task", "judge"} & set(spec):
             continue
         with pytest.raises(SystemExit) as left:
-            main([words[0], *([words[1]] if words[0] == "human" else []), str(run), *words[1 + (words[0] == "human") :]])
+            main(
+                [words[0], *([words[1]] if words[0] == "human" else []), str(run), *words[1 + (words[0] == "human") :]]
+            )
         captured = capsys.readouterr()
         assert not marker.exists(), words
         if words[0] in ("score", "rerun"):

@@ -26,10 +26,10 @@ ANNOTATION = (
 CAPTIONS = '{"images": [{"id": 7}], "annotations": [{"id": 5, "image_id": 7, "caption": "a cat"}]}'
 DOCUMENT = '{"id": 5, "document": [{"text": "a"}, {"image": "a.png"}]}'
 READERS: list[tuple[str, Callable[[Path], object], str, str]] = [
-    ("questions.json", read_questions, QUESTION, "question_id"),
-    ("questions.json", read_questions, QUESTION, "image_id"),
-    ("annotations.json", read_annotations, ANNOTATION, "question_id"),
-    ("annotations.json", read_annotations, ANNOTATION, "image_id"),
+    ("questions.json", lambda path: list(read_questions(path)), QUESTION, "question_id"),
+    ("questions.json", lambda path: list(read_questions(path)), QUESTION, "image_id"),
+    ("annotations.json", lambda path: list(read_annotations(path)), ANNOTATION, "question_id"),
+    ("annotations.json", lambda path: list(read_annotations(path)), ANNOTATION, "image_id"),
     ("results.json", read_results, '[{"question_id": 5, "answer": "yes"}]', "question_id"),
     ("results.jsonl", read_results, '{"id": 5, "text": "yes"}\n', "id"),
     ("predictions.jsonl", read_predictions, '{"index": 5, "prediction": "A"}\n', "index"),

@@ -153,6 +153,8 @@ def read_questions(path: Path) -> Iterator[Question]:
     for index, entry in enumerate(read_json_items(path, "questions")):
         try:
             ids = parse_number(entry["question_id"]), parse_number(entry["image_id"])
+            if not isinstance(entry["question"], str):
+                raise TypeError("question must be text")
             yield Question(*ids, entry["question"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
