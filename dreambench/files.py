@@ -113,14 +113,12 @@ def parse_json(text: str) -> JSON:
     except _UnreadableNumberError as reason:
         # A literal may also stand in a text before; the words around it then mislead, but not the error itself.
         at = max(text.find(reason.literal), 0)
-        raise ValueError(
-            f"{reason.literal[:40]} is no finite number, near {text[max(at - 60, 0) : at + 20]!r}"
-        ) from None
+        raise ValueError(f"{reason}, near {text[max(at - 60, 0) : at + 20]!r}") from None
 
 
 class _UnreadableNumberError(ValueError):
     def __init__(self, literal: str) -> None:
-        super().__init__(literal)
+        super().__init__(f"{literal[:40]} is no finite number")
         self.literal = literal
 
 

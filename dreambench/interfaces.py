@@ -126,8 +126,10 @@ class Task(ABC):
         """
 
     def first(self, samples: Sequence[Sample], n: int) -> Sequence[Sample]:
-        """The samples that ``--limit N`` takes."""
-        return samples[:n]
+        """The samples that ``--limit N`` takes: the first N, and the others of their groups, so that no image's questions are cut."""
+        groups = {sample.group for sample in samples[:n]} - {None}
+        others = [sample for sample in samples[n:] if sample.group in groups]
+        return [*samples[:n], *others] if others else samples[:n]
 
     @abstractmethod
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:

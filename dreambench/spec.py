@@ -141,7 +141,9 @@ class RunSpec(BaseModel):
         (), "PRESET|KEY=VALUE", "Prompt wording and decoding; may be repeated."
     )
     limit: PositiveInt | None = _option(
-        None, "N", "Only the first N samples (mmbench: questions; interleaved: documents)."
+        None,
+        "N",
+        "Only the first N samples, and the other questions about their images (mmbench: N questions; interleaved: N documents).",
     )
     ids: Annotated[tuple[str, ...] | None, BeforeValidator(_ids)] = _option(
         None, "FILE", "Only the samples whose ids are in FILE, one per line."

@@ -107,6 +107,10 @@ class TextToImageTask(Task):
 
     # --- requests -------------------------------------------------------------------------------------------------------
 
+    def first(self, samples: Sequence[Sample], n: int) -> Sequence[Sample]:
+        """N captions: each has an image of its own generated for it."""
+        return samples[:n]
+
     def request(self, sample: Sample) -> Request:
         """The caption is the prompt, without a template, in every benchmark of this kind."""
         seed = sample_seed(self.spec.seed, sample.id)

@@ -174,6 +174,18 @@ def test_images_are_found_by_coco_id_and_a_missing_one_is_named_before_any_reque
     assert dreambench.run("vqav2", "echo", data=folder, images=photos, out=tmp_path / "runs").scores[0].n == 40
 
 
+@pytest.mark.parametrize(("limit", "n"), [(1, 3), (3, 3), (4, 6), (38, 39), (40, 40), (99, 40)])
+def test_a_limit_cuts_no_image(folder: Path, limit: int, n: int) -> None:
+    task = VQAv2Task(RunSpec(task="vqav2", data=folder))
+    samples = list(task.samples())
+    assert list(task.first(samples, limit)) == samples[:n]
+    scattered = samples[::2] + samples[1::2]
+    taken = task.first(scattered, limit)
+    assert list(taken[:limit]) == scattered[:limit]
+    whole = {sample.group for sample in scattered[:limit]}
+    assert {sample.id for sample in taken} == {sample.id for sample in samples if sample.group in whole}
+
+
 def test_the_prompts(folder: Path) -> None:
     task = VQAv2Task(RunSpec(task="vqav2", data=folder))
     sample = list(task.samples())[7]
