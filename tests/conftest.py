@@ -91,4 +91,4 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def outside_environment() -> dict[str, str]:
     """An environment for a child process in which the example package `toybench` is installed."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(PYTHONPATH)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*PYTHONPATH, *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambench.errors import JudgeError
-from dreambench.judges import GradeRequest, calibration_requests
+from dreambench.judges import GradeRequest, calibration_requests, parse_judge
+from dreambench.judges.models import ServedJudge
 from dreambench.judges.prompt import GradingPrompt, confined, own_prompt, parse_grade, read_prompt
 
 
@@ -77,6 +78,10 @@ def test_a_prompt_file_is_the_official_one_or_an_error(tmp_path: Path, monkeypat
     known = GradingPrompt("x", "the few shots").sha256
     monkeypatch.setattr("dreambench.judges.prompt.OFFICIAL_SHA256", known)
     assert read_prompt(path) == GradingPrompt("official", "the few shots")
+    for words, limit in (("", 3), (",max_tokens=9", 9)):  # the official evaluator asks for 3 tokens
+        judge = parse_judge(f"openai:gpt@http://127.0.0.1:9/v1,prompt={path}{words}")
+        assert isinstance(judge, ServedJudge)
+        assert (judge.prompt_name, judge.runs, judge.max_tokens) == ("official", 5, limit)
 
 
 def test_our_prompt_has_its_own_name_and_shares_no_item_with_the_calibration() -> None:
