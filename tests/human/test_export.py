@@ -134,6 +134,7 @@ def test_the_entries_of_a_zip_have_one_time_and_no_owner(runs: list[Path], tmp_p
         entries = archive.infolist()
         assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
         assert {entry.extra + entry.comment for entry in entries} == {b""}
+        assert {entry.external_attr >> 16 for entry in entries} == {0o644}
         assert "index.html" in archive.namelist()
         name = next(name for name in archive.namelist() if name.startswith("images/"))
         Pillow.open(io.BytesIO(archive.read(name))).load()

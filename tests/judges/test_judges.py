@@ -52,6 +52,14 @@ def test_the_rule_agrees_with_the_calibration(tmp_path: Path) -> None:
     assert (seen.n, seen.agreed) == (12, 12)
 
 
+@pytest.mark.parametrize(
+    ("score", "reason"), [(None, None), (0.5, "why"), (1.1, None), (-0.1, None), (float("nan"), None)]
+)
+def test_a_judgement_has_a_score_in_its_range_or_a_reason(score: float | None, reason: str | None) -> None:
+    with pytest.raises(ValueError, match=r"either a score or a reason|lies in"):
+        Judgement("1", 0, score, reason=reason)
+
+
 def test_an_empty_reference_is_unscored_never_0() -> None:
     (judgement,) = RuleJudge().grade([GradeRequest("1", 0, "?", " ", "x")])
     assert judgement.score is None

@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList
 
 from dreamllm.errors import InputError, UsageError
 from dreamllm.interleaved import InterleavedDocument, _Pieces, _Row, image_seed
-from dreamllm.layers import find_spans
+from dreamllm.layers import check_seeds, find_spans
 
 FEW: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0}
 TEXTS = ["a red circle", "<image> the same with two large blue squares, <image> or this", "Tell a story, please."]
@@ -406,6 +406,15 @@ def test_special_tokens_are_never_written(model, processor) -> None:
 def test_settings_are_checked(model, processor, wrong) -> None:
     with pytest.raises(UsageError, match="max_new_tokens must be at least 1"):
         model.generate_interleaved(processor(["a"]), processor, **wrong)
+
+
+def test_seeds_that_are_not_given_come_from_62_bits_of_the_global_generator() -> None:
+    torch.manual_seed(0)
+    drawn = check_seeds(None, 500, "prompt")
+    assert len({*drawn}) == 500
+    assert 2**61 < max(drawn) < 2**62
+    torch.manual_seed(0)
+    assert check_seeds(None, 500, "prompt") == drawn
 
 
 def test_inputs_that_do_not_match_are_errors(model, processor) -> None:

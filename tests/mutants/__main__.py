@@ -63,11 +63,13 @@ def population(paths: list[str]) -> list[Mutant]:
     return [mutant for path in chosen for mutant in mutants((ROOT / path).read_text("utf-8"), path)]
 
 
-def sample(everything: list[Mutant], seed: int, size: int) -> list[Mutant]:
-    """The first `size` mutants in the order of a hash of seed and key, at most one of a statement.
+def sample(everything: list[Mutant], seed: int, size: int, match: str = "") -> list[Mutant]:
+    """The first `size` mutants in the order of a hash of seed and key, at most one of a statement; or all whose key contains `match`.
 
     A mutant's place depends on nothing but itself: editing one function changes nothing in the sample of the others.
     """
+    if match:
+        return [mutant for mutant in everything if match in mutant.key]
     ordered = sorted(everything, key=lambda mutant: hashlib.sha256(f"{seed} {mutant.key}".encode()).digest())
     taken: dict[tuple[str, str, str], Mutant] = {}
     for mutant in ordered:
@@ -120,6 +122,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, default=400, metavar="N", help="how many mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--paths", nargs="*", default=[], help="only files whose path begins so")
+    parser.add_argument(
+        "--match", default="", metavar="TEXT", help="instead of a sample, all mutants with this text, e.g. a function"
+    )
     parser.add_argument("--json", type=Path, default=ROOT / ".mutants" / "verdicts.jsonl", help="one line per verdict")
     parser.add_argument("--cache", type=Path, default=ROOT / ".mutants", help="the record of what the tests run")
     parser.add_argument(
@@ -138,7 +143,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     until = time.monotonic() + 60 * options.minutes
-    drawn = sample(population(options.paths), options.seed, options.sample)
+    drawn = sample(population(options.paths), options.seed, options.sample, options.match)
     verdicts = read_verdicts(options.json)
     if not options.show:
         options.cache.mkdir(parents=True, exist_ok=True)
