@@ -87,5 +87,5 @@ def refusal(error: OSError) -> str:
     """What the system refused, in one line with the place and what may help."""
     if error.errno is None:
         return str(error) or type(error).__name__
-    place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "a file"
+    place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "the output or a file"
     return f"{place}: {error.strerror or os.strerror(error.errno)}; {_ADVICE.get(error.errno, 'name another place')}"

@@ -51,6 +51,7 @@ __all__ = [
     "remove_leftovers",
     "replacing",
     "sha256_file",
+    "sync_file",
     "temporary",
     "temporary_name",
     "truncate_torn_line",
@@ -290,8 +291,8 @@ def temporary(path: Path) -> Generator[Path]:
     try:
         yield name
     except OSError as error:
-        if error.errno is not None and error.filename in (None, str(name)):
-            error.filename = str(path)  # the name that the user knows
+        if error.errno is not None and isinstance(error.filename, str | None):
+            error.filename = (error.filename or str(name)).replace(str(name), str(path))  # which the user knows
         raise
     finally:
         discard(name)
@@ -301,7 +302,8 @@ _ABANDONED_S = 24 * 3600
 _cleared: set[str] = set()
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """What was written to a file is on disk when this returns."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -311,7 +313,7 @@ def replacing(path: Path) -> Generator[Path]:
     """A temporary path beside `path`, of the same suffix; what was written there is synced and takes its place at the end."""
     with temporary(path) as unfinished:
         yield unfinished
-        _sync(unfinished)
+        sync_file(unfinished)
         unfinished.replace(path)
     _sync_folder(path.parent)
 
@@ -334,7 +336,7 @@ def write_once(path: Path, data: bytes) -> bool:
     """Create `path` with `data` unless it exists; True for the process that created it. Never seen half-written."""
     with temporary(path) as unfinished:
         unfinished.write_bytes(data)
-        _sync(unfinished)
+        sync_file(unfinished)
         try:
             os.link(unfinished, path)
         except FileExistsError:

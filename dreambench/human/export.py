@@ -10,8 +10,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
-import uuid
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dreambench.documents import JSON, Document, Image, Text, digest
 from dreambench.errors import DataError, UsageError, counted
+from dreambench.files import discard, temporary
 from dreambench.human.design import Mode, Showing, design_study
 from dreambench.human.forms import write_forms
 from dreambench.human.page import render_page
@@ -368,22 +367,18 @@ def _write(study: Study, images: Mapping[str, bytes], out: Path, form: Form, ima
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is neither a study nor an empty folder: choose another --out")
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with temporary(out) as unfinished:
         for rater in study.raters:
-            _write_rater(study, rater, images, temporary / "raters", form)
-        missing = write_forms(study, images, temporary / "organiser" / "forms", images_url)
-        study.write(temporary)
+            _write_rater(study, rater, images, unfinished / "raters", form)
+        missing = write_forms(study, images, unfinished / "organiser" / "forms", images_url)
+        study.write(unfinished)
         if not out.exists() or not any(out.iterdir()):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(out)
+            unfinished.replace(out)
             return missing
         for part in (Path("raters"), Path("organiser/forms")):
-            shutil.rmtree(out / part, ignore_errors=True)
-            (temporary / part).replace(out / part)
+            discard(out / part)
+            (unfinished / part).replace(out / part)
         return missing
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_rater(study: Study, rater: Rater, images: Mapping[str, bytes], folder: Path, form: Form) -> None:

@@ -245,6 +245,8 @@ class StudyServer(ThreadingHTTPServer):
                 rating = Rating.model_validate_json(json.dumps(line))
             except ValidationError as error:
                 raise DataError(f"{path}, line {number}: not a rating; move the file away, or restore it") from error
+            if ratings and rating == ratings[-1]:
+                continue  # stored twice
             if rating.seal != rating.sealed(rater.token, ratings[-1].seal if ratings else ""):
                 raise DataError(
                     f"{path}, line {number}: its seal is wrong, so the file was edited or is of another study; restore it"
@@ -284,7 +286,6 @@ class StudyServer(ThreadingHTTPServer):
         try:
             append_lines(path, [canonical_json(rating.model_dump(mode="json")) + "\n"])
         except OSError as error:
-            truncate_torn_line(path)
             say(f"error: {path}: {error.strerror}; the page of {rater.id} tries again until there is room")
             raise _RefusedError(503, "The server cannot store ratings now.") from error
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 from dreambench.documents import JSON, canonical_json, digest
 from dreambench.errors import JudgeError, counted
-from dreambench.files import read_json_lines, truncate_torn_line
+from dreambench.files import append_lines, read_json_lines, sync_file, truncate_torn_line
 from dreambench.judges.base import GradeRequest, Judge, Judgement, judgement_key
 
 __all__ = ["JudgementLog", "ReplayJudge", "grade_missing", "judged", "missing"]
@@ -29,7 +27,7 @@ class JudgementLog:
         self.path = path
         self.identities: dict[str, Mapping[str, JSON]] = {}
         self._judgements: dict[str, JSON] = {}
-        self._file: BinaryIO | None = None
+        self._is_open = False
         self._synced = 0.0
         for number, line in (
             read_json_lines(path, JudgeError, torn=True, damaged=": not a judgement; remove the line")
@@ -40,23 +38,22 @@ class JudgementLog:
                 if "identity" in line:
                     self.identities[line["judge"]] = line["identity"]
                 else:
-                    self._judgements[line["key"]] = line
+                    self._judgements.setdefault(line["key"], line)
             except (KeyError, TypeError) as error:
                 raise JudgeError(f"{path}, line {number}: not a judgement; remove the line") from error
 
     def __enter__(self) -> JudgementLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         truncate_torn_line(self.path)
-        self._file = self.path.open("ab")
+        self._is_open = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+        self._is_open = False
+        if self.path.exists():
+            sync_file(self.path)
 
     @property
     def runs(self) -> int:
@@ -74,8 +71,8 @@ class JudgementLog:
         """Write a judgement."""
         judge = digest(dict(identity))
         if judge not in self.identities:
-            self.identities[judge] = dict(identity)
             self._write({"judge": judge, "identity": dict(identity)})
+            self.identities[judge] = dict(identity)
         key = judgement_key(identity, item)
         line = {
             "key": key,
@@ -86,16 +83,15 @@ class JudgementLog:
             "raw": judgement.raw,
             "answered_by": judgement.answered_by,
         }
-        self._judgements[key] = line
         self._write(line)
+        self._judgements[key] = line
 
     def _write(self, line: JSON) -> None:
-        if self._file is None:
+        if not self._is_open:
             raise RuntimeError("open the log with `with` before adding to it")
-        self._file.write((canonical_json(line) + "\n").encode())
-        self._file.flush()
-        if time.monotonic() - self._synced >= _SYNC_SECONDS:
-            os.fsync(self._file.fileno())
+        sync = time.monotonic() - self._synced >= _SYNC_SECONDS
+        append_lines(self.path, [canonical_json(line) + "\n"], sync=sync)
+        if sync:
             self._synced = time.monotonic()
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from dreamllm import released
 from dreamllm.configuration import DreamLLMConfig
 from dreamllm.errors import CheckpointError, UsageError, first_line
-from dreamllm.files import check_new_folder, find_checkpoint
+from dreamllm.files import check_new_folder, find_checkpoint, new_folder
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.options import Dtype, Layout, choose
 from dreamllm.processing import DreamLLMProcessor
@@ -141,17 +141,23 @@ def convert(
     layout, target = choose(Layout, to, "layout"), check_new_folder(target)
     folder = find_checkpoint(source)
     model, processor = load(folder, clip=clip, diffusion=diffusion)
-    if layout == Layout.native:
-        save(target, model, processor)
-    else:
-        released.write(target, model.config, model.state_dict())
-        processor.save_released(target)
-    if (folder / SENTENCEPIECE).is_file():
-        shutil.copy(folder / SENTENCEPIECE, target / SENTENCEPIECE)
+    with new_folder(target) as unfinished:
+        if layout == Layout.native:
+            _write_native(unfinished, model, processor)
+        else:
+            released.write(unfinished, model.config, model.state_dict())
+            processor.save_released(unfinished)
+        if (folder / SENTENCEPIECE).is_file():
+            shutil.copy(folder / SENTENCEPIECE, unfinished / SENTENCEPIECE)
 
 
 def save(folder: str | Path, model: DreamLLMForConditionalGeneration, processor: DreamLLMProcessor) -> None:
-    """Write the native layout: safetensors, configuration, tokenizer, image processor, chat template."""
+    """Write the native layout: safetensors, configuration, tokenizer, image processor, chat template. An error leaves nothing behind."""
+    with new_folder(folder) as unfinished:
+        _write_native(unfinished, model, processor)
+
+
+def _write_native(folder: Path, model: DreamLLMForConditionalGeneration, processor: DreamLLMProcessor) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -1,19 +1,31 @@
 """The command `dreamllm`. Each verb is a few lines around the Python API; heavy imports wait until its options are checked."""
 
+import contextlib
 import functools
 import inspect
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dreamllm.errors import NOT_FINITE, DreamLLMError, NotFiniteError, UsageError
-from dreamllm.files import check_image_file, check_new_file, check_new_folder, find_checkpoint, read_image, write_text
+from dreamllm.errors import NOT_FINITE, DreamLLMError, NotFiniteError, UsageError, refusal
+from dreamllm.files import (
+    check_image_file,
+    check_new_file,
+    check_new_folder,
+    find_checkpoint,
+    new_folder,
+    read_image,
+    temporary,
+    write_text,
+)
 from dreamllm.options import DEVICES, Dtype, Layout, Preset, Resume, SchedulerName, check_device, check_tokenizer
 
 if TYPE_CHECKING:
@@ -21,6 +33,8 @@ if TYPE_CHECKING:
 
     from dreamllm.interleaved import InterleavedDocument
     from dreamllm.processing import DreamLLMProcessor
+
+INTERRUPTED, TERMINATED = 130, 143
 
 app = typer.Typer(
     help="DreamLLM (arXiv 2309.11499): one causal language model that understands and generates images.",
@@ -165,7 +179,10 @@ def generate_image(
     """
     check_image_file(file)
     model, processor = load()
-    model.generate_images(processor(prompt, image or None), seeds=[seed], **image_options())[0].save(file)
+    generated = model.generate_images(processor(prompt, image or None), seeds=[seed], **image_options())[0]
+    with temporary(file) as unfinished:
+        generated.save(unfinished)
+        unfinished.replace(file)
     typer.echo(str(file))
 
 
@@ -256,12 +273,12 @@ def _print_document(pieces: "Iterator[tuple[int, Any]]") -> "InterleavedDocument
 
 
 def _write_folder(folder: Path, document: "InterleavedDocument") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, generated in enumerate(document.images):
-        generated.save(folder / f"{number}.png")
     numbers = iter(range(len(document.images)))
     paragraphs = [part if isinstance(part, str) else f"![]({next(numbers)}.png)" for part in document.parts]
-    write_text(folder / "document.md", "\n\n".join(paragraphs) + "\n")
+    with new_folder(folder) as unfinished:
+        for number, generated in enumerate(document.images):
+            generated.save(unfinished / f"{number}.png")
+        write_text(unfinished / "document.md", "\n\n".join(paragraphs) + "\n")
 
 
 def _prompt_parts(prompt: str, images: list[Path]) -> "list[str | Image.Image]":
@@ -445,24 +462,77 @@ def merge(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit status 0 done, 2 an error that the user can solve (one line), 130 interrupted."""
+    """Run the command line; exit status 0 done, 2 an error that the user can solve (one line), 130 interrupted, 143 by SIGTERM."""
     status: Any = 0
-    try:
-        # Not standalone, the parser raises its own errors instead of printing them.
-        status = app(args=arguments, prog_name="dreamllm", standalone_mode=False)
-    except DreamLLMError as error:
-        _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
-    except Exception as error:
-        message = getattr(error, "format_message", None)
-        if message is None:
-            raise
-        if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(message(), err=True)
-            sys.exit(2)
-        _fail(f"{message().replace('Value error, ', '')} (--help shows an example)")
+    with _stopped_by_sigterm() as interrupted:
+        try:
+            # Not standalone, the parser raises its own errors instead of printing them.
+            status = app(args=arguments, prog_name="dreamllm", standalone_mode=False)
+            sys.stdout.flush()
+        except DreamLLMError as error:
+            _fail(str(error))
+        except (KeyboardInterrupt, typer.Abort):
+            status = INTERRUPTED
+        except (OSError, SystemExit) as error:
+            # The parser turns a broken pipe into an exit.
+            if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+                _drop_output()  # its reader has left (`| head`); there is nobody to tell
+                sys.exit(0)
+            if isinstance(error, SystemExit):
+                raise
+            _drop_output()
+            _fail(refusal(error))
+        except MemoryError:
+            _fail("out of memory; allow more (`ulimit -v`), or ask for less at a time")
+        except Exception as error:
+            message = getattr(error, "format_message", None)
+            if message is None:
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(message(), err=True)
+                sys.exit(2)
+            _fail(f"{message().replace('Value error, ', '')} (--help shows an example)")
+        if status == INTERRUPTED:
+            print("dreamllm: interrupted: run the same command again; training resumes", file=sys.stderr)
+            sys.exit(interrupted())
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Generator[Callable[[], int]]:
+    """SIGTERM interrupts like Ctrl-C, so that nothing unfinished stays; gives the exit status of an interruption."""
+    owner, status = os.getpid(), INTERRUPTED
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal status
+        signal.signal(
+            number, signal.SIG_IGN if os.getpid() == owner else signal.SIG_DFL
+        )  # a second one does not disturb
+        if os.getpid() != owner:  # a process that a library has forked
+            os.kill(os.getpid(), number)
+            return
+        status = TERMINATED
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield lambda: status
+        return
+    try:
+        yield lambda: status
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _drop_output() -> None:
+    """What is left in stdout's buffer cannot be written; the interpreter would try again at the end, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _fail(message: str) -> None:

@@ -11,6 +11,9 @@ The command line prints them without a traceback and exits with status 2. Any ot
 
 from __future__ import annotations
 
+import errno
+import os
+
 NOT_FINITE = "the model computed NaN or infinity; try --dtype float32"
 
 
@@ -42,3 +45,21 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of a library's message, or the error's type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or choose another place"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (`ulimit -n`)"),
+    **dict.fromkeys((errno.ENOMEM, errno.EAGAIN), "allow more memory and processes (`ulimit`), or ask for less"),
+    errno.EIO: "the disk is damaged, or not there any more",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def refusal(error: OSError) -> str:
+    """What the system refused, in one line with the place and what may help."""
+    if error.errno is None:
+        return one_line(error)
+    place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "the output or a file"
+    advice = _ADVICE.get(error.errno, "change its permissions, or choose another place")
+    return f"{place}: {error.strerror or os.strerror(error.errno)}; {advice}"

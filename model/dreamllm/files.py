@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from safetensors import SafetensorError
 
 from dreamllm.errors import CheckpointError, InputError, UsageError, first_line
 
@@ -36,10 +43,100 @@ def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write atomically: readers see the old file or the new one."""
+    with temporary(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+
+
+# A name of what is not finished: .NAME.HOST-PROCESS-START-RANDOM.tmp.SUFFIX
+_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)-([0-9]+)-[0-9a-f]{8}\.tmp(\..*)?", re.DOTALL)
+
+
+@contextmanager
+def temporary(path: Path, place: Path | None = None) -> Generator[Path]:
+    """A hidden name beside `path` for a file or folder that will take its place; what is still there at the end is removed.
+
+    What killed processes left in the same folder is removed first. Errors name `place`, by default `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    remove_leftovers(path.parent)
+    pid = os.getpid()
+    owner = f"{_host()}-{pid}-{_started(pid) or 0}-{uuid.uuid4().hex[:8]}"
+    name = path.with_name(f".{path.stem[:40]}.{owner}.tmp{path.suffix[:20]}")
+    try:
+        yield name
+    except OSError as error:
+        if error.errno is not None and isinstance(error.filename, str | None):
+            error.filename = (error.filename or str(name)).replace(str(name), str(place or path))
+        raise
+    finally:
+        _discard(name)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left unfinished in `folder`; what a living process writes stays.
+
+    A process of another host, or of a system that does not say when a process started, counts as dead after a day without a change.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if found := _TEMPORARY.fullmatch(path.name):
+            host, pid, started = found.groups()[:3]
+            with suppress(OSError):
+                here = host == _host() and started != "0"
+                if _started(int(pid)) != started if here else time.time() - path.stat().st_mtime > 24 * 3600:
+                    _discard(path)
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, by the kernel; None where unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Generator[Path]:
+    """A folder whose files move to `path` at the end: all at once if that is absent, else one by one, over those of the same name.
+
+    An error leaves `path` as it was.
+    """
+    path = Path(path).absolute()
+    exists = path.is_dir()
+    with errors_of_writing(path), temporary(path / "files" if exists else path, path) as unfinished:
+        unfinished.mkdir()
+        yield unfinished
+        if not exists:
+            unfinished.rename(path)
+            return
+        for file in sorted(unfinished.iterdir()):
+            _discard(path / file.name)
+            file.rename(path / file.name)
+
+
+@contextmanager
+def errors_of_writing(path: Path) -> Generator[None]:
+    """UsageError for what safetensors and `torch.save` raise when they cannot write."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if not isinstance(error, SafetensorError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise UsageError(
+            f"{path} cannot be written ({first_line(error)}): make room, or choose another place"
+        ) from error
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:
@@ -55,8 +152,11 @@ def read_json_lines(path: Path) -> Iterator[Any]:
 def append_json_line(path: Path, record: Any) -> None:
     """Append one line in a single write, so that several processes can share the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(descriptor, (json.dumps(record) + "\n").encode())
+    finally:
+        os.close(descriptor)
 
 
 def read_image(source: str | Path | bytes) -> Image.Image:
@@ -72,6 +172,7 @@ def read_image(source: str | Path | bytes) -> Image.Image:
 def check_new_folder(folder: str | Path) -> Path:
     """The folder; UsageError unless it is empty or can be created."""
     folder = Path(folder)
+    remove_leftovers(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder: choose another")
     _check_parent(folder)

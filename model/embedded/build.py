@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Callable
 from contextlib import chdir
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 
 import evaluate
 from dreambench.errors import DreambenchError
+from dreambench.files import temporary
 from dreambench_tasks.playground import WORLD, write
 from dreamllm import checkpoint
 from dreamllm.errors import DreamLLMError
@@ -122,10 +122,9 @@ def card(directory: Path) -> None:
 
 def _publish(folder: Path, save: Callable[[Path], Any]) -> None:
     """Save to a temporary folder, then rename: the folder exists only if it is complete."""
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save(temporary)
-    temporary.replace(folder)
+    with temporary(folder) as unfinished:
+        save(unfinished)
+        unfinished.replace(folder)
 
 
 STEPS: dict[str, Callable[[Path], object]] = {

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from dreambench.errors import DataError
+from dreambench.files import replacing
 from dreambench_tasks.playground import Scene, render_many
 
-__all__ = ["Settings", "generator_of", "object_mask", "pixels_of", "reproducible", "train"]
+__all__ = ["Settings", "generator_of", "is_finished", "object_mask", "pixels_of", "reproducible", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -85,6 +86,11 @@ def train(folder: Path, model: nn.Module, loss_of: Callable[[int], Tensor], sett
     return losses
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a trained model was saved in ``folder`` completely: the caller of `train` deletes the checkpoint after that."""
+    return (folder / "config.json").is_file() and not (folder / CHECKPOINT).exists()
+
+
 def generator_of(seed: int, step: int) -> torch.Generator:
     """The random generator of a step."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -130,10 +136,9 @@ def _save(path: Path, parameters: Any, averages: Any, optimizer: torch.optim.Opt
     for name, parameter in parameters.items():
         tensors[f"model.{name}"] = parameter.detach()
         tensors |= {f"{moment}.{name}": optimizer.state[parameter][moment] for moment in ("exp_avg", "exp_avg_sq")}
-    temporary = path.with_suffix(".tmp")
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"state": json.dumps(state)})
-    temporary.replace(path)
+    with replacing(path) as unfinished:
+        save_file(contiguous, unfinished, metadata={"state": json.dumps(state)})
 
 
 def _load(

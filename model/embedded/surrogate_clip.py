@@ -35,7 +35,7 @@ from dreambench_tasks.playground import (
     narrative,
     render_many,
 )
-from loop import CHECKPOINT, Settings, pixels_of, reproducible, train
+from loop import CHECKPOINT, Settings, is_finished, pixels_of, reproducible, train
 
 __all__ = ["CONTEXT", "WIDTH", "build_clip", "build_encoder", "object_grid"]
 
@@ -70,7 +70,7 @@ class _Learner(nn.Module):
 def build_clip(directory: Path) -> Path:
     """Train playground-clip into ``directory/clip``: half-precision weights, tokenizer, image processor, ``training.json``."""
     settings, folder = CLIP, directory / "clip"
-    if (folder / "model.safetensors").is_file():
+    if is_finished(folder):
         return folder
     with reproducible(settings.seed):
         tokenizer = clip_tokenizer(context=77)
@@ -87,7 +87,7 @@ def build_clip(directory: Path) -> Path:
 def build_encoder(directory: Path) -> Path:
     """Train the surrogate into ``directory/encoder`` (model, tokenizer, image processor)."""
     settings, folder = ENCODER, directory / "encoder"
-    if (folder / "model.safetensors").is_file():
+    if is_finished(folder):
         return folder
     with reproducible(settings.seed):
         tokenizer = clip_tokenizer(CONTEXT)

@@ -25,8 +25,9 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
 
 from dreambench.errors import DataError
+from dreambench.files import replacing
 from dreambench_tasks.playground import SIDE, Rng, Scene, captions, draw_scene, render_many
-from loop import CHECKPOINT, Settings, generator_of, object_mask, pixels_of, reproducible, train
+from loop import CHECKPOINT, Settings, generator_of, is_finished, object_mask, pixels_of, reproducible, train
 from surrogate_clip import CONTEXT, WIDTH
 
 __all__ = ["build_autoencoder", "build_diffusion", "text_ids"]
@@ -69,7 +70,7 @@ _Pipeline: Any = StableDiffusionPipeline
 def build_autoencoder(directory: Path) -> None:
     """Train ``directory/vae``, with latents of mean 0 and deviation 1 per channel, then its decoder into ``directory/vae_fine``."""
     folder = directory / "vae"
-    if not (folder / "config.json").is_file():
+    if not is_finished(folder):
         with reproducible(AUTOENCODER.seed):
             model = _Autoencoder(
                 block_out_channels=(16, 32, 64, 96),
@@ -86,13 +87,20 @@ def build_autoencoder(directory: Path) -> None:
             _normalise(model)
         _save(folder, model)
     folder = directory / "vae_fine"
-    if not (folder / "config.json").is_file():
+    if not is_finished(folder):
         with reproducible(DECODER.seed):
-            fine = _Autoencoder.from_pretrained(directory / "vae", local_files_only=True)
+            fine = _load(_Autoencoder, directory / "vae")
             for part in (fine.encoder, fine.quant_conv):
                 part.requires_grad_(False)
             train(folder, fine, lambda step: _reconstruction_loss(fine, DECODER, step, decoder_only=True), DECODER)
         _save(folder, fine)
+
+
+def _load(kind: Any, folder: Path) -> Any:
+    """A trained part, without the path that diffusers would save with what is made of it."""
+    model = kind.from_pretrained(folder, local_files_only=True)
+    model.register_to_config(_name_or_path="")
+    return model
 
 
 def _save(folder: Path, model: Any) -> None:
@@ -160,10 +168,10 @@ def build_diffusion(directory: Path) -> None:
     for phase in (2, 3, 4):
         _train_unet(folder, data, phase)
     _Pipeline(
-        vae=_Autoencoder.from_pretrained(directory / "vae_fine", local_files_only=True),
+        vae=_load(_Autoencoder, directory / "vae_fine"),
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True),
         tokenizer=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True),
-        unet=_UNet.from_pretrained(folder / "unet4", local_files_only=True),
+        unet=_load(_UNet, folder / "unet4"),
         scheduler=DDIMScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
@@ -174,7 +182,7 @@ def build_diffusion(directory: Path) -> None:
 def _train_text_tower(directory: Path, data: _Data) -> None:
     """The first phase, into ``directory/diffusion/{text_encoder,tokenizer,unet1}``."""
     settings, target = PHASES[0], directory / "diffusion"
-    if (target / "unet1" / "config.json").is_file():
+    if is_finished(target / "unet1"):
         return
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "encoder", local_files_only=True)
     with reproducible(settings.seed):
@@ -207,13 +215,13 @@ def _train_text_tower(directory: Path, data: _Data) -> None:
 def _train_unet(folder: Path, data: _Data, phase: int) -> None:
     """A later phase, from ``unet<phase - 1>`` to ``unet<phase>``, with the frozen text tower."""
     settings, target = PHASES[phase - 1], folder / f"unet{phase}"
-    if (target / "config.json").is_file():
+    if is_finished(target):
         return
     first = sum(earlier.steps for earlier in PHASES[: phase - 1])  # no draw is repeated
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
     tower = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True).eval()
     with reproducible(settings.seed):
-        unet = _UNet.from_pretrained(folder / f"unet{phase - 1}", local_files_only=True).train()
+        unet = _load(_UNet, folder / f"unet{phase - 1}").train()
 
         def loss_of(step: int) -> Tensor:
             chosen, texts = _batch(data, settings, first + step, 0)
@@ -268,14 +276,13 @@ def _data(directory: Path) -> _Data:
         if found != source:
             raise DataError(f"{path} contains the latents of {found}, not of {source}: delete it")
     else:
-        vae = _Autoencoder.from_pretrained(directory / "vae", local_files_only=True).eval()
+        vae = _load(_Autoencoder, directory / "vae").eval()
         parts: list[Tensor] = []
         with reproducible(seed), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             for start in range(0, SCENES, 128):
                 pixels = pixels_of(render_many(scenes[start : start + 128]))
                 parts.append(vae.encode(pixels).latent_dist.mean.float())
-        temporary = path.with_suffix(".tmp")
-        save_file({"latents": torch.cat(parts).contiguous()}, temporary, metadata={"source": source})
-        temporary.replace(path)
+        with replacing(path) as unfinished:
+            save_file({"latents": torch.cat(parts).contiguous()}, unfinished, metadata={"source": source})
     single = [i for i, scene in enumerate(scenes) if len(scene.things) == 1]
     return _Data(scenes, load_file(path)["latents"], single)

@@ -37,7 +37,7 @@ from dreambench_tasks.playground import (
 )
 from dreamllm.layers import position_ids_from_mask
 from dreamllm.tokenizer import train_tokenizer
-from loop import CHECKPOINT, Settings, reproducible, train
+from loop import CHECKPOINT, Settings, is_finished, reproducible, train
 from surrogate_clip import CONTEXT, WIDTH
 from surrogate_diffusion import text_ids
 
@@ -59,7 +59,7 @@ def build_language(directory: Path) -> None:
 
 
 def _train_language(folder: Path) -> None:
-    if (folder / "config.json").is_file():
+    if is_finished(folder):
         return
     with reproducible(LANGUAGE.seed):
         tokenizer = _tokenizer()
@@ -71,7 +71,7 @@ def _train_language(folder: Path) -> None:
 def _warm_up(directory: Path) -> None:
     """Needs ``language`` and the text tower of ``diffusion``."""
     folder, settings = directory / "warm", WARM_UP
-    if (folder / "config.json").is_file():
+    if is_finished(folder):
         return
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "language", local_files_only=True)
     diffusion = directory / "diffusion"

@@ -16,7 +16,6 @@ import io
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dreambench.documents import JSON, digest
 from dreambench.errors import DataError, UsageError
+from dreambench.files import temporary
 from dreambench.requests import parse_number
 
 if TYPE_CHECKING:
@@ -100,10 +100,9 @@ def local_files(task: str, spec: str, split: str | None, *, cache: Path, offline
         raise DataError(
             f"--offline forbids downloading {name}: give the folder of a copy, --data datasets:{name}=DIR, or official files"
         )
-    unfinished = cache / f".unfinished.{uuid.uuid4().hex}"
-    unfinished.mkdir(parents=True)
     where = location or name
-    try:
+    with temporary(folder) as unfinished:
+        unfinished.mkdir()
         rows = _rows(mapping, part, where, Path(location) if location else None, files, unfinished / "arrow")
         with _naming(f"{where} under the mapping {mapping.id}", unfinished):
             mapping.write(rows, chosen, unfinished)
@@ -120,8 +119,6 @@ def local_files(task: str, spec: str, split: str | None, *, cache: Path, offline
         # Written last: its existence means that the folder is complete.
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         _move(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return mapping, folder
 
 

@@ -402,15 +402,13 @@ def test_a_full_disk_loses_no_rating(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rater = study.raters[0]
     first, second = chain(study, rater, everything(study)[:2])
 
-    def half_written(path: Path, lines: list[str]) -> None:
-        with path.open("a") as file:
-            file.write(lines[0][:20])
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     with serving(tmp_path) as client:
         assert client.rate(rater, first).status == 200
         with monkeypatch.context() as patch:
-            patch.setattr("dreambench.human.serve.append_lines", half_written)
+            patch.setattr("os.fsync", full)
             assert client.rate(rater, second).status == 503, "the page tries again"
         assert client.rate(rater, second).status == 200
     assert [Rating.model_validate_json(line) for line in stored(tmp_path, rater)] == [first, second]

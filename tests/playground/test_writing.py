@@ -73,7 +73,7 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_created_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="file: File exists; name another place"):
         write(tmp_path / "file" / "data", n=5)
 
 

@@ -62,7 +62,6 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
         "stage": recipe.stage,
         "recipe": recipe.fingerprint,
         "steps": output.global_step,
-        "seconds_since_start": round(output.metrics["train_runtime"], 1),
         "last": _last_losses(trainer.state.log_history),
         "broken_records": len(trainer.data.broken.entries()),
     }

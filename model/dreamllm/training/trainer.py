@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from dreamllm.checkpoint import check_tensors
 from dreamllm.data import TrainingData
 from dreamllm.errors import CheckpointError, UsageError, one_line
-from dreamllm.files import append_json_line, read_json
+from dreamllm.files import append_json_line, errors_of_writing, read_json, write_text
 from dreamllm.layers import count_spans
 from dreamllm.recipe import Recipe
 from dreamllm.training.losses import Draws, DreamLLMForTraining, count_targets, draw, weighted_loss
@@ -200,7 +200,8 @@ class DreamLLMTrainer(Trainer):
         if self.is_world_process_zero():
             # Without the lines that a killed run logged after its last checkpoint: they will be logged again.
             lines = "".join(json.dumps(line) + "\n" for line in history)
-            (self.recipe.output / LOGS).write_text(lines, encoding="utf-8")
+            write_text(self.recipe.output / LOGS, lines)
+            rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit)  # what a kill prevented
         return super().train(resume_from_checkpoint, **kwargs)
 
     # Data
@@ -282,7 +283,8 @@ class DreamLLMTrainer(Trainer):
         state: Any = self.state
         state.epoch = state.global_step / state.max_steps if state.max_steps else None
         super().log(logs, start_time)
-        if self.is_world_process_zero():
+        # The line at the end has times, which are not the same again, and means since the last start.
+        if self.is_world_process_zero() and "train_runtime" not in logs:
             append_json_line(self.recipe.output / LOGS, state.log_history[-1])
 
     def _check_progress(self, loss: float) -> None:
@@ -329,6 +331,15 @@ class DreamLLMTrainer(Trainer):
         return metrics
 
     # Checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir))
+        try:
+            with errors_of_writing(folder):
+                super()._save_checkpoint(model, trial)
+        except Exception:
+            last_checkpoint(folder)  # removes what is incomplete
+            raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The trained parameters only, and no pickle of the arguments."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dreambench.errors import DataError, UsageError
-from dreambench.files import cache_folder
+from dreambench.errors import DataError, UsageError, refusal
+from dreambench.files import cache_folder, temporary
 from dreambench_tasks.playground.formats import (
     BENCHMARK_FORMATS,
     DOCUMENT_FORMATS,
@@ -63,9 +62,7 @@ def write(
     if _is_written(directory, arguments):
         return directory
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".playground-", dir=directory.parent) as temporary:
-            folder = Path(temporary) / "data"
+        with temporary(directory) as folder:
             folder.mkdir()
             _write_files(folder, arguments)
             with suppress(OSError):
@@ -75,7 +72,7 @@ def write(
     except OSError as error:
         # Another process may have written the same data first.
         if not _is_written(directory, arguments):
-            raise UsageError(f"{directory} cannot be written ({error}): choose another folder, or make room") from error
+            raise UsageError(refusal(error)) from error
     return directory
 
 
