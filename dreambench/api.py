@@ -11,7 +11,7 @@ from typing import Any
 from dreambench.adapters.precomputed import Responses
 from dreambench.batches import Batches, in_order
 from dreambench.documents import JSON, Image, digest
-from dreambench.environment import machine, versions
+from dreambench.environment import code_sha256, machine, versions
 from dreambench.errors import DataError, ModelError, RunError, UsageError
 from dreambench.files import remove_leftovers, temporary
 from dreambench.interfaces import Model, ModelOptions, Task
@@ -35,6 +35,8 @@ class Result:
     metrics: Mapping[str, JSON] | None
     repeated: bool = False
     """True when the run was already complete and nothing was computed."""
+    changed: tuple[str, ...] = ()
+    """What of its code has changed since the run was made, a sentence each."""
 
     @property
     def scores(self) -> list[Score]:
@@ -183,13 +185,18 @@ def execute(
     if fresh and rank == 0 and folder.path.exists():
         _remove(folder.path)
     if not fresh and (metrics := folder.metrics()) is not None:
-        return Result(folder.path, metrics, repeated=True)
+        changed = tuple(_changed_code(folder, planned, metrics))
+        for line in changed:
+            say(line)
+        return Result(folder.path, metrics, repeated=True, changed=changed)
     with RunLock(folder.path):
         if folder.begin(_run_file(planned), planned.samples, planned.batches):
             say(f"starting {folder.path}")
         else:
             _require_same(folder, planned)
             say(f"resuming {folder.path}")
+            for line in _changed_code(folder, planned):
+                say(line)
         task, batches = planned.task, folder.plan()
         Worker(folder, task, planned.model, planned.samples, batches, rank, world).work(progress)
         del planned  # the samples and the model: scoring needs the memory
@@ -219,8 +226,21 @@ def _run_file(planned: RunPlan) -> JSON:
         "system": planned.system,
         "notes": list(planned.model.notes()),
         "environment": {"device": dict(planned.model.environment()), "versions": versions(), "machine": machine()},
+        "code": {"model": code_sha256(type(planned.model))},
         "plan": {"batch_size": planned.batch_size},
     }
+
+
+def _changed_code(folder: RunFolder, planned: RunPlan, metrics: Mapping[str, JSON] | None = None) -> Iterator[str]:
+    """A sentence for the model, and where there are scores for the task, whose code is not what it was. Old runs do not know theirs."""
+    answered_by = folder.run_file().get("code", {}).get("model")
+    if answered_by not in (None, code_sha256(type(planned.model))):
+        yield f"the code of the model {planned.spec.model} has changed since it answered in {folder.path}: --fresh asks it anew"
+    scored_by = (metrics or {}).get("code", {}).get("task")
+    if scored_by not in (None, code_sha256(type(planned.task))):
+        task = planned.spec.task
+        again = f"dreambench score {folder.path}" + (f" --task {task}" if ":" in task else "")
+        yield f"the code of the task {task} has changed since it scored {folder.path}: `{again}` scores the answers again"
 
 
 def _require_same(folder: RunFolder, planned: RunPlan) -> None:
@@ -302,6 +322,7 @@ def _score(folder: RunFolder, task: Task, answers: Answers) -> Mapping[str, JSON
         "scores": [score.to_json() for score in result.scores],
         "errors": _errors(samples, answers.errors),
         "notes": [*begun["notes"], *result.notes],
+        "code": {"task": code_sha256(type(task))},
     }
     folder.write_metrics(metrics)
     return metrics

@@ -6,10 +6,12 @@ import os
 import platform
 import sys
 from importlib import metadata
+from pathlib import Path
 
-from dreambench.documents import JSON
+from dreambench.documents import JSON, digest
+from dreambench.files import sha256_file
 
-__all__ = ["PACKAGES", "machine", "versions"]
+__all__ = ["PACKAGES", "code_sha256", "machine", "versions"]
 
 PACKAGES = (
     "dreambench",
@@ -42,6 +44,28 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def code_sha256(kind: type) -> str:
+    """sha256, in hex, of the code behind a task's or a model's class: what editing its `score` or `answer` changes.
+
+    The class and its bases count by all .py, .json and .txt files of their packages; one of the harness, whose version is recorded, and
+    one without a package by the file of its module alone.
+    """
+    files: dict[str, Path] = {}
+    for base in kind.__mro__:
+        top = base.__module__.partition(".")[0]
+        module, package = sys.modules.get(base.__module__), getattr(sys.modules.get(top), "__file__", None)
+        path = getattr(module, "__file__", None)
+        if path is None or top in sys.stdlib_module_names:
+            continue
+        if top == "dreambench" or package is None or Path(package).stem != "__init__":
+            files[base.__module__] = Path(path)
+            continue
+        folder = Path(package).parent
+        found = (file for file in folder.rglob("*") if file.suffix in (".py", ".json", ".txt") and file.is_file())
+        files |= {file.relative_to(folder.parent).as_posix(): file for file in found}
+    return digest([[name, sha256_file(file)] for name, file in sorted(files.items())])
 
 
 def machine() -> JSON:
