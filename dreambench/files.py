@@ -21,7 +21,7 @@ import uuid
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "FOLLOW_LINKS",
     "JSON_DECODER",
+    "LINKS",
     "append_lines",
     "cache_folder",
     "discard",
+    "files_below",
     "gc_paused",
     "inside",
+    "not_led_out",
     "parse_json",
     "plain_or_gzip",
     "process_started",
@@ -78,9 +82,10 @@ def read_bytes(path: Path, error: type[DreambenchError] = DataError) -> bytes:
         raise error(f"{path}: cannot be read ({what})") from reason
 
 
-def plain_or_gzip(path: Path) -> Path | None:
-    """`path`, or `path` with ``.gz`` appended: the one that exists, the plain one first."""
-    return next((found for found in (path, path.with_name(f"{path.name}.gz")) if found.is_file()), None)
+def plain_or_gzip(path: Path, root: Path | None = None) -> Path | None:
+    """`path`, or `path` with ``.gz`` appended: the one that exists, the plain one first; no link out of `root` (default: its folder)."""
+    found = next((found for found in (path, path.with_name(f"{path.name}.gz")) if found.is_file()), None)
+    return None if found is None else not_led_out(root or path.parent, found)
 
 
 def read_text(path: Path, error: type[DreambenchError] = DataError) -> str:
@@ -403,6 +408,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dreambench"
 
 
+# One rule about links, everywhere: a link below a folder that the user named must not lead out of it, or somebody else's data would pass
+# off any file of this machine as theirs. The folder itself may be a link; and whoever trusts the data says so with this variable.
+FOLLOW_LINKS = "DREAMBENCH_FOLLOW_LINKS"
+LINKS = f" (a link out of it is allowed with {FOLLOW_LINKS}=1, if you trust the data)"
+
+
+def _root(folder: Path) -> Path:
+    """Where links below `folder` may lead: the folder; for a snapshot in the Hub's cache, which is links to files beside it, the copy."""
+    resolved = folder.resolve()
+    return resolved.parents[1] if resolved.parent.name == "snapshots" else resolved
+
+
 def inside(folder: Path, name: str) -> Path | None:
     """`folder / name` if that lies within `folder`, else None: names found in data never lead out of it, nor need they be possible."""
     root = folder.resolve()
@@ -410,7 +427,55 @@ def inside(folder: Path, name: str) -> Path | None:
         path = (root / name).resolve()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.lstat()
+        plain = Path(os.path.normpath(root / name))
     # Too long a name, a null character, or (before Python 3.13) a circle of links.
     except (OSError, ValueError, RuntimeError):
         return None
-    return path if path.is_relative_to(root) else None
+    if os.environ.get(FOLLOW_LINKS) == "1" and plain.is_relative_to(root):
+        return path
+    return path if path.is_relative_to(_root(folder)) and plain.is_relative_to(root) else None
+
+
+def not_led_out(folder: Path, path: Path) -> Path:
+    """`path`, which was found below `folder`. `DataError` if links lead it out of there."""
+    try:
+        leads_to = path.resolve()
+        if os.environ.get(FOLLOW_LINKS) == "1" or leads_to.is_relative_to(_root(folder)):
+            return path
+    except (OSError, RuntimeError):
+        leads_to = Path("nowhere")
+    raise DataError(
+        f"{path} is a link out of {folder}, to {leads_to}: name that place itself (--data, --images), or, if you trust these data,"
+        f" allow such links with {FOLLOW_LINKS}=1"
+    )
+
+
+def files_below(folder: Path, wanted: Callable[[str], object], root: Path | None = None) -> Iterator[str]:
+    """Paths of the files below a folder whose name is `wanted`, folder by folder in order of name; hidden ones are left out.
+
+    Links may lead within `root` (default: `folder`). Raises `DataError` for a link of that name, or to a folder, that leads out, and for
+    a folder that cannot be listed.
+    """
+    follow = os.environ.get(FOLLOW_LINKS) == "1"
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=_cannot_list, followlinks=follow):
+        if follow:
+            # A circle of links would never end.
+            folders[:] = [name for name in folders if not _met(os.path.realpath(f"{place}{os.sep}{name}"), seen)]
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        names = sorted(name for name in names if name[0] != "." and wanted(name))
+        for name in (*folders, *names):
+            if os.path.islink(path := f"{place}{os.sep}{name}"):  # noqa: PTH114 - a hundred thousand times
+                not_led_out(root or folder, Path(path))
+        yield from (f"{place}{os.sep}{name}" for name in names)
+
+
+def _met(path: str, seen: set[str]) -> bool:
+    known = path in seen
+    seen.add(path)
+    return known
+
+
+def _cannot_list(error: OSError) -> None:
+    """Without it, os.walk would skip a folder that it cannot list."""
+    raise DataError(f"{error.filename}: {error.strerror}; make it readable, or give another folder") from error

@@ -56,7 +56,15 @@ class RunFolder:
             raise RunError(f"{path} is not a run (no run.json in it): give the folder of a run")
         run = cls(path)
         run.run_file()
+        run.refuse_links()
         return run
+
+    def refuse_links(self) -> None:
+        """`RunError` for a link among the files that a run appends to: somebody else's run would have us write into a file of ours."""
+        for place in (self.path, self.path / "responses"):
+            for path in place.iterdir() if place.is_dir() else ():
+                if path.is_symlink():
+                    raise RunError(f"{path} is a link, and would be written through: put the file in its place")
 
     def require_begun(self) -> None:
         """Raise `RunError` where the folder was removed or moved under a process that writes there."""
@@ -68,6 +76,7 @@ class RunFolder:
     def begin(self, run_file: JSON, samples: Sequence[Sample], planned: Batches) -> bool:
         """Write samples, plan and run.json; False if another process, or an earlier start, already did."""
         if (self.path / "run.json").exists():
+            self.refuse_links()
             return False
         stored = samples if isinstance(samples, StoredSamples) else StoredSamples.pack(samples)
         write_atomically(self.path / "samples.parquet", stored.content())

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from dreambench.documents import JSON, Document, Image, Part, Text, canonical_json, digest, parse_parts
 from dreambench.errors import DataError, UsageError
-from dreambench.files import inside, read_json_lines, sha256_file
+from dreambench.files import LINKS, files_below, inside, read_json_lines, sha256_file
 from dreambench.images import BrokenImageError, decode_rgb, image_suffix
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
@@ -133,8 +133,9 @@ class Folder(Model):
 def _by_name(folder: Path) -> dict[str, Path]:
     """Image files under a folder by stem, and COCO's names also by ``#NUMBER``. Raises `DataError` for duplicate names."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES or not path.is_file():
+    names = files_below(folder, lambda name: Path(name).suffix.lower() in _SUFFIXES)
+    for path in sorted(map(Path, names)):
+        if not path.is_file():
             continue
         coco = _COCO.fullmatch(path.stem)
         for name in (path.stem, *((f"#{int(coco[1])}{coco[2] or ''}",) if coco else ())):
@@ -223,7 +224,7 @@ def _document(parts: JSON, folder: Path, where: str) -> Document:
     def image(name: JSON) -> Image:
         path = inside(folder, name) if isinstance(name, str) else None
         if path is None or path == folder.resolve():
-            raise DataError(f"{where}: image {name!r} is not a path within the folder")
+            raise DataError(f"{where}: image {name!r} is not a path within the folder{LINKS}")
         return Image(path=str(path))
 
     document = tuple(parse_parts(parts, image, where))

@@ -12,7 +12,6 @@ returns a CLIP's folder. Features are computed in float32 on every device: bfloa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 from dreambench.documents import JSON, digest
 from dreambench.errors import DataError, UsageError
-from dreambench.files import cache_folder, read_arrays, sha256_file, write_arrays
+from dreambench.files import cache_folder, files_below, read_arrays, sha256_file, write_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -207,18 +206,10 @@ def list_images(folder: Path) -> list[Path]:
     """Every image below a folder, sorted by path; hidden files are left out."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
-    found: list[Path] = []
-    for root, folders, files in os.walk(folder, onerror=_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in files if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
+    found = list(files_below(folder, lambda name: Path(name).suffix.lower() in SUFFIXES))
     if not found:
         raise DataError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))})")
-    return sorted(found)
-
-
-def _unreadable(error: OSError) -> None:
-    """Without it, os.walk would skip a folder that it cannot list."""
-    raise DataError(f"{error.filename}: {error.strerror}; make it readable, or give another folder") from error
+    return sorted(map(Path, found))
 
 
 def fingerprint(paths: Sequence[Path]) -> JSON:

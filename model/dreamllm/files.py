@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from PIL import Image
@@ -167,6 +167,23 @@ def read_image(source: str | Path | bytes) -> Image.Image:
     except IMAGE_ERRORS as error:
         name = "bytes" if isinstance(source, bytes) else source
         raise InputError(f"image {name} cannot be read: {error}") from None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`; InputError if the name or a link leads out of the folder. DREAMBENCH_FOLLOW_LINKS=1 allows such links."""
+    parts = PureWindowsPath(name)  # handles both separators
+    if parts.anchor or ".." in parts.parts:
+        raise InputError(f"image {name!r} is outside its folder")
+    if os.environ.get("DREAMBENCH_FOLLOW_LINKS") != "1":
+        try:
+            led_out = not (folder / name).resolve().is_relative_to(folder.resolve())
+        except (OSError, ValueError, RuntimeError):  # too long a name, a null character, a circle of links
+            led_out = True
+        if led_out:
+            raise InputError(
+                f"image {name!r} is a link out of its folder: DREAMBENCH_FOLLOW_LINKS=1 allows it, if you trust the data"
+            )
+    return folder / name
 
 
 def check_new_folder(folder: str | Path) -> Path:

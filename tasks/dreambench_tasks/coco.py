@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambench.errors import DataError, counted
-from dreambench.files import read_json, sha256_file
+from dreambench.files import files_below, not_led_out, read_json, sha256_file
 from dreambench.requests import parse_number
 
 __all__ = ["Caption", "Captions", "find_images", "image_index", "read_captions"]
@@ -46,6 +46,7 @@ def read_captions(data: Path, split: str) -> Captions:
             f"{data}: no annotations/captions_{split}.json ({', '.join(there) or 'no captions_*.json at all'} there): "
             "choose with --split, or give COCO's folder with --data"
         )
+    not_led_out(data, path)
     from pycocotools.coco import COCO
 
     coco: Any = COCO()
@@ -75,15 +76,16 @@ def read_captions(data: Path, split: str) -> Captions:
     return Captions(sha256_file(path), dict(sorted(by_image.items())))
 
 
-def image_index(folder: Path) -> dict[int, str]:
-    """Paths of the images below a folder by COCO id; names of 2014 and 2017 are both recognised. The first in order of path wins."""
+def image_index(folder: Path, root: Path | None = None) -> dict[int, str]:
+    """Paths of the images below a folder by COCO id; names of 2014 and 2017 are both recognised. The first in order of path wins.
+
+    Links may lead within `root`, if it is not `folder`. Raises `DataError` for one that leads out.
+    """
     found: dict[int, str] = {}
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            match = COCO_FILE_NAME.fullmatch(name)
-            if match:
-                found.setdefault(int(match[1]), f"{root}{os.sep}{name}")
+    for path in files_below(folder, COCO_FILE_NAME.fullmatch, root):
+        match = COCO_FILE_NAME.fullmatch(path.rpartition(os.sep)[2])
+        if match:
+            found.setdefault(int(match[1]), path)
     return found
 
 
@@ -93,7 +95,7 @@ def find_images(image_ids: list[int], data: Path, images: Path | None, split: st
         raise DataError(f"--images {images}: no such folder")
     places = [images] if images is not None else [data / split, data / "images" / split, data / "images", data]
     place = next(folder for folder in places if folder.is_dir())
-    index = image_index(place)
+    index = image_index(place) if images is not None else image_index(not_led_out(data, place), data)
     missing = [image_id for image_id in image_ids if image_id not in index]
     if missing:
         raise DataError(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dreambench.documents import JSON, digest
 from dreambench.errors import DataError, UsageError
-from dreambench.files import temporary
+from dreambench.files import not_led_out, temporary
 from dreambench.requests import parse_number
 
 if TYPE_CHECKING:
@@ -142,9 +142,11 @@ def _parquet(mapping: CopyMapping, location: Path, part: Part) -> list[Path]:
     if not location.is_dir():
         raise DataError(f"--data datasets:{mapping.name}={location}: no such file or folder")
     if _saved(location):
-        return sorted(path for path in location.rglob("*") if path.is_file())
+        return sorted(not_led_out(location, path) for path in location.rglob("*") if path.is_file())
     plain = part.pattern.rpartition("/")[2]
-    found = sorted(location.glob(part.pattern)) or sorted(location.glob(plain))
+    found = [
+        not_led_out(location, path) for path in sorted(location.glob(part.pattern)) or sorted(location.glob(plain))
+    ]
     if not found:
         raise DataError(
             f"{location} holds neither {part.pattern} (a clone of {mapping.name}) nor {plain}, and save_to_disk did not write it: name"

@@ -114,7 +114,7 @@ def read_narratives(data: Path) -> Narratives:
 def _find(data: Path) -> Path:
     for folder in (data, data / "annotations"):
         for name in FILES:
-            if path := plain_or_gzip(folder / name):
+            if path := plain_or_gzip(folder / name, data):
                 return path
     raise DataError(
         f"{data}: no {FILES[0]} (plain or .gz) in it: give the folder that holds it, or the file, with --data"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from PIL import Image
@@ -16,7 +16,7 @@ from PIL import Image
 from dreamllm.data.samples import Sample, comprehension_pair, conversation, document, generation_pair, matched_parts
 from dreamllm.data.tables import Stream, Table, find_files
 from dreamllm.errors import InputError, UsageError
-from dreamllm.files import read_image
+from dreamllm.files import inside, read_image
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import SourceSettings
 
@@ -193,11 +193,8 @@ def open_image(value: Any, folder: Path) -> Image.Image:
         files = [folder / f"{stem}{suffix}" for suffix in SUFFIXES if (folder / f"{stem}{suffix}").is_file()]
         if not files:
             raise InputError(f"image {value} is not in {folder}: download it as {stem}{SUFFIXES[0]}")
-        return read_image(files[0])
-    name = PureWindowsPath(value)  # handles both separators
-    if name.anchor or ".." in name.parts:
-        raise InputError(f"image {value!r} is outside its folder")
-    return read_image(folder / value)
+        return read_image(inside(folder, files[0].name))
+    return read_image(inside(folder, value))
 
 
 def _all(values: Any, kind: Any) -> TypeGuard[list[Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from dreambench.documents import JSON, Document, Image, Part, Text, digest, from_json, parse_parts
 from dreambench.errors import DataError
-from dreambench.files import inside, read_json, read_json_lines, sha256_file
+from dreambench.files import LINKS, inside, not_led_out, read_json, read_json_lines, sha256_file
 from dreambench.requests import Sample, parse_id
 from dreambench_tasks.interleaved.metrics import matched_sentences
 
@@ -117,8 +117,12 @@ def _files(data: Path) -> list[Path]:
     if not data.is_dir():
         raise DataError(f"{data}: no such file or folder of documents")
     if (data / PLAIN).is_file():
-        return [data / PLAIN]
-    found = sorted(path for path in data.iterdir() if path.name.endswith(SUFFIXES) and not path.name.startswith("."))
+        return [not_led_out(data, data / PLAIN)]
+    found = sorted(
+        not_led_out(data, path)
+        for path in data.iterdir()
+        if path.name.endswith(SUFFIXES) and not path.name.startswith(".")
+    )
     if not found:
         raise DataError(
             f"{data}: no {PLAIN} and no {', '.join(SUFFIXES)} in it: give the folder or the file of documents"
@@ -175,11 +179,12 @@ class _Reader:
 
     def __post_init__(self) -> None:
         folder = self.file.parent
-        self.roots = [folder / name for name in IMAGE_FOLDERS] if self.images is None else [self.images]
+        within = (not_led_out(folder, folder / name) for name in IMAGE_FOLDERS)
+        self.roots = list(within) if self.images is None else [self.images]
         self.topics: dict[str, str] = {}
         path = folder / TOPICS
         if path.is_file():
-            topics = read_json(path)
+            topics = read_json(not_led_out(folder, path))
             if not isinstance(topics, dict) or not all(isinstance(topic, str) for topic in topics.values()):
                 raise DataError(f"{path}: not an object of topics by document id or url")
             self.topics = topics
@@ -232,7 +237,7 @@ Parser = Callable[[_Reader, Record, str], Parsed]
 def _inside(root: Path, name: str, where: str) -> Path:
     path = inside(root, name)
     if path is None or "\\" in name:
-        raise DataError(f"{where}: image {name[:100]!r} is not a path within its folder")
+        raise DataError(f"{where}: image {name[:100]!r} is not a path within its folder{LINKS}")
     return path
 
 

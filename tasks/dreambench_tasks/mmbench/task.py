@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, UsageError, counted
-from dreambench.files import replacing, sha256_file
+from dreambench.files import not_led_out, replacing, sha256_file
 from dreambench.interfaces import sample_choice
 from dreambench.judges import GradeRequest, Judge, JudgementLog, grade_missing, judged, missing
 from dreambench.requests import Request, Response, Sample
@@ -118,7 +118,7 @@ class MMBenchTask(ComprehensionTask):
             raise DataError(
                 f"{self.data} holds {counted(len(found), 'file')}{which} ({present}): choose one by its name with --split"
             )
-        return found[0]
+        return not_led_out(self.data, found[0])
 
     @cached_property
     def benchmark(self) -> MMBench:

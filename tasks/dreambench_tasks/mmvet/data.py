@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from dreambench.errors import DataError
-from dreambench.files import plain_or_gzip, read_json, read_json_lines, read_json_or_lines, write_atomically
+from dreambench.files import (
+    not_led_out,
+    plain_or_gzip,
+    read_json,
+    read_json_lines,
+    read_json_or_lines,
+    write_atomically,
+)
 from dreambench.interfaces import unique_answers
 from dreambench.requests import parse_id
 
@@ -52,7 +59,7 @@ def load(folder: Path, images: Path | None = None) -> list[Question]:
         image, question, answer = cast("list[str]", texts)
         if Path(image).name != image or image in ("", ".", ".."):
             raise DataError(f"{path}: the imagename of {id_} is not a plain file name: {image!r}")
-        image_path = (images or folder / "images") / image
+        image_path = not_led_out(images or folder, (images or folder / "images") / image)
         questions.append(Question(id_, image_path, question, answer, _capabilities(path, id_, entry)))
     return questions
 
