@@ -34,20 +34,11 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitOr: ast.BitAnd,
     ast.BitAnd: ast.BitOr,
 }
-# Keyword arguments that are words for people or only assert (`strict` of zip), and calls that only talk to people.
-WORDS = {
-    "help",
-    "description",
-    "metavar",
-    "rich_help_panel",
-    "title",
-    "desc",
-    "epilog",
-    "short_help",
-    "strict",
-    "verbose",
-}
-TALK = {"print", "debug", "info", "log", "kill"}  # and os.kill: a mutant must not signal a stranger
+# Keyword arguments that are words for people, only assert (`strict` of zip) or say what is the default here (`encoding`).
+WORDS = {"help", "description", "metavar", "rich_help_panel", "title", "desc", "epilog", "short_help"}
+WORDS |= {"strict", "verbose", "encoding"}
+# Calls that only talk to people; and os.kill, because a mutant must not signal a stranger.
+TALK = {"print", "debug", "info", "log", "kill"}
 
 
 @dataclass(frozen=True)
