@@ -116,8 +116,15 @@ class RunFolder:
             raise RunError(f"{path} is damaged ({error}): start again with --fresh") from error
 
     def samples(self) -> StoredSamples:
-        """The samples as they were when the run started, in the task's order; image paths are absolute."""
-        return StoredSamples(self.path / "samples.parquet")
+        """The samples as they were when the run started, in the task's order; image paths are absolute.
+
+        `RunError` if the file is missing, damaged, or not that of the plan: what is absent from it would be absent from the scores.
+        """
+        path = self.path / "samples.parquet"
+        samples, planned = StoredSamples(path), len(self.plan().order)
+        if len(samples) != planned:
+            raise RunError(f"{path} has {len(samples)} samples, the run's plan {planned}: start again with --fresh")
+        return samples
 
     # --- answers ------------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ def test_scoring_again_needs_only_the_folder(tmp_path: Path) -> None:
     before = {name: (moved / name).read_bytes() for name in ("scores.parquet", "metrics.json")}
     for name in before:
         (moved / name).unlink()
-    score_run(moved)
+    score_run(moved, task=TOY)
     assert {name: (moved / name).read_bytes() for name in before} == before
 
 

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import dreambench
 from dreambench.api import Result, choose, score_run
 from dreambench.documents import Text
 from dreambench.errors import DataError, RunError, UsageError
+from dreambench.report.runs import load
 from dreambench.requests import Sample
 from dreambench.spec import RunSpec
 from dreambench.store import FORMAT
@@ -68,11 +70,27 @@ def test_a_damaged_run_is_refused_by_name_and_fresh_helps(
     whole = (folder / "metrics.json").read_bytes()
     (folder / "metrics.json").unlink()
     damage(folder)
-    for attempt in (lambda: run(tmp_path), lambda: score_run(folder)):
+    for attempt in (lambda: run(tmp_path), lambda: score_run(folder, task=TOY)):
         with pytest.raises(RunError, match=message):
             attempt()
     assert not (folder / "metrics.json").exists()
     run(tmp_path, fresh=True)
+    assert (folder / "metrics.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize("n", [None, 0, 59])
+def test_a_complete_run_without_all_of_its_samples_is_not_scored_again(tmp_path: Path, n: int | None) -> None:
+    folder = run(tmp_path).folder
+    whole = (folder / "metrics.json").read_bytes()
+    path = folder / "samples.parquet"
+    if n is None:
+        path.unlink()
+    else:
+        pq.write_table(pq.read_table(path).slice(0, n), path)
+    message = r"samples\.parquet is missing" if n is None else rf"samples\.parquet has {n} samples, the run's plan 60"
+    for read in (lambda: score_run(folder, task=TOY), lambda: load(folder).samples):
+        with pytest.raises(RunError, match=message):
+            read()
     assert (folder / "metrics.json").read_bytes() == whole
 
 
@@ -83,7 +101,7 @@ def test_damaged_scores_are_not_printed_and_scoring_writes_them_anew(tmp_path: P
     (folder / "metrics.json").write_text(content)
     with pytest.raises(RunError, match=r"metrics\.json is damaged .*dreambench score"):
         run(tmp_path)
-    score_run(folder)
+    score_run(folder, task=TOY)
     assert (folder / "metrics.json").read_bytes() == whole
 
 

@@ -60,7 +60,7 @@ def make_run(
     environment = {"device": {"device": "cpu"}, "versions": {"dreambench": "0"}, "machine": {"system": "none"}}
     fields_of_run = {"task": task, "model": model, "protocols": protocols, "environment": environment}
     run_file = {"format": FORMAT, "spec": {}, **fields_of_run, "system": {}, "notes": [], "plan": {}}
-    run.begin(run_file, samples, Batches.of([]))
+    run.begin(run_file, samples, Batches.of([list(range(len(samples)))]))
     run.append(0, "0", responses)
     stored = run.responses()
     complete: list[dict[str, object]] = []
