@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dreambench.documents import JSON, document_text
 from dreambench.errors import RunError
 from dreambench.files import read_table
 from dreambench.progress import say
+from dreambench.report.text import decimals, number
 from dreambench.requests import Response, Sample
 from dreambench.scores import Score
 from dreambench.store import RunFolder
@@ -26,10 +28,11 @@ Row = Mapping[str, JSON]
 
 @dataclass(frozen=True)
 class CompleteRun:
-    """A run's folder and its metrics.json; the other files are read on first use."""
+    """A run's folder and its metrics.json; the other files are read on first use. `beside` are the runs it is reported with."""
 
     run: RunFolder
     metrics: Mapping[str, JSON]
+    beside: tuple[CompleteRun, ...] = ()
 
     @property
     def name(self) -> str:
@@ -46,8 +49,37 @@ class CompleteRun:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Notes of the run and of its scores, each once."""
-        return list(dict.fromkeys([*self.metrics["notes"], *(note for score in self.scores for note in score.notes)]))
+        """Notes of the run, about the blind baseline and of the scores, each once."""
+        of_scores = [note for score in self.scores for note in score.notes]
+        return list(dict.fromkeys([*self.metrics["notes"], *self.blind_notes, *of_scores]))
+
+    @cached_property
+    def blind_notes(self) -> list[str]:
+        """A sentence for each score over all samples that the model `blind` reaches without seeing an image.
+
+        Its run is one beside this run or in the same folder, with the same protocol, and so of the same samples. metrics.json does not
+        have these sentences: it depends on its own run only.
+        """
+        if self.is_blind:
+            return []
+        found: list[str] = []
+        ours = {(score.metric, score.protocol): score for score in self.scores if score.group is None}
+        for other in (*self.beside, *_blind_siblings(self)):
+            for theirs in other.scores if other.is_blind else ():
+                score = ours.get((theirs.metric, theirs.protocol)) if theirs.group is None and theirs.interval else None
+                if score is None or score.value is None or theirs.value is None or score.value > theirs.value:
+                    continue
+                here, there = (number(one.value, decimals([one])[one.metric, one.unit]) for one in (score, theirs))
+                found.append(
+                    f"{score.metric}: the blind baseline, which sees no image, has {there} {score.unit}; this model's"
+                    f" {here} {score.unit} is {'below it' if score.value < theirs.value else 'no higher'}"
+                )
+        return list(dict.fromkeys(found))
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether it is a run of the majority-answer baseline."""
+        return str(self.metrics["model"]).partition(":")[0] == "blind"
 
     @cached_property
     def rows(self) -> list[dict[str, JSON]]:
@@ -81,6 +113,15 @@ class CompleteRun:
         return any(row.get("image") for row in self.rows)
 
 
+def _blind_siblings(run: CompleteRun) -> list[CompleteRun]:
+    """The complete runs of `blind` in the folder that holds a run. A damaged one is left to who reports it."""
+    found: list[CompleteRun] = []
+    for folder in sorted(run.run.path.resolve().parent.glob("[!.]*-blind*")):
+        with suppress(RunError):
+            found.append(load(folder))
+    return found
+
+
 def load(folder: Path) -> CompleteRun:
     """A complete run. Raises `RunError` for an incomplete one."""
     run = RunFolder.open(folder)
@@ -109,7 +150,9 @@ def load_all(paths: Sequence[Path]) -> list[CompleteRun]:
             if folder not in complete:
                 say(f"skipping {folder}, which is not complete: `dreambench rerun {folder}` completes it")
         folders |= {folder.resolve(): folder for folder in complete}
-    return [load(folder) for folder in folders.values()]
+    runs = [load(folder) for folder in folders.values()]
+    blind = tuple(run for run in runs if run.is_blind)
+    return [replace(run, beside=blind) for run in runs]
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def to_csv(runs: Sequence[CompleteRun]) -> str:
             "bounds_low": score.bounds and score.bounds[0],
             "bounds_high": score.bounds and score.bounds[1],
             "protocol": score.protocol,
-            "notes": "; ".join([*run.metrics["notes"], *score.notes]),
+            "notes": "; ".join([*run.metrics["notes"], *run.blind_notes, *score.notes]),
         }
         for run, score in ((line.run, line.score) for line in lines(runs))
     ]

@@ -16,7 +16,7 @@ from report.made_runs import HOSTILE, score, text_run
 
 from dreambench.api import Result
 from dreambench.errors import RunError
-from dreambench.report.runs import load_all
+from dreambench.report.runs import load, load_all
 from dreambench.report.tables import to_csv, to_latex, to_markdown
 from dreambench.report.terminal import MOST_GROUPS, print_result, print_runs, print_scores
 from dreambench.report.text import LATEX, latex, markdown, printable
@@ -190,3 +190,58 @@ def test_a_run_without_scores_still_has_its_header(tmp_path: Path) -> None:
     assert to_csv(runs).startswith("run,task,model,metric,")
     assert "interval method" in to_markdown(runs)
     assert r"\midrule" in to_latex(runs)
+
+
+def test_a_blind_baseline_that_is_no_worse_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the same protocol only, from the same folder or given with the run, and never in metrics.json."""
+    low = [score(metric="circular_accuracy", value=4.0), score(value=50.0), score(value=1.0, group="kind=a")]
+    folder = text_run(tmp_path / "runs" / "made-model-1", ["a"], low)
+    before = (folder / "metrics.json").read_bytes()
+    assert load(folder).blind_notes == []
+    blind = [
+        score(metric="circular_accuracy", value=6.8),
+        score(value=50.0),
+        score(value=9.0, group="kind=a"),
+        score(metric="accuracy", value=99.0, protocol="other@1-0"),
+    ]
+    baseline = text_run(tmp_path / "runs" / "made-blind-2", ["a"], blind, model="blind")
+    expected = [
+        "circular_accuracy: the blind baseline, which sees no image, has 6.80 %; this model's 4.00 % is below it",
+        "accuracy: the blind baseline, which sees no image, has 50.00 %; this model's 50.00 % is no higher",
+    ]
+    (run,) = load_all([folder])
+    assert run.blind_notes == expected
+    assert load(baseline).blind_notes == []
+    print_result(Result(folder, run.metrics))
+    shown = capsys.readouterr().out
+    assert all(f"note: {note}\n" in shown for note in expected)
+    assert expected[0] in to_csv([run])
+    assert "is below it" in to_latex([run])
+    assert (folder / "metrics.json").read_bytes() == before
+    apart = baseline.rename(tmp_path / "elsewhere")
+    assert load(folder).blind_notes == []
+    assert load_all([folder, apart])[0].blind_notes == expected
+    (tmp_path / "runs" / "made-blind-3").mkdir()
+    (tmp_path / "runs" / "made-blind-3" / "run.json").write_text("{")
+    assert load(folder).blind_notes == [], "a damaged run beside it is not this run's affair"
+
+
+def test_decimals_of_a_metric_agree_in_every_row(tmp_path: Path) -> None:
+    scores = [
+        score(value=9.375, interval=(3.1, 24.2)),
+        score(value=100.0, interval=(88.0, 100.0), group="kind=a", unscored=1, bounds=(50.0, 100.0)),
+        score(metric="kernel", unit="", value=0.00312, interval=(-0.001, 0.0072)),
+        score(metric="kernel", unit="", value=0.0, interval=None, group="kind=a"),
+        score(metric="fd", unit="", value=123.456, interval=(1.0, 200.0)),
+        score(metric="none", unit="", value=None, interval=None),
+    ]
+    (run,) = load_all([text_run(tmp_path / "one", ["a"], scores)])
+    shown = [(row[2], row[3], row[6]) for row in cells_of(to_markdown([run]))[1:]]
+    assert shown == [
+        ("9.38 %", "3.10 … 24.20", "0"),
+        ("100.00 %", "88.00 … 100.00", "1 (50.00 … 100.00 with them)"),
+        ("0.003120", "-0.001000 … 0.007200", "0"),
+        ("0.000000", "–", "0"),
+        ("123.46", "1.00 … 200.00", "0"),
+        ("–", "–", "0"),
+    ]
