@@ -29,7 +29,7 @@ from dreambench.api import run
 from dreambench.errors import DreambenchError
 from dreambench.files import cache_folder
 from dreambench.requests import sample_seed
-from dreambench.statistics import wilson_interval
+from dreambench.statistics import mean_estimate
 from dreambench_tasks.playground import (
     BACKGROUNDS,
     PLACES,
@@ -55,18 +55,32 @@ GUIDANCE, STEPS = 3.0, 20  # of DDIM, for every image generated here
 
 ImageGenerator = Callable[[Sequence[str], Sequence[int]], NDArray[np.uint8]]
 """Captions and seeds to images, (N, 64, 64, 3) uint8."""
+Judged = tuple[Seen, Scene, str]
+"""What the probe sees in a generated image, the scene it was generated for, and the caption."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of n were right, with Wilson's 95 % interval."""
+    """What share of items was right, with its 95 % interval.
 
-    right: int
-    n: int
+    Args:
+        hits: how right each item was, from 0 to 1.
+        contents: what each item shows or asks for. Items of equal content are no independent observations: they are a cluster.
+    """
+
+    hits: Sequence[float]
+    contents: Sequence[str]
+
+    @property
+    def value(self) -> float:
+        return sum(self.hits) / len(self.hits)
 
     def __str__(self) -> str:
-        low, high = wilson_interval(self.right, self.n)
-        return f"{self.right / self.n:.3f} [{low:.3f}, {high:.3f}], n = {self.n:,}"
+        found = mean_estimate(self.hits, self.contents, cluster_name="content", unit="")
+        interval = "" if found.interval is None else f" [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
+        distinct = len(set(self.contents))
+        of = "" if distinct == found.n else f" of {distinct:,} contents"
+        return f"{found.value:.3f}{interval}, n = {found.n:,}{of}"
 
 
 def evaluate(checkpoint: str | Path, work: Path, baseline: str | Path | None = None) -> dict[str, dict[str, Any]]:
@@ -145,7 +159,8 @@ def described_scenes(split: str, objects: int, n: int) -> list[tuple[Scene, str]
 def comprehension(model: Any, processor: Any, n: int = 500) -> dict[str, Share]:
     """Single objects of the test split: is "What is in the <place>?" answered with colour and shape?"""
     described = described_scenes("test", 1, n)
-    right: Counter[str] = Counter()
+    contents = [scene.content for scene, _ in described]
+    hits: dict[str, list[float]] = {"colour and shape": [], "colour": [], "shape": []}
     for start in range(0, n, BATCH):
         scenes = [scene for scene, _ in described[start : start + BATCH]]
         questions = [f"<image>What is in the {place(scene.things[0])}?{SHORT_PROMPT}" for scene in scenes]
@@ -156,10 +171,10 @@ def comprehension(model: Any, processor: Any, n: int = 500) -> dict[str, Share]:
         ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
         for scene, answer in zip(scenes, processor.batch_decode(ids), strict=True):
             words, thing = answer.lower().strip(" .").split(), scene.things[0]
-            right["colour"] += thing.colour in words
-            right["shape"] += thing.shape in words
-            right["colour and shape"] += words == [thing.colour, thing.shape]
-    return {name: Share(right[name], n) for name in ("colour and shape", "colour", "shape")}
+            hits["colour and shape"].append(words == [thing.colour, thing.shape])
+            hits["colour"].append(thing.colour in words)
+            hits["shape"].append(thing.shape in words)
+    return {name: Share(found, contents) for name, found in hits.items()}
 
 
 def text_to_image(generate: ImageGenerator, probe: torch.nn.Module, n: int = 500) -> dict[str, Share]:
@@ -169,19 +184,25 @@ def text_to_image(generate: ImageGenerator, probe: torch.nn.Module, n: int = 500
         [(seen, *pair) for seen, pair in zip(_generated(generate, probe, pairs), pairs, strict=True)]
         for pairs in (ones, twos)
     )
-    placed = [(seen, scene.things[0]) for seen, scene, text in single if place(scene.things[0]) in text.lower()]
-    recalled = sum((Counter(seen.names) & Counter(_names(scene))).total() for seen, scene, _ in double)
+
+    def share(images: Sequence[Judged], right: Callable[[Seen, Scene], float]) -> Share:
+        return Share([right(seen, scene) for seen, scene, _ in images], [scene.content for _, scene, _ in images])
+
+    def recalled(seen: Seen, scene: Scene) -> float:
+        return (Counter(seen.names) & Counter(_names(scene))).total() / 2
+
+    placed = [image for image in single if place(image[1].things[0]) in image[2].lower()]
     return {
-        "background": Share(sum(seen.background == scene.background for seen, scene, _ in single + double), 2 * n),
-        "single object exactly right (colour, shape, nothing else)": Share(
-            sum(seen.names == _names(scene) for seen, scene, _ in single), n
+        "background": share(single + double, lambda seen, scene: seen.background == scene.background),
+        "single object exactly right (colour, shape, nothing else)": share(
+            single, lambda seen, scene: seen.names == _names(scene)
         ),
-        "single object in the place named by the caption": Share(
-            sum((thing.row, thing.column) in seen.things for seen, thing in placed), len(placed)
+        "single object in the place named by the caption": share(
+            placed, lambda seen, scene: (scene.things[0].row, scene.things[0].column) in seen.things
         ),
-        "objects recalled in scenes with two": Share(recalled, 2 * n),
-        "scenes with two objects: both and nothing else": Share(
-            sum(sorted(seen.names) == sorted(_names(scene)) for seen, scene, _ in double), n
+        "objects recalled in scenes with two": share(double, recalled),
+        "scenes with two objects: both and nothing else": share(
+            double, lambda seen, scene: sorted(seen.names) == sorted(_names(scene))
         ),
     }
 
@@ -190,15 +211,19 @@ def probe_accuracy(probe: torch.nn.Module, n: int = 1000) -> dict[str, Share]:
     """The probe's own accuracy, on rendered scenes of the test split."""
     scenes = [draw_scene("test", index) for index in range(n)]
     pairs = list(zip(look(probe, render_many(scenes)), scenes, strict=True))
-    single = [seen.names == _names(scene) for seen, scene in pairs if len(scene.things) == 1]
-    right = sum(
+    single = [(seen, scene) for seen, scene in pairs if len(scene.things) == 1]
+    right = [
         seen.background == scene.background
         and seen.things == {(t.row, t.column): (t.shape, t.colour, t.size) for t in scene.things}
         for seen, scene in pairs
-    )
+    ]
     return {
-        "everything right (background; shape, colour, size and place of every object)": Share(right, n),
-        "colour and shape of a single object": Share(sum(single), len(single)),
+        "everything right (background; shape, colour, size and place of every object)": Share(
+            right, [scene.content for scene in scenes]
+        ),
+        "colour and shape of a single object": Share(
+            [seen.names == _names(scene) for seen, scene in single], [scene.content for _, scene in single]
+        ),
     }
 
 
@@ -208,7 +233,11 @@ def stories(model: Any, processor: Any, probe: torch.nn.Module, n: int = 200) ->
     The images of a document stand correctly if there are any, each directly follows a sentence that names a place and a background, and
     no such sentence lacks its image.
     """
-    placed = shown = images = right_count = 0
+    placed: list[float] = []
+    right_count: list[float] = []
+    shown: list[float] = []
+    asked: list[str] = []
+    illustrated_for: list[str] = []
     for start in range(0, n, 16):
         numbers = range(start, min(start + 16, n))
         requests = [instruction("val", index) for index in numbers]
@@ -221,21 +250,24 @@ def stories(model: Any, processor: Any, probe: torch.nn.Module, n: int = 200) ->
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE,
         )
-        for document, (_, expected) in zip(documents, requests, strict=True):
+        for document, (request, expected) in zip(documents, requests, strict=True):
             sentences = sentences_with_images(document.parts)
-            placed += bool(document.images) and all(describes(text) == (image is not None) for text, image in sentences)
-            right_count += len(document.images) == len(expected.scenes)
+            asked.append(request)
+            placed.append(
+                bool(document.images) and all(describes(text) == (image is not None) for text, image in sentences)
+            )
+            right_count.append(len(document.images) == len(expected.scenes))
             illustrated = [(text, image) for text, image in sentences if image is not None]
-            images += len(illustrated)
             if illustrated:
                 seen = look(probe, np.stack([np.asarray(image) for _, image in illustrated]))
-                shown += sum(names_all(text, s) for (text, _), s in zip(illustrated, seen, strict=True))
+                shown += [names_all(text, s) for (text, _), s in zip(illustrated, seen, strict=True)]
+                illustrated_for += [request] * len(illustrated)
     scores = {
-        "documents with every image after its sentence": Share(placed, n),
-        "documents with as many images as requested": Share(right_count, n),
+        "documents with every image after its sentence": Share(placed, asked),
+        "documents with as many images as requested": Share(right_count, asked),
     }
-    if images:
-        scores["images that show what their sentence names, and nothing else"] = Share(shown, images)
+    if shown:
+        scores["images that show what their sentence names, and nothing else"] = Share(shown, illustrated_for)
     return scores
 
 

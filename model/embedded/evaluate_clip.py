@@ -73,7 +73,8 @@ def text_features(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, texts: l
 def _retrieval(model: CLIPModel, tokenizer: PreTrainedTokenizerFast) -> tuple[Share, Share]:
     """Each image against 64 different captions, one of which is its own, and the reverse."""
     indices = count()
-    hits = np.zeros(2, int)
+    hits: tuple[list[float], list[float]] = [], []
+    contents: list[str] = []
     for _ in range(GROUPS):
         group: dict[str, Scene] = {}
         while len(group) < CANDIDATES:
@@ -83,9 +84,10 @@ def _retrieval(model: CLIPModel, tokenizer: PreTrainedTokenizerFast) -> tuple[Sh
         image = F.normalize(image_features(model, render_many(group.values())), dim=-1)
         scores = image @ F.normalize(text_features(model, tokenizer, list(group)), dim=-1).T
         truth = torch.arange(CANDIDATES)
-        hits += [int((scores.argmax(dim=d) == truth).sum()) for d in (1, 0)]
-    n = GROUPS * CANDIDATES
-    return Share(int(hits[0]), n), Share(int(hits[1]), n)
+        for found, dim in zip(hits, (1, 0), strict=True):
+            found += (scores.argmax(dim=dim) == truth).tolist()
+        contents += [scene.content for scene in group.values()]
+    return Share(hits[0], contents), Share(hits[1], contents)
 
 
 def _probes(model: CLIPModel) -> Iterator[tuple[str, Share]]:
@@ -108,7 +110,7 @@ def _probes(model: CLIPModel) -> Iterator[tuple[str, Share]]:
             torch.tensor([label(scenes[i]) for i in index]) for scenes, index in ((train, rows), (val, rows_val))
         )
         found = _logistic(x_train[rows], labels, x_val[rows_val])
-        yield name, Share(int((found == truth).sum()), len(truth))
+        yield name, Share((found == truth).tolist(), [val[i].content for i in rows_val])
 
 
 def _logistic(x: Tensor, y: Tensor, x_new: Tensor) -> Tensor:

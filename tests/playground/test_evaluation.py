@@ -43,7 +43,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(evaluate, "look", shown)
         shares = evaluate.text_to_image(generate, torch.nn.Identity(), N)
-        return {name: share.right / share.n for name, share in shares.items()}
+        return {name: share.value for name, share in shares.items()}
 
     return judged
 
@@ -82,6 +82,16 @@ def test_a_second_object_is_not_one_exactly_right(generated: Any) -> None:
 
     shares = generated(doubled)
     assert shares["single object exactly right (colour, shape, nothing else)"] == 0.0
+
+
+def test_repeated_contents_do_not_narrow_an_interval() -> None:
+    """500 scenes with one object have 91 contents; an error comes with each of its scenes."""
+    once = evaluate.Share([True, True, False, True] * 5, [str(i) for i in range(20)])
+    copied = evaluate.Share([*once.hits] * 10, [*once.contents] * 10)
+    assert str(once).endswith(", n = 20")
+    assert str(copied).endswith(", n = 200 of 20 contents")
+    ends = [[float(end) for end in str(share).split("[")[1].split("]")[0].split(", ")] for share in (once, copied)]
+    assert ends[1] == pytest.approx(ends[0], abs=0.02)
 
 
 @pytest.mark.parametrize(
