@@ -61,12 +61,14 @@ def threshold(levels: int) -> int:
     return levels // 2 + 1 + levels % 2
 
 
-def acceptance(ratings: Sequence[DocumentRating], confidence: float = 0.95) -> dict[str, Acceptance]:
-    """The acceptance of each system, highest rate first."""
+def acceptance(
+    ratings: Sequence[DocumentRating], confidence: float = 0.95, scale: tuple[int, int] = (0, 1)
+) -> dict[str, Acceptance]:
+    """The acceptance of each system, highest rate first. `scale` holds the lowest and the highest answer."""
     systems, rates, influence, clusters = _crossed(ratings)
     ranks = rank_intervals(rates, influence, clusters, confidence)
     return {
-        systems[i]: _of_system([r for r in ratings if r.system == systems[i]], rank, ranks[i], confidence)
+        systems[i]: _of_system([r for r in ratings if r.system == systems[i]], rank, ranks[i], confidence, scale)
         for rank, i in enumerate(np.argsort(-rates, kind="stable"), 1)
     }
 
@@ -78,7 +80,9 @@ def acceptance_differences(ratings: Sequence[DocumentRating], confidence: float 
     for i, j in combinations(range(len(systems)), 2):
         rows = sum(rating.system in (systems[i], systems[j]) for rating in ratings)
         error = clusters.error(100 * (influence[:, i] - influence[:, j]))
-        estimate = difference(100 * float(rates[i] - rates[j]), error, rows, clusters.method, "points", confidence)
+        estimate = difference(
+            100 * float(rates[i] - rates[j]), error, rows, clusters.method, "points", confidence, (-100, 100)
+        )
         found.append(AcceptanceDifference(systems[i], systems[j], estimate))
     return found
 
@@ -95,7 +99,11 @@ def _crossed(ratings: Sequence[DocumentRating]) -> tuple[list[str], Array, Array
 
 
 def _of_system(
-    ratings: Sequence[DocumentRating], rank: int, rank_interval: tuple[int, int] | None, confidence: float
+    ratings: Sequence[DocumentRating],
+    rank: int,
+    rank_interval: tuple[int, int] | None,
+    confidence: float,
+    scale: tuple[int, int],
 ) -> Acceptance:
     accepted = np.array([rating.accepted for rating in ratings], dtype=np.float64)
     n, p = accepted.size, float(accepted.mean())
@@ -122,7 +130,7 @@ def _of_system(
         independent=(100 * low, 100 * high),
         design_effect=effect,
         majority=mean_estimate([2 * sum(votes) > len(votes) for votes in by_document.values()], confidence=confidence),
-        mean=difference(float(answers.mean()), error, n, clusters.method, "", confidence),
+        mean=difference(float(answers.mean()), error, n, clusters.method, "", confidence, scale),
         topics={topic: _rate(by_topic[topic], confidence) for topic in sorted(by_topic)},
     )
 

@@ -249,7 +249,7 @@ def _figures(
     if table.kind == "pairwise":
         found |= _preference(table.votes, ties, notes)
     else:
-        found |= _acceptance(table.ratings)
+        found |= _acceptance(table.ratings, (0, 1) if table.kind == "accept" else (1, table.levels))
         notes.append(UNKNOWN)
     found["agreement"] = _agreement(table)
     sensitivity = found.pop("care", {})
@@ -260,11 +260,11 @@ def _figures(
     return found | {"notes": notes}
 
 
-def _acceptance(ratings: Sequence[DocumentRating]) -> dict[str, JSON]:
+def _acceptance(ratings: Sequence[DocumentRating], scale: tuple[int, int]) -> dict[str, JSON]:
     if not ratings:
         raise DataError("no ratings are left: use the analysis without --without-careless")
     return {
-        "acceptance": _json(acceptance(ratings, CONFIDENCE)),
+        "acceptance": _json(acceptance(ratings, CONFIDENCE, scale)),
         "differences": _json(acceptance_differences(ratings, CONFIDENCE)),
         "published": PUBLISHED,
     }

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dreambench.scores import Estimate
-from dreambench.statistics import wilson_interval
+from dreambench.statistics import interval_within, wilson_interval
 
 __all__ = ["Array", "Crossed", "Error", "difference", "proportion", "rank_intervals"]
 
@@ -109,12 +109,23 @@ def proportion(
     )
 
 
-def difference(value: float, error: Error | None, n: int, method: str, unit: str, confidence: float) -> Estimate:
-    """An estimate with the interval value -/+ t * error; none where the observations do not vary."""
+def difference(
+    value: float,
+    error: Error | None,
+    n: int,
+    method: str,
+    unit: str,
+    confidence: float,
+    bounds: tuple[float, float] | None = None,
+) -> Estimate:
+    """An estimate with the interval value -/+ t * error, or Wilson's within `bounds`; none where the observations do not vary."""
     if error is None or error.standard_error == 0:
         return Estimate(value, None, "none: no spread" if error else method, n, None, confidence, unit)
     half = error.quantile(confidence) * error.standard_error
-    return Estimate(value, (value - half, value + half), f"{method}, t", n, error.standard_error, confidence, unit)
+    interval = value - half, value + half
+    if bounds is not None:
+        interval = interval_within(value, error.standard_error, error.quantile(confidence), bounds)
+    return Estimate(value, interval, f"{method}, t", n, error.standard_error, confidence, unit)
 
 
 def rank_intervals(

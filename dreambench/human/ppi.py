@@ -18,7 +18,7 @@ from dreambench.human.agreement import Agreement, cohen_kappa
 from dreambench.human.crossed import proportion
 from dreambench.human.votes import Vote, systems_of
 from dreambench.scores import Estimate
-from dreambench.statistics import clustered_standard_error, normal_interval
+from dreambench.statistics import clustered_standard_error, interval_within, normal_interval, normal_quantile
 
 __all__ = ["Corrected", "JudgeReport", "JudgedRate", "corrected_mean", "judge_report"]
 
@@ -41,13 +41,14 @@ def corrected_mean(
     *,
     power: float | None = None,
     clusters: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
+    bounds: tuple[float, float] | None = None,
     confidence: float = 0.95,
 ) -> Corrected:
     """The mean of human labels of labelled items and of those that only a judge has seen.
 
     `labels` and `judged` are the humans' and the judge's scores of the labelled items, `judged_only` the judge's of the others;
     `clusters` are those of the labelled and of the other items. `power` is lambda: 1 is plain PPI, 0 the labels alone; by default
-    PPI++'s estimate of the best one between 0 and 1.
+    PPI++'s estimate of the best one between 0 and 1. With `bounds`, those of a score, value and interval stay within them.
 
     Raises:
         ValueError: fewer than two labelled items, or the numbers of scores differ.
@@ -69,8 +70,11 @@ def corrected_mean(
         influence = _influence(truth)
     error = _error(influence, joint)
     alone = _error(_influence(truth), list(labelled_clusters))
-    low, high = normal_interval(value, error, confidence)
-    estimate = Estimate(value, (low, high), "PPI++, cluster by prompt", n + others, error, confidence)
+    interval = normal_interval(value, error, confidence)
+    if bounds is not None:
+        value = min(max(value, bounds[0]), bounds[1])
+        interval = interval_within(value, error, normal_quantile(confidence), bounds)
+    estimate = Estimate(value, interval, "PPI++, cluster by prompt", n + others, error, confidence)
     return Corrected(estimate, power, n, others, n * alone**2 / error**2 if error else None)
 
 
@@ -212,6 +216,7 @@ def _judged_rate(system: str, by_human: Items, by_judge: Items, confidence: floa
         100 * np.array([judged[item] for item in both]),
         100 * np.array([judged[item] for item in rest]),
         clusters=([item[0] for item in both], [item[0] for item in rest]),
+        bounds=(0, 100),
         confidence=confidence,
     )
     reason = "" if rest else "the judge saw no item that humans did not vote on"

@@ -186,7 +186,7 @@ def _leniency(scored: Sequence[Answered], others: Mapping[tuple[str, Hashable], 
     values = np.array(gaps)
     error = Crossed([""] * len(gaps), range(len(gaps))).error(100 * (values - values.mean()) / len(gaps))
     mean = round(100 * float(values.mean()), 9) + 0.0  # sums that cancel leave rounding errors
-    return difference(mean, error, len(gaps), "over items", "points", 0.95)
+    return difference(mean, error, len(gaps), "over items", "points", 0.95, (-100, 100))
 
 
 def _position(scored: Sequence[Answered]) -> Estimate | None:

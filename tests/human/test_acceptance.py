@@ -82,6 +82,22 @@ def test_without_any_spread_there_is_no_interval_and_no_certain_rank() -> None:
     assert acceptance(sure)["x"].rank_interval == (1, 2)
 
 
+def test_no_mean_or_difference_leaves_its_scale() -> None:
+    """Three raters, one of whom differs: value -/+ t * error would end above 5, and above 100 points."""
+    rated = [
+        DocumentRating(f"p{k}", None, system, rater, answer, answer > 3)
+        for k in range(4)
+        for rater in "abc"
+        for system, answer in (("x", 3 if (rater, k) == ("a", 0) else 5), ("y", 4 if (rater, k) == ("b", 1) else 1))
+    ]
+    for system in acceptance(rated, scale=(1, 5)).values():
+        assert system.mean.interval is not None
+        assert 1 <= system.mean.interval[0] < system.mean.value < system.mean.interval[1] <= 5
+    (found,) = acceptance_differences(rated)
+    assert found.estimate.interval is not None
+    assert -100 <= found.estimate.interval[0] < found.estimate.value < found.estimate.interval[1] <= 100
+
+
 @pytest.mark.parametrize(("levels", "lowest"), [(2, 2), (3, 3), (4, 3), (5, 4), (7, 5)])
 def test_a_likert_answer_accepts_above_the_middle(levels: int, lowest: int) -> None:
     assert threshold(levels) == lowest

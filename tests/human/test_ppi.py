@@ -85,3 +85,17 @@ def test_too_few_labels_are_said() -> None:
     report = judge_report([Vote("p", "x", "y", "a")], [Vote("p", "x", "y", "a"), Vote("q", "x", "y", "a")])
     assert report.win_rates["x"].corrected is None
     assert report.win_rates["x"].reason == "humans voted on 1 of the judge's 2 items"
+
+
+def test_a_corrected_rate_stays_within_its_bounds() -> None:
+    """Few labels that the judge misses by much put the plain value above 100 %."""
+    labels, judged, rest = [100.0, 100.0, 100.0, 0.0], [50.0, 100.0, 50.0, 0.0], [100.0] * 50
+    free = corrected_mean(labels, judged, rest, power=1.0).estimate
+    assert free.value > 100
+    bounded = corrected_mean(labels, judged, rest, power=1.0, bounds=(0, 100)).estimate
+    assert bounded.value == 100
+    assert bounded.interval is not None
+    assert 0 <= bounded.interval[0] < 100 == bounded.interval[1]
+    inside = corrected_mean(labels, judged, judged, power=1.0, bounds=(0, 100)).estimate
+    assert inside.interval is not None
+    assert 0 < inside.interval[0] < inside.value < inside.interval[1] < 100
