@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from PIL import Image
+from safetensors import safe_open
 
 from dreamllm import released
-from dreamllm.configuration import DreamLLMConfig
-from dreamllm.errors import CheckpointError, UsageError, first_line
-from dreamllm.files import check_new_folder, find_checkpoint, new_folder
+from dreamllm.configuration import DreamLLMConfig, check_sizes
+from dreamllm.errors import CheckpointError, UsageError, library_errors
+from dreamllm.files import check_new_folder, find_checkpoint, new_folder, read_json_object
+from dreamllm.image_decoder import check_config
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.options import Dtype, Layout, choose
 from dreamllm.processing import DreamLLMProcessor
+from dreamllm.released import shards
+from dreamllm.tokenizer import check_ids
 
 Loaded = tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]
 SENTENCEPIECE = "tokenizer.model"  # copied for the original, which needs it
@@ -51,6 +55,7 @@ def load(
         model = from_state(config, released.read_state(folder, plugins, config), dtype, where=folder)
         tokenizer_folder = folder if (folder / "tokenizer_config.json").is_file() else plugins
         processor = DreamLLMProcessor.from_released(tokenizer_folder, clip, config)
+        check_processor(folder, processor, config)
     elif clip or diffusion or plugins:
         raise UsageError(
             f"{folder} has the native layout and holds all its parts: leave out clip, diffusion and plugins"
@@ -66,18 +71,75 @@ def load(
 
 def _load_native(folder: Path, dtype: str | torch.dtype | None) -> Loaded:
     dtype = torch_dtype(dtype) or "auto"
-    try:
+    config = _native_config(folder)
+    stored = _stored_shapes(folder)
+    if stored:
+        expected, tied = _expected(config, folder)
+        mismatched = [
+            f"{name} is {size}, expected {expected[name]}"
+            for name, size in stored.items()
+            if size != expected.get(name, size)
+        ]
+        check_tensors(folder, set(expected) - set(stored) - tied, set(stored) - set(expected), mismatched)
+    with library_errors(folder):
         loaded: Any = DreamLLMForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
+            folder,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
         )
+    with library_errors(folder):
         processor: Any = DreamLLMProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        # The library's errors for files that are missing, empty, truncated or of another kind.
-        raise CheckpointError(f"{folder} cannot be read as a checkpoint: {first_line(error)}") from error
     model, info = loaded
     mismatched = [f"{name} is {tuple(found)}, expected {tuple(size)}" for name, found, size in info["mismatched_keys"]]
     check_tensors(folder, info["missing_keys"], info["unexpected_keys"], mismatched)
+    check_processor(folder, processor, model.config)
+    check_generation(folder, model)
     return model.eval(), processor
+
+
+def _native_config(folder: Path) -> DreamLLMConfig:
+    """config.json, with numbers of a size to build a model from, and types that the libraries take."""
+    path = folder / "config.json"
+    fields = read_json_object(path)
+    missing = [name for name in ("text_config", "vision_config", "image_decoder_config") if not fields.get(name)]
+    if missing:
+        raise CheckpointError(f"{path} has no {missing[0]}")
+    check_sizes(fields, path)
+    with library_errors(path):
+        config = DreamLLMConfig(**fields)
+    check_config(config.image_decoder_config, path)
+    return config
+
+
+def _expected(config: DreamLLMConfig, where: object) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Names and shapes of a model's tensors, built without memory, and the names that are others' too (tied weights)."""
+    with torch.device("meta"), library_errors(where):
+        model = DreamLLMForConditionalGeneration(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return shapes, set(shapes) - own
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in the headers of a native checkpoint's safetensors; empty for weights of another kind.
+
+    They are compared with the configuration before memory for a model is asked for.
+    """
+    files = [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not files[0].is_file():
+        if not index.is_file():
+            raise CheckpointError(f"{folder} holds neither model.safetensors nor {index.name}")
+        files = [folder / name for name in shards(index)]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with library_errors(file), safe_open(file, "pt") as tensors:  # pyright: ignore[reportUnknownVariableType]
+            names = list(tensors.keys())
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    return shapes
 
 
 def from_state(
@@ -87,12 +149,49 @@ def from_state(
     where: object = "the checkpoint",
 ) -> DreamLLMForConditionalGeneration:
     """A model with exactly these weights (native names), in eval mode."""
-    with torch.device("meta"):
+    with torch.device("meta"), library_errors(where):
         expected = DreamLLMForConditionalGeneration(config).state_dict()
     check_tensors(where, set(expected) - set(state), set(state) - set(expected), mismatched_tensors(state, expected))
     dtype = torch_dtype(dtype) or state["dream_queries"].dtype
-    model = DreamLLMForConditionalGeneration.from_pretrained(None, config=config, state_dict=dict(state), dtype=dtype)
+    with library_errors(where):
+        model = DreamLLMForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=dict(state), dtype=dtype
+        )
     return model.eval()
+
+
+def check_processor(folder: Path, processor: DreamLLMProcessor, config: DreamLLMConfig) -> None:
+    """CheckpointError for a tokenizer or an image processor that does not work, or not with this model; both are tried."""
+    with library_errors(f"{folder}: tokenizer"):
+        ids = list(processor.tokenizer("A red circle.")["input_ids"])
+    with library_errors(f"{folder}: preprocessor_config.json"):
+        pixels = processor.pixel_values([Image.new("RGB", (20, 10), "red")])
+    side = config.vision_config.image_size
+    if tuple(pixels.shape) != (1, 3, side, side) or not pixels.isfinite().all():
+        raise CheckpointError(
+            f"{folder}: preprocessor_config.json gives {tuple(pixels.shape)}, the encoder takes (1, 3, {side}, {side})"
+        )
+    check_ids(processor.tokenizer, config.special_token_ids, folder)
+    if not ids or not all(0 <= i < config.text_config.vocab_size for i in ids):
+        raise CheckpointError(
+            f"{folder}: the tokenizer gives ids beyond the vocab_size {config.text_config.vocab_size}"
+        )
+    counts = processor.num_image_tokens, processor.num_dream_queries
+    if counts != (config.num_image_tokens, config.num_dream_queries):
+        raise CheckpointError(
+            f"{folder}: processor_config.json has {counts[0]} image tokens and {counts[1]} dream queries, config.json "
+            f"{config.num_image_tokens} and {config.num_dream_queries}"
+        )
+
+
+def check_generation(folder: Path, model: DreamLLMForConditionalGeneration) -> None:
+    """CheckpointError for token ids in generation_config.json that are none."""
+    size = model.config.text_config.vocab_size
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value: Any = getattr(model.generation_config, name)
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int and 0 <= i < size for i in listed):
+            raise CheckpointError(f"{folder}: generation_config.json: {name} is {value}, must be an id below {size}")
 
 
 def mismatched_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPVisionConfig, PreTrainedConfig
@@ -20,6 +21,46 @@ SPECIAL_TOKEN_FIELDS = {
     "<dream_end>": "dream_end_token_id",
 }
 UNTRAINED = "none: random weights"
+
+
+MAX_SIZE, MAX_COUNT = 1 << 24, 1024
+_SIZES = {
+    *("hidden_size", "intermediate_size", "vocab_size", "image_size", "patch_size", "projection_dim", "head_dim"),
+    *(
+        "max_position_embeddings",
+        "num_channels",
+        "num_dream_queries",
+        "resolution",
+        "sample_size",
+        "num_train_timesteps",
+    ),
+    *("block_out_channels", "norm_num_groups", "cross_attention_dim", "latent_channels", "in_channels", "out_channels"),
+}
+_COUNTS = {
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "attention_head_dim", "layers_per_block"),
+    *("visual_projector_depth", "condition_projector_depth"),
+}
+_PARTS = ("text_config", "vision_config", "image_decoder_config")
+
+
+def check_sizes(value: Any, where: object, name: str = "") -> None:
+    """CheckpointError for a size or a count of a configuration that is below 1 or absurd, before memory is asked for it.
+
+    Args:
+        value: the configuration, as read from JSON.
+        where: its file, for the message.
+        name: the field that holds `value`.
+    """
+    if isinstance(value, dict):
+        for key, one in value.items():
+            check_sizes(one, where, key)
+    elif isinstance(value, list):
+        for one in value:
+            check_sizes(one, where, name)
+    elif isinstance(value, int | float) and name in _SIZES | _COUNTS:
+        most = MAX_COUNT if name in _COUNTS else MAX_SIZE
+        if not 1 <= value <= most:
+            raise CheckpointError(f"{where}: {name} is {value}, must be from 1 to {most}")
 
 
 class ImageDecoderConfig(PreTrainedConfig):
@@ -41,6 +82,9 @@ class ImageDecoderConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        for name in ("vae", "unet", "scheduler"):
+            if not isinstance(getattr(self, name), (dict, NoneType)):
+                raise CheckpointError(f"image_decoder_config.{name} is not an object")
         self.vae, self.unet, self.scheduler = dict(self.vae or {}), dict(self.unet or {}), dict(self.scheduler or {})
         if self.kind != "stable-diffusion":
             raise UsageError(f"unknown image decoder kind {self.kind!r}; only stable-diffusion is supported")
@@ -115,6 +159,9 @@ class DreamLLMConfig(PreTrainedConfig):
             raise CheckpointError(
                 "this config.json is of the released layout: read the checkpoint with dreamllm.load(folder, clip=DIR, diffusion=DIR)"
             )
+        for name in _PARTS:
+            if not isinstance(getattr(self, name), (dict, PreTrainedConfig, NoneType)):
+                raise CheckpointError(f"{name} is not an object")
         text, vision, decoder = (
             part or {} for part in (self.text_config, self.vision_config, self.image_decoder_config)
         )
@@ -128,6 +175,9 @@ class DreamLLMConfig(PreTrainedConfig):
         self.tie_word_embeddings = bool(getattr(text, "tie_word_embeddings", False))
         super().__post_init__(**kwargs)  # after the parts: it sets attributes on them
         self._check_special_tokens()
+        layers = self.vision_config.num_hidden_layers
+        if not -layers - 1 <= self.vision_select_layer <= layers:
+            raise CheckpointError(f"vision_select_layer is {self.vision_select_layer}, the encoder has {layers} layers")
 
     def _check_special_tokens(self) -> None:
         ids: dict[str, int | None] = {**self.special_token_ids}

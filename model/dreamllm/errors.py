@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 
 NOT_FINITE = "the model computed NaN or infinity; try --dtype float32"
 
@@ -35,6 +37,23 @@ class InputError(DreamLLMError, ValueError):
 
 class NotFiniteError(DreamLLMError, ArithmeticError):
     """The model computed NaN or infinity, from which neither a token nor an image follows."""
+
+
+@contextmanager
+def library_errors(where: object) -> Generator[None]:
+    """Around calls of a library that reads or builds what a checkpoint's files say; any exception becomes a CheckpointError.
+
+    transformers, diffusers, tokenizers and jinja check files as they need them, so that damaged ones raise AttributeError,
+    ZeroDivisionError, a bare Exception and many others. Nothing of our own belongs inside.
+    """
+    try:
+        yield
+    except DreamLLMError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{where} cannot be read as a checkpoint: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def one_line(error: BaseException) -> str:

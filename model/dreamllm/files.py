@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -25,16 +26,45 @@ from dreamllm.errors import CheckpointError, InputError, UsageError, first_line
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError for one that is not JSON, has a key twice in an object, or a number that is not finite."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key stands twice in one object ({', '.join(key for key, _ in pairs)})")
+    return found
+
+
+def _finite(literal: str) -> float:
+    if not math.isfinite(number := float(literal)):
+        raise ValueError(f"{literal[:40]} is no finite number")
+    return number
+
+
 def read_json(path: Path) -> Any:
     """Raises CheckpointError if the file is missing or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Raises CheckpointError if the file is missing or does not hold a JSON object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object")
+    return value
 
 
 def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:

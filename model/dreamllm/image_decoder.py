@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from dreamllm.configuration import ImageDecoderConfig
-from dreamllm.errors import NOT_FINITE, InputError, NotFiniteError
-from dreamllm.options import SchedulerName, choose
+from dreamllm.errors import NOT_FINITE, CheckpointError, InputError, NotFiniteError, library_errors
+from dreamllm.options import SchedulerName, choose, has_type
 
 Scheduler = Any  # diffusers has no common type for its schedulers
 SCHEDULERS: dict[SchedulerName, Any] = {
@@ -33,6 +33,33 @@ StepCallback = Callable[[int, int, torch.Tensor], None]
 def make_scheduler(name: str, config: dict[str, Any]) -> Scheduler:
     """The scheduler `name` with the noise schedule and prediction type of `config`, that of any diffusers scheduler."""
     return SCHEDULERS[choose(SchedulerName, name, "scheduler")].from_config(config)
+
+
+def check_config(config: ImageDecoderConfig, where: object) -> None:
+    """CheckpointError for a field of another type than diffusers declares, which it does not check itself, and for unusable schedulers.
+
+    In configurations of networks, older versions of diffusers wrote null for what was not chosen.
+    """
+    for part, kind in (
+        ("vae", AutoencoderKL),
+        ("unet", UNet2DConditionModel),
+        ("scheduler", DDPMScheduler),
+        ("scheduler", DDIMScheduler),
+    ):
+        fields = getattr(config, part)
+        for name, annotation in get_type_hints(kind.__init__).items():
+            value = fields.get(name)
+            if name in fields and not has_type(value, annotation) and (value is not None or part == "scheduler"):
+                raise CheckpointError(
+                    f"{where}: {part}.{name} is {str(value)[:80]}, which diffusers' {kind.__name__} does not take"
+                )
+    if config.resolution % config.downscale:
+        raise CheckpointError(
+            f"{where}: resolution {config.resolution} is no multiple of the autoencoder's {config.downscale}"
+        )
+    for name in SchedulerName:
+        with library_errors(f"{where}: scheduler"):
+            make_scheduler(name, config.scheduler or {}).set_timesteps(1)
 
 
 class ImageDecoder(nn.Module):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
-from typing import TypeVar
+from enum import Enum, StrEnum
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from dreamllm.errors import UsageError
 
@@ -43,6 +44,44 @@ class Layout(StrEnum):
 class Resume(StrEnum):
     auto = "auto"  # train from the last checkpoint in the output folder, if there is one
     never = "never"  # the output folder must be empty
+
+
+def has_type(value: Any, annotation: Any) -> bool:
+    """Whether a value from JSON or YAML is of an annotated type, as far as it names plain ones: a whole number is a real one too."""
+    if get_origin(annotation) is Literal:
+        return value in get_args(annotation)
+    allowed = _plain_types(annotation)
+    if not allowed <= {bool, int, float, str, NoneType, list, dict} or not allowed:
+        return True  # Any, or a type that no file can hold
+    if isinstance(value, list):
+        return list in allowed and all(_is_one(item, allowed) for item in _flat(value))
+    return _is_one(value, allowed)
+
+
+def _is_one(value: Any, allowed: set[Any]) -> bool:
+    return type(value) in allowed or (type(value) is int and float in allowed)
+
+
+def _flat(value: list[Any]) -> list[Any]:
+    return [one for item in value for one in (_flat(item) if isinstance(item, list) else [item])]
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of, with its containers as `list` and `dict`."""
+    origin, parts = get_origin(annotation), [part for part in get_args(annotation) if part is not ...]
+    if origin is Literal:
+        return {type(part) for part in parts}
+    if origin in (tuple, list):
+        return {list}.union(*map(_plain_types, parts))
+    if origin is dict or annotation is dict:
+        return {dict}
+    if parts:
+        return set[Any]().union(*map(_plain_types, parts))
+    if annotation in (tuple, list):
+        return {list, int, float, str, bool}
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return {str}
+    return {NoneType if annotation is None else annotation}
 
 
 def choose(kind: type[Option], name: str, option: str) -> Option:

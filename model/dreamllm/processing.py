@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from dreamllm.configuration import DreamLLMConfig
-from dreamllm.errors import CheckpointError, InputError, UsageError
+from dreamllm.errors import CheckpointError, InputError, UsageError, library_errors
 from dreamllm.files import read_image
 from dreamllm.tokenizer import check_ids, read_tokenizer, token_ids
 
@@ -156,9 +156,10 @@ class DreamLLMProcessor(ProcessorMixin):
         flat = [
             [{**message, "content": _flat_content(message["content"])} for message in each] for each in conversations
         ]
-        prompts: Any = self.tokenizer.apply_chat_template(
-            flat, chat_template=chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        with library_errors("the chat template"):
+            prompts: Any = self.tokenizer.apply_chat_template(
+                flat, chat_template=chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
         if tokenize:
             contents = [message["content"] for each in conversations for message in each]
             parts = [part for content in contents if not isinstance(content, str) for part in content]
@@ -220,7 +221,8 @@ def read_image_processor(clip: Path) -> CLIPImageProcessorPil:
     """The image processor of a CLIP model's folder."""
     if not (clip / "preprocessor_config.json").is_file():
         raise CheckpointError(f"{clip / 'preprocessor_config.json'} is missing")
-    return CLIPImageProcessorPil.from_pretrained(clip, local_files_only=True)
+    with library_errors(clip):
+        return CLIPImageProcessorPil.from_pretrained(clip, local_files_only=True)
 
 
 def _flat_content(content: str | Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ Unknown keys are errors. This module imports neither torch nor transformers, so 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
-from dreamllm.errors import UsageError
+from dreamllm.errors import UsageError, one_line
 
 Part = Literal["visual_projector", "condition_projector", "dream_queries", "language_model"]
 Kind = Literal["pairs", "mmc4", "obelics", "conversations", "instructions"]
@@ -28,8 +29,12 @@ MODES: dict[str, tuple[str, ...]] = {  # by kind, the default first
 }
 
 
+MAX_NUMBER = 2**32
+"""Whole numbers of a recipe lie within ±MAX_NUMBER; what they count must fit into memory or a lifetime."""
+
+
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Start(Settings):
@@ -221,8 +226,12 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         raw = _parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: a date that is none, a number of 5,000 digits
+        raise UsageError(f"recipe {path} is not YAML: {one_line(error)}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"recipe {path} has no keys; it needs stage, start, output, train and data")
     for change in changes:
@@ -232,12 +241,28 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
 
 def make_recipe(raw: dict[str, Any], where: str = "recipe: ") -> Recipe:
     """The recipe in a dict, as YAML gives it; UsageError, starting with `where`, if it is not valid."""
+    _check_numbers(raw, where)
     return _validated(Recipe, raw, where)
 
 
 def make_data_settings(raw: dict[str, Any]) -> DataSettings:
     """The settings in the `data` part of a recipe; UsageError if they are not valid."""
     return _validated(DataSettings, raw, "", "data")
+
+
+def _check_numbers(value: Any, where: str, key: str = "") -> None:
+    """UsageError for a number that is not finite or absurdly large, and for YAML that contains itself."""
+    try:
+        for name, one in (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        ):
+            _check_numbers(one, where, f"{key}.{name}" if key else str(name))
+    except RecursionError:
+        raise UsageError(f"{where.removesuffix(': ')} is nested too deeply") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{where}{key}: {value} is no finite number")
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise UsageError(f"{where}{key}: {str(value)[:40]} is too large (at most {MAX_NUMBER})")
 
 
 _Model = TypeVar("_Model", bound=Settings)
@@ -270,5 +295,5 @@ def _override(raw: dict[str, Any], change: str) -> None:
         node[int(last) if isinstance(node, list) else last] = _parse_yaml(value)
     except (ValueError, IndexError, TypeError, AttributeError):
         raise UsageError(f"--set {change}: the recipe has no key {key}") from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise UsageError(f"--set {change}: the value is not YAML") from None

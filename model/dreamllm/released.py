@@ -15,16 +15,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dreamllm.configuration import SPECIAL_TOKEN_FIELDS, DreamLLMConfig, ImageDecoderConfig
-from dreamllm.errors import CheckpointError, UsageError, first_line
-from dreamllm.files import read_json, write_json
+from dreamllm.configuration import (
+    MAX_COUNT,
+    MAX_SIZE,
+    SPECIAL_TOKEN_FIELDS,
+    DreamLLMConfig,
+    ImageDecoderConfig,
+    check_sizes,
+)
+from dreamllm.errors import CheckpointError, UsageError, first_line, library_errors
+from dreamllm.files import read_json_object, write_json
+from dreamllm.image_decoder import check_config
 
 State = dict[str, torch.Tensor]
 LANGUAGE, CLIP, QUERIES, DIFFUSION = (
@@ -62,70 +70,121 @@ NOT_TEXT = re.compile(
 
 
 def is_released(folder: Path) -> bool:
-    return "plugins_init_kwargs" in read_json(folder / "config.json")
+    return "plugins_init_kwargs" in read_json_object(folder / "config.json")
 
 
 def find_submodels(folder: Path, clip: str | Path | None, diffusion: str | Path | None) -> tuple[Path, Path]:
     """The folders of the sub-models that a released checkpoint names but does not hold; by default `clip` and `diffusion` in it."""
-    plugins = read_json(folder / "config.json")["plugins_init_kwargs"]
+    config = _parse(folder)
+    names = {"clip": config.plugins_init_kwargs.clip.clip_vision_model_name_or_path}
+    names["diffusion"] = config.plugins_init_kwargs.diffusion.diffusion_name_or_path
     found: list[Path] = []
-    for part, path, plugin, field in (
-        ("clip", clip, CLIP, "clip_vision_model_name_or_path"),
-        ("diffusion", diffusion, DIFFUSION, "diffusion_name_or_path"),
-    ):
+    for part, path in (("clip", clip), ("diffusion", diffusion)):
         found.append(folder / part if path is None else Path(path))
         if found[-1].is_dir():
             continue
         if path is not None:
             raise CheckpointError(f"{part}={path} is not a folder")
         raise CheckpointError(
-            f"{folder} names its {part} model {plugins.get(plugin, {}).get(field)!r} but does not hold it: download it and give its "
+            f"{folder} names its {part} model {names[part]!r} but does not hold it: download it and give its "
             f"folder, {part}=DIR (in dreambench: --model-arg {part}=DIR)"
         )
     return found[0], found[1]
 
 
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Projector(_Fields):
+    projector_type: Literal["linear", "mlp"] = "linear"
+    projector_depth: int = Field(default=1, ge=1, le=MAX_COUNT)
+
+    @property
+    def depth(self) -> int:
+        return 1 if self.projector_type == "linear" else self.projector_depth
+
+
+class _Clip(_Projector):
+    clip_vision_model_name_or_path: str | None = None
+    select_layer: int
+    use_additional_post_layernorm: bool = False
+
+
+class _Queries(_Fields):
+    num_dream_queries: int = Field(ge=1, le=MAX_SIZE)
+
+
+class _Diffusion(_Projector):
+    diffusion_name_or_path: str | None = None
+    resolution: int = Field(ge=8, le=MAX_SIZE)
+
+
+class _Plugins(_Fields):
+    clip: _Clip = Field(alias=CLIP)
+    queries: _Queries = Field(alias=QUERIES)
+    diffusion: _Diffusion = Field(alias=DIFFUSION)
+
+
+class _Config(_Fields):
+    """The fields of a released config.json that are not Llama's."""
+
+    plugins_init_kwargs: _Plugins
+    special_tokens2ids_dict: dict[str, int | dict[str, int]]
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    loss_weight_lm: float = 1.0
+    loss_weight_vm: float = 10.0
+    loss_scale_schedule: str = "none"
+
+
+def _parse(folder: Path) -> _Config:
+    path = folder / "config.json"
+    try:
+        return _Config.model_validate(read_json_object(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise CheckpointError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
 def read_config(folder: Path, clip: Path, diffusion: Path) -> DreamLLMConfig:
     """The configuration of a released checkpoint and of its CLIP and diffusion folders as one of ours."""
-    raw = read_json(folder / "config.json")
-    plugins = {key: raw["plugins_init_kwargs"].get(key) for key in CLASSES}
-    if None in plugins.values():
-        raise CheckpointError(
-            f"{folder / 'config.json'}: plugins_init_kwargs lacks {[k for k, v in plugins.items() if v is None]}"
-        )
-    vision = read_json(clip / "config.json")
+    path = folder / "config.json"
+    raw, ours = read_json_object(path), _parse(folder)
+    plugins = ours.plugins_init_kwargs
+    vision = read_json_object(clip / "config.json")
     vision = vision.get("vision_config", vision)  # of a CLIP model, or of its vision tower alone
-    ids = raw["special_tokens2ids_dict"]
-    ids = {**ids, **ids.get("additional_special_tokens", {})}
+    parts: dict[str, Any] = {part: read_json_object(diffusion / part / "config.json") for part in ("vae", "unet")}
+    parts["scheduler"] = read_json_object(diffusion / "scheduler" / "scheduler_config.json")
+    for value, where in ((raw, path), (vision, clip / "config.json"), (parts, diffusion)):
+        check_sizes(value, where)
+    ids: dict[str, Any] = ours.special_tokens2ids_dict
+    more = ids.get("additional_special_tokens", {})
+    ids = {**ids, **(more if isinstance(more, dict) else {})}
     fields: dict[str, Any] = {field: ids.get(token) for token, field in SPECIAL_TOKEN_FIELDS.items()}
-    fields |= {field: raw[field] for field in SHARED_FIELDS if field in raw}
-    return DreamLLMConfig(
-        text_config=LlamaConfig(**{key: value for key, value in raw.items() if not NOT_TEXT.fullmatch(key)}),
-        vision_config=CLIPVisionConfig(**{key: value for key, value in vision.items() if key != "model_type"}),
-        image_decoder_config=ImageDecoderConfig(
-            resolution=plugins[DIFFUSION]["resolution"],
-            vae=read_json(diffusion / "vae" / "config.json"),
-            unet=read_json(diffusion / "unet" / "config.json"),
-            scheduler=read_json(diffusion / "scheduler" / "scheduler_config.json"),
-        ),
-        num_dream_queries=plugins[QUERIES]["num_dream_queries"],
-        vision_select_layer=plugins[CLIP]["select_layer"],
-        visual_projector_depth=_depth(plugins[CLIP]),
-        visual_projector_layernorm=bool(plugins[CLIP].get("use_additional_post_layernorm", False)),
-        condition_projector_depth=_depth(plugins[DIFFUSION]),
-        released_names={
-            "clip": plugins[CLIP]["clip_vision_model_name_or_path"],
-            "diffusion": plugins[DIFFUSION]["diffusion_name_or_path"],
-        },
-        **fields,
-    )
-
-
-def _depth(plugin: Mapping[str, Any]) -> int:
-    kind = plugin.get("projector_type", "linear")
-    if kind not in ("linear", "mlp"):
-        raise CheckpointError(f"unknown projector_type {kind!r}; choose from linear and mlp")
-    return 1 if kind == "linear" else int(plugin["projector_depth"])
+    fields |= {field: getattr(ours, field) for field in SHARED_FIELDS if field in raw}
+    with library_errors(path):
+        text = LlamaConfig(**{key: value for key, value in raw.items() if not NOT_TEXT.fullmatch(key)})
+    with library_errors(clip / "config.json"):
+        encoder = CLIPVisionConfig(**{key: value for key, value in vision.items() if key != "model_type"})
+    decoder = ImageDecoderConfig(resolution=plugins.diffusion.resolution, **parts)
+    check_config(decoder, diffusion)
+    with library_errors(path):
+        return DreamLLMConfig(
+            text_config=text,
+            vision_config=encoder,
+            image_decoder_config=decoder,
+            num_dream_queries=plugins.queries.num_dream_queries,
+            vision_select_layer=plugins.clip.select_layer,
+            visual_projector_depth=plugins.clip.depth,
+            visual_projector_layernorm=plugins.clip.use_additional_post_layernorm,
+            condition_projector_depth=plugins.diffusion.depth,
+            released_names={
+                "clip": plugins.clip.clip_vision_model_name_or_path or "clip",
+                "diffusion": plugins.diffusion.diffusion_name_or_path or "diffusion",
+            },
+            **fields,
+        )
 
 
 def _prefixes(config: DreamLLMConfig) -> list[tuple[str, str, str]]:
@@ -169,14 +228,20 @@ def read_language_model(folder: Path) -> State:
         if (folder / name).is_file():
             return read_tensors(folder / name)
         if (folder / f"{name}.index.json").is_file():
-            shards = sorted(set(read_json(folder / f"{name}.index.json")["weight_map"].values()))
-            strange = [shard for shard in shards if Path(shard).name != shard]
-            if strange:
-                raise CheckpointError(
-                    f"{folder / name}.index.json names {strange[0]!r}, which is not a file of that folder"
-                )
-            return {key: tensor for shard in shards for key, tensor in read_tensors(folder / shard).items()}
+            files = [folder / shard for shard in shards(folder / f"{name}.index.json")]
+            return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
     raise CheckpointError(f"{folder} holds neither model.safetensors nor pytorch_model.bin nor an index of either")
+
+
+def shards(index: Path) -> list[str]:
+    """The files that an index of tensors names, all in its own folder."""
+    names = read_json_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index} has no weight_map of tensors and files")
+    strange = [name for name in names.values() if Path(name).name != name]
+    if strange:
+        raise CheckpointError(f"{index} names {strange[0]!r}, which is not a file of that folder")
+    return sorted(set(names.values()))
 
 
 def read_tensors(path: Path) -> State:
@@ -184,10 +249,8 @@ def read_tensors(path: Path) -> State:
         raise CheckpointError(f"{path} is missing")
     if path.suffix != ".safetensors":
         return read_pickle(path)
-    try:
+    with library_errors(path):
         return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from None
 
 
 def read_pickle(path: Path) -> State:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors, tra
 from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 
 from dreamllm.configuration import SPECIAL_TOKEN_FIELDS
-from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.errors import CheckpointError, UsageError, library_errors
 
 ADDED_TOKENS = tuple(SPECIAL_TOKEN_FIELDS)
 # The text that the tiny tokenizer is trained on.
@@ -35,10 +35,12 @@ right, top, bottom, centre
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Llama checkpoint: its `tokenizer.json` unchanged, else its `tokenizer.model` as the original reads it."""
     if (folder / "tokenizer.json").is_file():
-        return TokenizersBackend.from_pretrained(folder, local_files_only=True)
+        with library_errors(folder):
+            return TokenizersBackend.from_pretrained(folder, local_files_only=True)
     if not (folder / "tokenizer.model").is_file():
         raise CheckpointError(f"{folder} holds neither tokenizer.json nor tokenizer.model")
-    tokenizer = LlamaTokenizer.from_pretrained(folder, local_files_only=True)
+    with library_errors(folder):
+        tokenizer = LlamaTokenizer.from_pretrained(folder, local_files_only=True)
     return _wrap(_with_legacy_spaces(tokenizer.backend_tokenizer), model_max_length=tokenizer.model_max_length)
 
 
@@ -48,11 +50,13 @@ def tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerBase:
     if not path.is_file():
         raise UsageError(f"tokenizer file {path} is missing")
     if path.suffix == ".json":
-        return _with_added_tokens(Tokenizer.from_file(str(path)))
+        with library_errors(path):
+            return _with_added_tokens(Tokenizer.from_file(str(path)))
     # Alone in a folder, because the library reads other files beside it as well.
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(path, Path(folder) / "tokenizer.model")
-        backend = LlamaTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        with library_errors(path):
+            backend = LlamaTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
     return _with_added_tokens(_with_legacy_spaces(backend))
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import torch
 from accelerate import PartialState
@@ -27,6 +27,7 @@ from dreamllm.data import TrainingData
 from dreamllm.errors import CheckpointError, UsageError, one_line
 from dreamllm.files import append_json_line, errors_of_writing, read_json, write_text
 from dreamllm.layers import count_spans
+from dreamllm.options import has_type
 from dreamllm.recipe import Recipe
 from dreamllm.training.losses import Draws, DreamLLMForTraining, count_targets, draw, weighted_loss
 
@@ -60,6 +61,7 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
     """
     options: dict[str, Any] = {**recipe.trainer}
     known = {field.name for field in fields(TrainingArguments) if field.init}
+    declared = get_type_hints(TrainingArguments)
     for name in options:
         if name in FIXED:
             raise UsageError(f"trainer.{name} cannot be set: {FIXED[name]}")
@@ -69,6 +71,8 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
             )
         if name not in known:
             raise UsageError(f"trainer.{name} is not a field of transformers.TrainingArguments")
+        if not has_type(options[name], declared[name]):  # which transformers does not check
+            raise UsageError(f"trainer.{name} is {str(options[name])[:80]!r}, must be {declared[name]}")
     _check_reports(options)
     lengths = [name for name in ("max_steps", "num_train_epochs") if name in options]
     if len(lengths) != 1 or not options[lengths[0]] > 0:
