@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambench.adapters.precomputed import Responses
-from dreambench.batches import Batches, in_order
-from dreambench.documents import JSON, Image, digest
+from dreambench.batches import Batches, Order, in_order
+from dreambench.documents import JSON, Image, canonical_json, digest
 from dreambench.environment import code_sha256, machine, versions
 from dreambench.errors import DataError, ModelError, RunError, UsageError
 from dreambench.files import remove_leftovers, temporary
@@ -60,6 +62,8 @@ class RunPlan:
     system: JSON
     batch_size: int
     batches: Batches
+    inputs: str | None
+    """Digest of all that `samples` depends on; None where the task does not say what it reads."""
     folder: Path
 
     def requests(self) -> Iterator[Request]:
@@ -78,41 +82,107 @@ def check(spec: RunSpec) -> None:
     model_class(parse_model(spec.model)[0])
 
 
-def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None) -> RunPlan:
-    """Load task and model, choose the samples, and name the run's folder. Writes nothing."""
+def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None, *, fresh: bool = False) -> RunPlan:
+    """Load task and model, choose the samples, and name the run's folder. Writes nothing.
+
+    Unless `fresh`, a run that has begun on inputs that have not changed since gives its own samples and plan: the data are not read again.
+    """
     task = load_task(spec)
+    inputs = _inputs(spec, task)
+    begun = None if fresh else _begun(spec, task, out, inputs)
+    if begun is not None:
+        samples, run_file = begun.samples(), begun.run_file()
+        model, system = _load(spec, task, model, samples)
+        if canonical_json(system) == canonical_json(run_file["system"]):
+            protocols = [Protocol.from_json(fields) for fields in run_file["protocols"].values()]
+            size = run_file["plan"]["batch_size"]
+            return RunPlan(spec, task, model, samples, protocols, system, size, begun.plan(), inputs, begun.path)
     samples = choose(task.samples(), spec.ids)
     if spec.limit is not None:
         samples = task.first(samples, spec.limit)
     protocols = task.protocols(samples)
-    ordered = in_order(map(task.request, samples))
-    name, location = parse_model(spec.model)
-    if (model_class(name) if model is None else type(model)).sees:
-        _require_images(samples)
-    if model is None:
-        model = load_model(ModelOptions(name, location, spec.model_arg, spec.device, spec.dtype, spec.offline))
-    if spec.generation and not model.generates:
-        raise UsageError(f"--generation has no effect on answers that were made elsewhere ({spec.model}): leave it out")
-    if isinstance(model, Responses):
-        model.bind(_known_answers(task, model.path, samples))
+    images = (model_class(parse_model(spec.model)[0]) if model is None else type(model)).sees
+    ordered, hashed = _survey(task, samples, protocols, images=images)
+    model, system = _load(spec, task, model, samples)
     for kind in sorted(ordered.kinds):
         if kind not in model.capabilities:
             can = ", ".join(sorted(model.capabilities))
             raise ModelError(
                 f"the task {spec.task} needs {kind}, the model {spec.model} can only {can}: choose another model"
             )
+    hashed.update(f"],{canonical_json({'system': system, 'task': task.name})[1:]}".encode())
+    folder = out / f"{_name(spec, task)}-{hashed.hexdigest()[:8]}"
+    size = spec.batch_size or min(map(model.batch_size, ordered.kinds))
+    return RunPlan(spec, task, model, samples, protocols, system, size, ordered.cut(size), inputs, folder)
+
+
+def _name(spec: RunSpec, task: Task) -> str:
+    return f"{_slug(task.name)}-{_slug(spec.model)}"
+
+
+def _load(spec: RunSpec, task: Task, model: Model | None, samples: Sequence[Sample]) -> tuple[Model, JSON]:
+    """The model, and the system: what is measured."""
+    name, location = parse_model(spec.model)
+    if model is None:
+        model = load_model(ModelOptions(name, location, spec.model_arg, spec.device, spec.dtype, spec.offline))
+    if spec.generation and not model.generates:
+        raise UsageError(f"--generation has no effect on answers that were made elsewhere ({spec.model}): leave it out")
+    if isinstance(model, Responses):
+        model.bind(_known_answers(task, model.path, samples))
     # How answers that were made elsewhere were prompted and decoded, only their maker knows.
     settings = task.system() if model.generates else {"generation": "made elsewhere"}
-    system = {"model": dict(model.identity()), **settings}
-    identity = {
-        "task": task.name,
-        "protocols": [protocol.id for protocol in protocols],
-        "system": system,
-        "requests": (task.request(sample).identity() for sample in samples),
-    }
-    folder = out / f"{_slug(task.name)}-{_slug(spec.model)}-{digest(identity)[:8]}"
-    batch_size = spec.batch_size or min(map(model.batch_size, ordered.kinds))
-    return RunPlan(spec, task, model, samples, protocols, system, batch_size, ordered.cut(batch_size), folder)
+    return model, {"model": dict(model.identity()), **settings}
+
+
+def _survey(task: Task, samples: Sequence[Sample], protocols: Sequence[Protocol], *, images: bool) -> tuple[Order, Any]:
+    """The order of the requests, and the sha256 over what a run's id depends on, as far as the last request.
+
+    Raises:
+        DataError: before hours of work, where `images` are needed and some are missing.
+    """
+    hashed = hashlib.sha256(f'{{"protocols":{canonical_json([each.id for each in protocols])},"requests":['.encode())
+    paths: dict[str, None] = {}
+
+    def requests() -> Iterator[Request]:
+        before = ""
+        for sample in samples:
+            request = task.request(sample)
+            hashed.update((before + canonical_json(request.identity())).encode())
+            before = ","
+            for part in sample.prompt:
+                if isinstance(part, Image) and part.path:
+                    paths[part.path] = None
+            yield request
+
+    ordered = in_order(requests())
+    missing = [path for path in paths if not Path(path).is_file()] if images else []
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} images are missing, the first {missing[0]}: say where they are with --images DIR"
+        )
+    return ordered, hashed
+
+
+def _inputs(spec: RunSpec, task: Task) -> str | None:
+    """A digest of the spec, of the code, and of the size and time of change of all that the task reads; None where it does not say."""
+    paths = task.inputs()
+    if paths is None:
+        return None
+    try:
+        stamps = [(str(path), status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]]
+    except OSError:
+        return None
+    code = [code_sha256(type(task)), code_sha256(model_class(parse_model(spec.model)[0]))]
+    return digest([spec.to_json(), versions(), code, stamps])
+
+
+def _begun(spec: RunSpec, task: Task, out: Path, inputs: str | None) -> RunFolder | None:
+    """The run that was begun with these inputs."""
+    for path in sorted(out.glob(f"{_name(spec, task)}-*/run.json")) if inputs else ():
+        with contextlib.suppress(RunError):
+            if RunFolder(path.parent).run_file().get("inputs") == inputs:
+                return RunFolder(path.parent)
+    return None
 
 
 def _known_answers(task: Task, path: Path, samples: Sequence[Sample]) -> Mapping[str, str]:
@@ -124,16 +194,6 @@ def _known_answers(task: Task, path: Path, samples: Sequence[Sample]) -> Mapping
             f"{next(iter(texts), 'none')} there, {samples[0].id} here)"
         )
     return texts
-
-
-def _require_images(samples: Sequence[Sample]) -> None:
-    """`DataError`, before hours of work, where images of the chosen samples are missing."""
-    paths = {part.path: None for sample in samples for part in sample.prompt if isinstance(part, Image) and part.path}
-    missing = [path for path in paths if not Path(path).is_file()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(paths)} images are missing, the first {missing[0]}: say where they are with --images DIR"
-        )
 
 
 def choose(samples: Iterable[Sample], ids: Sequence[str] | None) -> Sequence[Sample]:
@@ -178,7 +238,7 @@ def execute(
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Predict and score. An interrupted run is resumed; a complete one is returned as it is."""
-    planned = plan(spec, out, model)
+    planned = plan(spec, out, model, fresh=fresh)
     folder = RunFolder(planned.folder)
     rank, world = rank_and_world()
     remove_leftovers(out)
@@ -220,6 +280,7 @@ def _run_file(planned: RunPlan) -> JSON:
     return {
         "format": FORMAT,
         "spec": planned.spec.to_json(),
+        "inputs": planned.inputs,
         "task": planned.task.name,
         "model": planned.spec.model,
         "protocols": {protocol.id: protocol.to_json() for protocol in planned.protocols},

@@ -131,25 +131,12 @@ def canonical_json(value: JSON) -> str:
 
 
 def digest(value: JSON) -> str:
-    """sha256, in hex, of the canonical JSON of `value`. An iterator, which may be a value of a dict, counts as the list of its items."""
-    hashed = hashlib.sha256()
-    for piece in _pieces(value):
-        hashed.update(piece.encode())
+    """sha256, in hex, of the canonical JSON of `value`. An iterator counts as the list of its items, which are not held."""
+    if not isinstance(value, Iterator):
+        return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    hashed, before = hashlib.sha256(), "["
+    for item in cast("Iterator[JSON]", value):
+        hashed.update((before + canonical_json(item)).encode())
+        before = ","
+    hashed.update(b"[]" if before == "[" else b"]")
     return hashed.hexdigest()
-
-
-def _pieces(value: JSON) -> Iterator[str]:
-    """The canonical JSON of `value` in pieces, so that the items of an iterator are never held at once."""
-    if isinstance(value, Iterator):
-        before = "["
-        for item in cast("Iterator[JSON]", value):
-            yield before + canonical_json(item)
-            before = ","
-        yield "[]" if before == "[" else "]"
-    elif isinstance(value, dict) and any(isinstance(one, Iterator) for one in value.values()):
-        for number, key in enumerate(sorted(value)):
-            yield f"{',' if number else '{'}{canonical_json(key)}:"
-            yield from _pieces(value[key])
-        yield "}"
-    else:
-        yield canonical_json(value)

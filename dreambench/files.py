@@ -382,10 +382,16 @@ def append_lines(path: Path, lines: Sequence[str], *, sync: bool = True) -> None
 def truncate_torn_line(path: Path) -> None:
     """Cut off a last line without a line break, which a killed process leaves."""
     if path.exists():
-        data = path.read_bytes()
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
-            os.truncate(path, end)
+        with path.open("rb+") as file:
+            end = length = file.seek(0, os.SEEK_END)
+            found = -1
+            while end and found < 0:
+                start = max(0, end - (1 << 16))
+                file.seek(start)
+                found = file.read(end - start).rfind(b"\n")
+                end = start
+            if end + found + 1 < length:
+                file.truncate(end + found + 1)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from dreambench.documents import JSON, digest
 from dreambench.errors import DataError, ModelError, UsageError
@@ -15,9 +15,7 @@ from dreambench.files import read_json_lines
 from dreambench.requests import Kind, Request, Response, Sample, parse_id
 from dreambench.scores import Protocol, TaskResult
 from dreambench.spec import RunSpec
-
-if TYPE_CHECKING:
-    from dreambench.store import RunFolder
+from dreambench.store import RunFolder, StoredSamples
 
 __all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "sample_choice", "unique_answers"]
 
@@ -125,6 +123,13 @@ class Task(ABC):
         A list; or an iterator, of which only a compact copy is held: for more samples than fit into memory, their images in files.
         """
 
+    def inputs(self) -> Sequence[Path] | None:
+        """The files and folders that `samples` and `protocols` read, if their images are files; None: the task does not say.
+
+        While none of them has changed in size or time, a run that has begun goes on without reading them again.
+        """
+        return None
+
     def first(self, samples: Sequence[Sample], n: int) -> Sequence[Sample]:
         """The samples that ``--limit N`` takes: the first N, and the others of their groups, so that no image's questions are cut."""
         groups = {sample.group for sample in samples[:n]} - {None}
@@ -179,7 +184,8 @@ class Task(ABC):
 
 def sample_choice(samples: Sequence[Sample]) -> JSON:
     """The protocol field that identifies the samples and their order."""
-    return {"n": len(samples), "ids_sha256": digest(sample.id for sample in samples)}
+    ids = samples.ids() if isinstance(samples, StoredSamples) else (sample.id for sample in samples)
+    return {"n": len(samples), "ids_sha256": digest(ids)}
 
 
 def unique_answers(path: Path, pairs: Iterable[tuple[str, JSON]]) -> dict[str, str]:

@@ -38,6 +38,11 @@ class Protocol:
     def to_json(self) -> JSON:
         return {"name": self.name, "version": self.version, "hash": self.hash, **self.fields}
 
+    @classmethod
+    def from_json(cls, line: Mapping[str, JSON]) -> Protocol:
+        fields = {name: value for name, value in line.items() if name not in ("name", "version", "hash")}
+        return cls(line["name"], line["version"], fields)
+
 
 @dataclass(frozen=True)
 class Estimate:

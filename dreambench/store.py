@@ -20,6 +20,7 @@ from dreambench.errors import DataError, RunError, UsageError
 from dreambench.files import (
     append_lines,
     inside,
+    parse_json,
     read_arrays,
     read_json,
     read_json_lines,
@@ -281,6 +282,12 @@ class StoredSamples(Sequence[Sample]):
             for batch in self._file.iter_batches(1024, use_threads=False):
                 yield from map(_sample, batch.to_pylist())
 
+    def ids(self) -> Iterator[str]:
+        """The ids alone, which takes a tenth of the time."""
+        with _whole(self.source):
+            for batch in self._file.iter_batches(self.ROWS, columns=["id"], use_threads=False):
+                yield from batch["id"].to_pylist()
+
     @cached_property
     def _table(self) -> Any:
         with _whole(self.source):
@@ -358,6 +365,8 @@ class Answers(Mapping[str, Response]):
         file = self._files[number]
         file.seek(offset)
         response = Response.from_json(_answer(file.readline(), f"{file.name}, byte {offset}"))
+        if not any(isinstance(part, Image) for part in response.document):
+            return response
         parts = tuple(self._absolute(part) if isinstance(part, Image) else part for part in response.document)
         return replace(response, document=parts)
 
@@ -374,7 +383,7 @@ _MOST_FILES = 1 << 20
 def _answer(text: bytes, where: str) -> dict[str, JSON]:
     """A line of answers; `RunError` where it is damaged."""
     try:
-        line = json.loads(text)
+        line = parse_json(text.decode())
     except (ValueError, RecursionError):
         line = None
     if not isinstance(line, dict) or not {"batch", "of", "id", "document", "finish_reason"} <= line.keys():

@@ -53,11 +53,15 @@ class Echo(Model):
     def notes(self) -> Sequence[str]:
         return ("echo is a toy: its scores only show that the harness runs",)
 
+    def batch_size(self, kind: Kind) -> int:
+        return 256
+
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         if self.arguments.log is not None:
             with self.arguments.log.open("a", encoding="utf-8") as file:
                 file.writelines(f"{os.environ.get('RANK', '0')} {request.id}\n" for request in requests)
-        time.sleep(self.arguments.delay)
+        if self.arguments.delay:
+            time.sleep(self.arguments.delay)
         for request in requests:
             yield self._answer(request)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -81,6 +82,10 @@ class VQAv2Task(ComprehensionTask):
     def benchmark(self) -> VQAv2:
         """The split's files."""
         return load(self.data, self.spec.split)
+
+    def inputs(self) -> Sequence[Path]:
+        files = filter(None, (self.benchmark.question_file, self.benchmark.annotation_file))
+        return [*files, *(Path(root) for root, _, _ in os.walk(self.spec.images or self.data))]
 
     def samples(self) -> Iterator[Sample]:
         folder = self.spec.images or self.data
@@ -194,7 +199,8 @@ def _table(rows: Iterator[Mapping[str, JSON]], types: Mapping[str, str]) -> pd.D
     parts: list[pa.RecordBatch] = []
     while some := list(islice(rows, 1 << 14)):
         parts.append(pa.RecordBatch.from_pylist(some, schema))
-    return pa.Table.from_batches(parts, schema).to_pandas(use_threads=False)
+    # In one piece, whose pages in a file do not depend on the parts.
+    return pa.Table.from_batches(parts, schema).combine_chunks().to_pandas(use_threads=False)
 
 
 def _scores(table: pd.DataFrame, column: str, rule: Rule, protocol: str) -> list[Score]:
