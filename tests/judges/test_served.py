@@ -281,3 +281,22 @@ def test_the_estimate_names_calls_tokens_and_cost_or_that_it_is_unknown() -> Non
     judge = served_judge("http://localhost/v1", ",price_in=10,price_out=30")
     tokens = sum(len(judge.prompt.message(item)) for item in requests) / 4
     assert f"{(tokens * 10 + 50 * 8 * 30) / 1e6:.2f}" in judge.estimate(requests)[1]
+
+
+def test_who_answered_is_kept_with_grades_and_with_replies_that_are_none(tmp_path: Path) -> None:
+    one, two, three = items(3)
+
+    def reply(body: object, number: int) -> Answer:
+        text = str(body)
+        if "what is 2?" in text:
+            return Answer(body=b'{"choices": [{"message": {"content": "0.5"}, "finish_reason": "stop"}]}')
+        return Answer("0.5" if "what is 0?" in text else "well")
+
+    with serving(reply) as server, JudgementLog(tmp_path / "log.jsonl") as log:
+        judge = served_judge(server.url)
+        grade_missing(judge, [one, two, three], log)
+        identity = judge.identity()
+    again = JudgementLog(tmp_path / "log.jsonl")
+    found = [again.get(identity, item) for item in (one, two, three)]
+    assert [judgement and judgement.score for judgement in found] == [0.5, None, 0.5]
+    assert [judgement and judgement.answered_by for judgement in found] == ["gpt-test-2024", "gpt-test-2024", None]
