@@ -53,14 +53,13 @@ def area(path: str) -> str | None:
     return next((name for prefix, name in AREAS.items() if path.startswith(prefix)), None)
 
 
-def population(paths: list[str]) -> list[Mutant]:
-    files = sorted(
+def population() -> list[Mutant]:
+    files = (
         path.relative_to(ROOT).as_posix()
         for folder in ("dreambench", "model/dreamllm", "tasks/dreambench_tasks")
         for path in (ROOT / folder).rglob("*.py")
     )
-    chosen = [path for path in files if area(path) and (not paths or path.startswith(tuple(paths)))]
-    return [mutant for path in chosen for mutant in mutants((ROOT / path).read_text("utf-8"), path)]
+    return [m for path in sorted(files) if area(path) for m in mutants((ROOT / path).read_text("utf-8"), path)]
 
 
 def sample(everything: list[Mutant], seed: int, size: int, match: str = "") -> list[Mutant]:
@@ -121,7 +120,7 @@ def parse() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--sample", type=int, default=400, metavar="N", help="how many mutants")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--paths", nargs="*", default=[], help="only files whose path begins so")
+    parser.add_argument("--paths", nargs="*", default=[], help="of the sample, only files whose path begins so")
     parser.add_argument(
         "--match", default="", metavar="TEXT", help="instead of a sample, all mutants with this text, e.g. a function"
     )
@@ -143,7 +142,8 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     until = time.monotonic() + 60 * options.minutes
-    drawn = sample(population(options.paths), options.seed, options.sample, options.match)
+    drawn = sample(population(), options.seed, options.sample, options.match)
+    drawn = [mutant for mutant in drawn if mutant.path.startswith(tuple(options.paths or [""]))]
     verdicts = read_verdicts(options.json)
     if not options.show:
         options.cache.mkdir(parents=True, exist_ok=True)
