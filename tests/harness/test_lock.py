@@ -67,3 +67,24 @@ def test_a_heartbeat_by_another_clock_is_seen(tmp_path: Path, age_s: float) -> N
     with pytest.raises(RunError, match="another launch"), lock.RunLock(tmp_path):
         pass
     beat.join()
+
+
+def test_the_processes_of_one_launch_share_its_name_and_launches_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Across nodes by what the launcher sets alone; on one node also by host and launcher, since two launches may set the same."""
+
+    def name(host: str, launcher: int, run: str = "none", nodes: str = "1", restart: str = "0") -> str:
+        settings = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node-0", "MASTER_PORT": "29500"}
+        settings |= {"TORCHELASTIC_RUN_ID": run, "GROUP_WORLD_SIZE": nodes, "TORCHELASTIC_RESTART_COUNT": restart}
+        with monkeypatch.context() as patch:
+            for key, value in settings.items():
+                patch.setenv(key, value)
+            patch.setattr(socket, "gethostname", lambda: host)
+            patch.setattr(os, "getppid", lambda: launcher)
+            return lock.launch_id()
+
+    assert name("a", 1, nodes="2") == name("b", 2, nodes="2")
+    assert name("a", 1, nodes="2") != name("a", 1, nodes="2", run="other")
+    assert name("a", 1, nodes="2") != name("a", 1, nodes="2", restart="1")
+    assert name("a", 1) == name("a", 1)
+    assert len({name("a", 1), name("a", 2), name("b", 1)}) == 3
+    assert lock.launch_id() != lock.launch_id(), "a process alone is a launch of its own"
