@@ -36,6 +36,8 @@ class Misbehaviour:
     name: str
     act: Act
     becomes: Outcome
+    slow: bool = False
+    """Whether it lasts until the deadline."""
 
 
 def respond(
@@ -187,7 +189,7 @@ def _statuses() -> Iterator[tuple[str, bytes, Outcome]]:
         yield f"the length {length[:10]!r}", respond(good, length=length), "good or fails"
     yield "no length", respond(good, length="none"), "good"
     chunked = ("Transfer-Encoding: chunked",)
-    for name, body, becomes in (
+    in_chunks: list[tuple[str, bytes, Outcome]] = [
         ("chunks", b"%x\r\n%s\r\n0\r\n\r\n" % (len(good), good), "good"),
         ("chunks without an end", b"%x\r\n%s\r\n" % (len(good), good), "fails"),
         ("half a chunk", b"%x\r\n%s" % (len(good) * 2, good), "fails"),
@@ -196,7 +198,8 @@ def _statuses() -> Iterator[tuple[str, bytes, Outcome]]:
         ("a chunk of 10**15 bytes", b"%x\r\n%s" % (10**15, good), "fails"),
         ("a chunk's line without an end", b"1" * 100_000, "fails"),
         ("trailers without end", b"0\r\n" + b"x: y\r\n" * 5000, "fails"),
-    ):
+    ]
+    for name, body, becomes in in_chunks:
         yield name, respond(body, "200 OK", *chunked, length="none"), becomes
     yield "gzip", respond(gzip.compress(good), "200 OK", "Content-Encoding: gzip"), "fails"
     yield "a gzip bomb", respond(gzip.compress(b"[" * 300_000_000, 1), "200 OK", "Content-Encoding: gzip"), "fails"
@@ -268,5 +271,5 @@ def _whole(data: bytes) -> Act:
 MISBEHAVIOUR = [
     *(Misbehaviour(name, _whole(respond(body)), becomes) for name, body, becomes in _bodies()),
     *(Misbehaviour(name, _whole(data), becomes) for name, data, becomes in _statuses()),
-    *(Misbehaviour(name, act, becomes) for name, act, becomes in _acts()),
+    *(Misbehaviour(name, act, becomes, "once" not in name) for name, act, becomes in _acts()),
 ]

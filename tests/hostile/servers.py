@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -19,6 +20,11 @@ from .misbehaviour import KEY, MISBEHAVIOUR, Misbehaviour, leaked, reply, respon
 __all__ = ["cases"]
 
 VARIABLE = "HOSTILE_TEST_VARIABLE"
+IMPORTED = (
+    *("pandas", "pyarrow.parquet", "rich.table", "dreambench.api", "dreambench.cli.runs", "dreambench.report.terminal"),
+    *("dreambench.adapters.echo", "dreambench.adapters.openai_server", "dreambench_tasks.mmvet.task"),
+)
+"""So that the children find it imported."""
 LIMITS = Limits(cpu_s=60, wall_s=40.0, memory=1 << 30)
 
 
@@ -91,9 +97,8 @@ def cases(scratch: Path, seed: int, count: int | None, only: str = "") -> Iterat
     made = forked(partial(call, cli.main, words), scratch, limits=Limits(wall_s=300, memory=8 << 30))
     if made.status != 0:
         raise RuntimeError(made.stderr)
-    import pandas  # noqa: F401 - so that the children find it imported
-    import pyarrow.parquet  # noqa: F401
-
+    for module in IMPORTED:
+        importlib.import_module(module)
     answers = len(json.loads((data / "mm-vet.json").read_text()))
     chosen = [(part, one) for part in ("model", "all of a model", "judge") for one in MISBEHAVIOUR]
     random.Random(seed).shuffle(chosen)
@@ -125,7 +130,12 @@ def _run(data: Path, folder: Path, part: str, misbehaviour: Misbehaviour) -> int
         os.environ[name] = os.environ[name.upper()] = "http://127.0.0.1:1"  # not to be used on the way to this machine
     server = Server(misbehaviour, part == "all of a model")
     with server.running() as url:
-        options = {"retries": "1", "timeout": "0.6", "concurrency": "2", "key_env": VARIABLE}
+        options = {
+            "retries": "1",
+            "timeout": "0.6" if misbehaviour.slow else "20",
+            "concurrency": "2",
+            "key_env": VARIABLE,
+        }
         if part == "judge":
             pairs = "".join(f",{name}={value}" for name, value in options.items())
             asked = ["--model", "echo", "--judge", f"openai:m@{url},runs=1{pairs}"]
