@@ -49,7 +49,7 @@ MANY_DEGREES = 1e6
 """Degrees of freedom above which Student's t is the normal distribution, to 1e-6."""
 WORST_CASE = 1.5
 """How many outcomes of the rarer kind must be seen until the scores' own design effect counts as much as the worst case. Chosen by the
-simulation of coverage in tests/statistics: with 0, means near the ends of the range in few clusters are covered in 81 % only."""
+simulation of coverage in tests/statistics: with 0, means near the ends of the range in few clusters are covered in 73 to 86 %."""
 BLOCK = 1 << 22
 """Bootstrap counts drawn at once (32 MiB of int64). A constant, so that a seed always gives the same replicates."""
 
