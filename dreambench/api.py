@@ -257,9 +257,12 @@ def execute(
             say(f"resuming {folder.path}")
             for line in _changed_code(folder, planned):
                 say(line)
-        task, batches = planned.task, folder.plan()
-        Worker(folder, task, planned.model, planned.samples, batches, rank, world).work(progress)
-        del planned  # the samples and the model: scoring needs the memory
+        task, model, samples, batches = planned.task, planned.model, planned.samples, folder.plan()
+        del planned  # what is stored need not stay in memory, and scoring needs neither samples nor model
+        if isinstance(samples, StoredSamples):
+            samples = folder.samples()
+        Worker(folder, task, model, samples, batches, rank, world).work(progress)
+        del model, samples
         answers = folder.responses()
         if any(unanswered(folder, batches, answers.batches)):
             folder.require_begun()

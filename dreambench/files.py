@@ -323,7 +323,7 @@ def replacing(path: Path) -> Generator[Path]:
     _sync_folder(path.parent)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Replace `path` by `data`; a reader sees the old bytes or the new ones, also after a crash."""
     with replacing(path) as unfinished:
         unfinished.write_bytes(data)

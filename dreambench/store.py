@@ -37,6 +37,7 @@ from dreambench.spec import RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 __all__ = ["FORMAT", "Answers", "RunFolder", "StoredSamples"]
 
@@ -80,7 +81,7 @@ class RunFolder:
             self.refuse_links()
             return False
         stored = samples if isinstance(samples, StoredSamples) else StoredSamples.pack(samples)
-        write_atomically(self.path / "samples.parquet", stored.content())
+        stored.write(self.path / "samples.parquet")
         write_arrays(self.path / "plan.npz", order=planned.order, starts=planned.starts)
         return write_once(self.path / "run.json", (json.dumps(run_file, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -240,16 +241,16 @@ class StoredSamples(Sequence[Sample]):
     To go through them costs the memory of a few thousand; once one is asked for by number, the texts of all are held.
     """
 
-    ROWS = 1 << 14
+    ROWS = 1 << 12
 
-    def __init__(self, source: Path | bytes) -> None:
+    def __init__(self, source: Path | pa.Buffer) -> None:
         """From a file, or from its content. No threads: pyarrow waits for ever for one that cannot start (see `read_table`)."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.source = source
         with _whole(source):
-            opened = pa.BufferReader(source) if isinstance(source, bytes) else pa.OSFile(str(source))
+            opened = pa.OSFile(str(source)) if isinstance(source, Path) else pa.BufferReader(source)
             self._file = pq.ParquetFile(opened, pre_buffer=False)
 
     @classmethod
@@ -268,11 +269,11 @@ class StoredSamples(Sequence[Sample]):
             rows = map(_texts, samples)
             while some := list(islice(rows, cls.ROWS)):
                 writer.write_table(pa.table(list(zip(*some, strict=True)), schema=schema))
-        return cls(buffer.getvalue().to_pybytes())
+        return cls(buffer.getvalue())
 
-    def content(self) -> bytes:
-        """The bytes of the file."""
-        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        write_atomically(path, self.source.read_bytes() if isinstance(self.source, Path) else memoryview(self.source))
 
     def __len__(self) -> int:
         return self._file.metadata.num_rows

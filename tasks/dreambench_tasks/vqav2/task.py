@@ -197,7 +197,7 @@ def _table(rows: Iterator[Mapping[str, JSON]], types: Mapping[str, str]) -> pd.D
 
     schema = pa.schema([(name, pa.type_for_alias(type_)) for name, type_ in types.items()])
     parts: list[pa.RecordBatch] = []
-    while some := list(islice(rows, 1 << 14)):
+    while some := list(islice(rows, 1 << 12)):
         parts.append(pa.RecordBatch.from_pylist(some, schema))
     # In one piece, whose pages in a file do not depend on the parts.
     return pa.Table.from_batches(parts, schema).combine_chunks().to_pandas(use_threads=False)
