@@ -6,7 +6,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 __all__ = ["BrokenImageError", "contact_sheet", "decode", "decode_rgb", "encode_png", "image_suffix", "read_rgb"]
-__all__ += ["require_images"]
+__all__ += ["require_images", "saturated"]
 
 # What Pillow's decoders raise on damaged files, beside DecompressionBombError.
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Warning)
@@ -62,14 +62,25 @@ def read_rgb(path: Path) -> PIL.Image.Image:
 
 def require_images(paths: Iterable[Path]) -> None:
     """`DataError` for the first file that does not begin as an image does. Damage further on is found on decoding."""
+    for _ in _modes(paths):
+        pass
+
+
+def saturated(paths: Iterable[Path]) -> int:
+    """How many of the images are grey with more than 8 bits, whose values above 255 all become white. Reads headers only."""
+    return sum(mode[0] in "IF" for mode in _modes(paths))
+
+
+def _modes(paths: Iterable[Path]) -> Iterator[str]:
     import PIL.Image
 
     for path in paths:
         try:
-            with warnings.catch_warnings(action="ignore"), PIL.Image.open(path):
-                pass
+            with warnings.catch_warnings(action="ignore"), PIL.Image.open(path) as image:
+                mode = image.mode
         except (*_BROKEN, PIL.Image.DecompressionBombError) as error:
             raise DataError(f"{path}: not a readable image ({type(error).__name__}): replace it") from error
+        yield mode
 
 
 def image_suffix(data: bytes) -> str | None:

@@ -26,12 +26,6 @@ def fid(
     ],
     fake: Annotated[Path, typer.Argument(metavar="FAKE", help="Generated images: a folder.")],
     options: dict[str, Any],
-    infinity: Annotated[
-        bool, typer.Option("--infinity", help="Also extrapolate the distance to infinitely many images.")
-    ] = False,
-    real_vs_real: Annotated[
-        bool, typer.Option("--real-vs-real", help="Also report the distance between halves of the reference images.")
-    ] = False,
 ) -> None:
     """Compare two folders of images.
 
@@ -42,9 +36,7 @@ def fid(
 
     given = _checked(options)
     names, features = list(given.protocol) or ["clean"], str(given.features)
-    print_scores(
-        "fid", compare_folders(real, fake, names, features, given.device, given.offline, infinity, real_vs_real)
-    )
+    print_scores("fid", compare_folders(real, fake, names, features, given.device, given.offline))
 
 
 @with_spec_options("features", "device", "offline")

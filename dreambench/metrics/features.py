@@ -39,6 +39,7 @@ __all__ = [
     "identity_of",
     "image_features",
     "list_images",
+    "listing_notes",
     "load_extractor",
     "metric_name",
     "read_image",
@@ -48,6 +49,13 @@ EXTRACTORS = "dreambench.extractors"
 CHUNK = 512
 """Images per file of saved features: the most that a killed process has to compute again."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_PYTORCH_FID = "bmp jpg jpeg pgm png ppm tif tiff webp"
+LISTINGS = {
+    "torch-fidelity": ("png jpg jpeg", False, True),
+    "pytorch-fid": (_PYTORCH_FID, False, False),
+    "clean-fid": (f"{_PYTORCH_FID} npy JPEG JPG PNG", True, False),
+}
+"""By program: the suffixes of its images, whether it looks below the top level, whether it takes suffixes in any case."""
 
 Features = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -210,6 +218,24 @@ def list_images(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))})")
     return sorted(map(Path, found))
+
+
+def listing_notes(folder: Path) -> list[str]:
+    """Which other programs would compare other files of the folder, and how many."""
+    files, ours = [*map(Path, files_below(folder, lambda _: True))], set(list_images(folder))
+    others: list[str] = []
+    for program, (suffixes, deep, any_case) in LISTINGS.items():
+        theirs = {
+            path
+            for path in files
+            if (path.suffix.lower() if any_case else path.suffix)[1:] in suffixes.split()
+            and (deep or path.parent == folder)
+        }
+        if theirs != ours:
+            rule = f"{'all levels' if deep else 'top level'}: {', '.join(suffixes.split())}"
+            others.append(f"{program} {len(theirs)} ({rule})")
+    many = f"{folder}: {len(ours)} images; other programs list other files of it: {'; '.join(others)}"
+    return [many] if others else []
 
 
 def fingerprint(paths: Sequence[Path]) -> JSON:

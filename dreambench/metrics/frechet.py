@@ -35,7 +35,6 @@ __all__ = [
     "as_features",
     "assign_groups",
     "frechet_distance",
-    "frechet_infinity",
     "frechet_jackknife",
     "load_statistics",
     "save_statistics",
@@ -194,7 +193,7 @@ def _smaller_gram(cross: Array) -> Array:
     return cross @ cross.T if cross.shape[0] <= cross.shape[1] else cross.T @ cross
 
 
-# --- interval and extrapolation -----------------------------------------------------------------------------------------
+# --- interval -----------------------------------------------------------------------------------------------------------
 
 
 def assign_groups(n: int, groups: int, keys: Sequence[str] | None = None) -> npt.NDArray[np.int64]:
@@ -221,13 +220,15 @@ def frechet_jackknife(
 ) -> Estimate:
     """Fréchet distance of features (N, d) to the reference, with the interval of a delete-a-group jackknife.
 
-    The reference is taken as fixed. Variance for groups of unequal size: Busing, Meijer and van der Leeden (1999), equation 8;
-    with equal groups it is the ordinary (g - 1)/g Σ (θ_(-j) - θ̄)². The interval is value ± t(g - 1) · standard error.
+    The reference is taken as fixed, and the interval covers the distance expected at this N, which exceeds the populations' (see
+    `metrics.baselines`). Variance for groups of unequal size: Busing, Meijer and van der Leeden (1999), equation 8;
+    with equal groups it is the ordinary (g - 1)/g Σ (θ_(-j) - θ̄)². The interval is value ± t(g - 1) · standard error, cut at 0, as is
+    a value that rounding has made negative.
     """
     matrix = as_features(features)
     n = len(matrix)
     generated = GaussianStatistics.from_features(matrix)
-    value = frechet_distance(generated, reference)
+    value = max(0.0, frechet_distance(generated, reference))
     distinct = n if keys is None else len(set(keys))
     groups = min(groups, distinct)
     if groups < 3 or n < 4:
@@ -239,8 +240,8 @@ def frechet_jackknife(
     estimate = groups * value - float(((1 - 1 / share) * without).sum())
     error = float(np.sqrt(((pseudo - estimate) ** 2 / (share - 1)).mean()))
     half = float(stats.t.ppf((1 + confidence) / 2, groups - 1)) * error
-    method = f"delete-a-group jackknife, {groups} groups, reference fixed"
-    return Estimate(value, (value - half, value + half), method, n, error, confidence)
+    method = f"delete-a-group jackknife, {groups} groups, reference fixed; covers the distance expected at this n"
+    return Estimate(value, (max(0.0, value - half), value + half), method, n, error, confidence)
 
 
 def _leave_out(
@@ -288,29 +289,6 @@ def _recentred(gram: Array) -> Array:
     """The Gram matrix of rows minus their mean, from the Gram matrix of the rows."""
     means = gram.mean(axis=0)
     return gram - means - means[:, None] + means.mean()
-
-
-def frechet_infinity(
-    features: npt.ArrayLike, reference: GaussianStatistics, *, points: int = 15, smallest: int = 5000, seed: int = 0
-) -> Estimate:
-    """The Fréchet distance at N → ∞ (Chong and Forsyth 2020): a line fitted to the distance over 1/N, at 1/N = 0.
-
-    Distances of `points` random subsets, sizes evenly spaced from `smallest` (a tenth of N, if that is less than twice
-    `smallest`) to N, each drawn by a fresh shuffle of RandomState(seed), as in the authors' code. It removes the bias of the
-    generated side only and is an extrapolation: report it beside the plain distance, not instead of it.
-    """
-    matrix = as_features(features)
-    n = len(matrix)
-    least = smallest if n >= 2 * smallest else max(2, n // 10)
-    if n < least + points:
-        raise DataError(f"FID-infinity: {n} items are too few for {points} subset sizes from {least}")
-    random = np.random.RandomState(seed)
-    sizes = np.linspace(least, n, points).astype(int)
-    distances = [
-        frechet_distance(GaussianStatistics.from_features(matrix[random.permutation(n)[:size]]), reference)
-        for size in sizes
-    ]
-    return Estimate(float(np.polyfit(1 / sizes, distances, 1)[1]), None, "none: an extrapolation", n)
 
 
 # --- saved statistics ---------------------------------------------------------------------------------------------------

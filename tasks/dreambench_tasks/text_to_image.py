@@ -228,7 +228,7 @@ class TextToImageTask(Task):
             )
         _write_pairs(run, samples)
         reference = self._statistics_file or (lambda: self._reference_files)
-        collect_features(run, generated, responses, lambda: self.extractor, reference)
+        collect_features(run, generated, responses, lambda: self.extractor, reference, self.spec.real)
         collect_reference_images(run, samples, responses, reference)
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:

@@ -16,8 +16,8 @@ import numpy as np
 from dreambench.documents import JSON, Image, document_text
 from dreambench.errors import DataError, RunError
 from dreambench.files import read_arrays, sha256_file, write_arrays
-from dreambench.metrics.compare import Reference, compare, read_reference
-from dreambench.metrics.features import Features, identity_of, image_features
+from dreambench.metrics.compare import Reference, compare, image_notes, network_outputs, read_reference
+from dreambench.metrics.features import identity_of, image_features, listing_notes
 from dreambench.metrics.frechet import load_statistics, save_statistics
 from dreambench.progress import say
 from dreambench.report.images import save_reference_images, saved_reference_images
@@ -30,7 +30,7 @@ from dreambench_tasks.coco import COCO_FILE_NAME
 if TYPE_CHECKING:
     from dreambench.metrics.features import Extractor
 
-__all__ = ["collect_features", "collect_reference_images", "cosine", "further_outputs", "score_features"]
+__all__ = ["collect_features", "collect_reference_images", "cosine", "score_features"]
 
 
 def _folder(run: RunFolder, protocol: str) -> Path:
@@ -65,6 +65,7 @@ def collect_features(
     responses: Mapping[str, Response],
     extractor: Callable[[], Extractor],
     reference: Path | Callable[[], list[Path]],
+    real: Path | None,
 ) -> None:
     """Compute and store the features that are missing, of both sides under all protocols, each image decoded once.
 
@@ -72,6 +73,7 @@ def collect_features(
         generated: the samples with an image.
         extractor: loads the extractor; not called where nothing is missing.
         reference: a file of statistics, or what lists the reference images.
+        real: what ``--real`` gave.
     """
     from dreambench.metrics.resize import get_resizer
 
@@ -83,40 +85,28 @@ def collect_features(
         resizers = [get_resizer(protocols[id_]) for id_ in missing]
         features = image_features(paths, extractor(), resizers, parts, progress=_progress("generated"))
         captions = [document_text(sample.prompt) for sample in generated]
+        keys = [str(sample.targets["image_id"]) for sample in generated]
         ids = np.array([sample.id for sample in generated])
+        notes = np.array(image_notes(paths, "generated"), dtype=np.str_)
         for id_, part, rows in zip(missing, parts, features, strict=True):
-            outputs = further_outputs(extractor(), rows, captions)
+            outputs = {**network_outputs(extractor(), rows, captions, keys), "notes": notes}
             write_arrays(_folder(run, id_) / "generated.npz", features=rows, ids=ids, **outputs)
             shutil.rmtree(part, ignore_errors=True)
-    real = {
+    without = {
         id_: name
         for id_, name in protocols.items()
         if not any((_folder(run, id_) / file).exists() for file in ("real.npz", "real-statistics.npz"))
     }
-    if real:
-        _collect_real(run, real, extractor(), reference)
-
-
-def further_outputs(extractor: Extractor, features: Features, captions: Sequence[str]) -> dict[str, Any]:
-    """What an extractor's network gives beyond features: Inception's logits, CLIP's score of each image with its caption."""
-    import torch
-
-    from dreambench.metrics.convolutional import InceptionExtractor
-    from dreambench.metrics.encoders import ClipExtractor
-    from dreambench.metrics.set_metrics import clip_scores
-
-    if isinstance(extractor, InceptionExtractor):
-        return {"logits": extractor.logits(torch.from_numpy(features)).cpu().numpy()}
-    if isinstance(extractor, ClipExtractor) and extractor.has_text:
-        before = extractor.truncated
-        batches = (list(captions[i : i + 64]) for i in range(0, len(captions), 64))
-        texts = np.concatenate([extractor.text_features(batch).cpu().numpy() for batch in batches])
-        return {"clip_scores": clip_scores(features, texts), "clip_truncated": np.array(extractor.truncated - before)}
-    return {}
+    if without:
+        _collect_real(run, without, extractor(), reference, real)
 
 
 def _collect_real(
-    run: RunFolder, protocols: Mapping[str, str], extractor: Extractor, reference: Path | Callable[[], list[Path]]
+    run: RunFolder,
+    protocols: Mapping[str, str],
+    extractor: Extractor,
+    reference: Path | Callable[[], list[Path]],
+    real: Path | None,
 ) -> None:
     from dreambench.metrics.resize import get_resizer
 
@@ -130,8 +120,9 @@ def _collect_real(
     resizers = [get_resizer(name) for name in protocols.values()]
     features = image_features(paths, extractor, resizers, progress=_progress("real"))
     ids = np.array([_image_id(path) for path in paths])
+    notes = np.array([*(listing_notes(real) if real else ()), *image_notes(paths, "reference")], dtype=np.str_)
     for id_, rows in zip(protocols, features, strict=True):
-        write_arrays(_folder(run, id_) / "real.npz", features=rows, ids=ids)
+        write_arrays(_folder(run, id_) / "real.npz", features=rows, ids=ids, notes=notes)
 
 
 def collect_reference_images(
@@ -182,7 +173,10 @@ def _reference(folder: Path) -> tuple[Reference, dict[int, Any]]:
         notes = tuple((saved.identity or {}).get("notes", ()))
         return Reference(saved.statistics, None, notes), {}
     real = _load(folder / "real.npz")
-    return Reference.from_features(real["features"]), _real_by_image(real)
+    keys = [str(id_) for id_ in real["ids"].tolist()] if (real["ids"] >= 0).all() else None
+    return Reference.from_features(real["features"], real.get("notes", np.array(())).tolist(), keys), _real_by_image(
+        real
+    )
 
 
 def _real_by_image(real: Mapping[str, Any]) -> dict[int, Any]:

@@ -55,7 +55,7 @@ def _rows(folder: Path) -> list[dict[str, object]]:
 def test_several_protocols_in_one_pass_equal_each_alone(world: Path, tmp_path: Path) -> None:
     names = ["clean", "pytorch", "tf1", "torchmetrics", "dreamllm"]
     together = run_task(world, tmp_path, protocol=names)
-    heads = {score.protocol: score.value for score in together.scores if score.metric.startswith("fd")}
+    heads = {score.protocol: score.value for score in together.scores if score.metric == "fd[playground-clip]"}
     assert len(heads) == 5
     for name in names:
         alone = run_task(world, tmp_path / name, protocol=[name]).scores[0]
@@ -85,8 +85,8 @@ def test_folders_without_a_task_give_the_same_distance(world: Path, tmp_path: Pa
     result = run_task(world, tmp_path / "runs", protocol=["clean", "tf1"])
     generated = result.folder / "images"
     alone = compare_folders(world / "val2017", generated, ["clean", "tf1"], "playground-clip")
-    ours = [score.value for score in result.scores if score.metric.startswith("fd")]
-    assert [score.value for score in alone if score.metric.startswith("fd")] == pytest.approx(ours, rel=1e-9)
+    ours = [score.value for score in result.scores if score.metric == "fd[playground-clip]"]
+    assert [score.value for score in alone if score.metric == "fd[playground-clip]"] == pytest.approx(ours, rel=1e-9)
 
 
 def test_one_caption_of_each_image_chosen_by_seed_and_image_alone(world: Path, tmp_path: Path) -> None:
@@ -354,13 +354,6 @@ def _score(result: Result, metric: str) -> dreambench.Score:
     return next(score for score in result.scores if score.metric == metric)
 
 
-def test_the_real_vs_real_baseline_is_small_and_not_nothing(world: Path) -> None:
-    scores = compare_folders(world / "val2017", world / "val2017", ["clean"], "playground-clip", real_vs_real=True)
-    floor = next(score for score in scores if score.metric.endswith("-real-vs-real"))
-    assert 0 < (floor.value or 0) < 20
-    assert floor.n == 48
-
-
 def test_too_few_images_on_either_side_are_said(world: Path, tmp_path: Path) -> None:
     few = tmp_path / "few"
     few.mkdir()
@@ -368,5 +361,5 @@ def test_too_few_images_on_either_side_are_said(world: Path, tmp_path: Path) -> 
         shutil.copy(path, few)
     sides = {(world / "val2017", few): "20 generated images", (few, world / "val2017"): "20 reference images"}
     for (real, fake), words in sides.items():
-        (note,) = compare_folders(real, fake, ["clean"], "playground-clip")[0].notes
-        assert words in note
+        notes = compare_folders(real, fake, ["clean"], "playground-clip")[0].notes
+        assert any(note.startswith(words) and "biased upwards" in note for note in notes)

@@ -18,7 +18,7 @@ from dreambench.documents import JSON, Document, Image, Text, canonical_json, di
 from dreambench.errors import DataError, RunError, counted
 from dreambench.files import read_arrays, read_json, sha256_file, write_arrays, write_atomically
 from dreambench.images import read_rgb
-from dreambench.metrics.compare import Reference, compare
+from dreambench.metrics.compare import Reference, compare, image_notes, network_outputs
 from dreambench.metrics.features import Features, image_features, metric_name
 from dreambench.metrics.frechet import GaussianStatistics, frechet_jackknife
 from dreambench.metrics.set_metrics import kernel_distance
@@ -35,7 +35,7 @@ from dreambench_tasks.interleaved.judging import grade_documents, grade_requests
 from dreambench_tasks.interleaved.judging import metric_name as judged_as
 from dreambench_tasks.interleaved.trial import recorded_trial, standing
 from dreambench_tasks.interleaved.trial_output import table
-from dreambench_tasks.text_to_image_features import cosine, further_outputs
+from dreambench_tasks.text_to_image_features import cosine
 
 if TYPE_CHECKING:
     from dreambench.judges import PromptedJudge
@@ -138,7 +138,11 @@ def _collect_generated(part: _Part, extractor: Extractor) -> None:
         paths = [path for _, _, path in found]
         (outputs["features"],) = image_features(paths, extractor, [get_resizer(RESIZE)], [chunks], progress=_progress)
         if not part.is_free:
-            outputs |= further_outputs(extractor, outputs["features"], [s.targets["matched"] for s, _, _ in found])
+            captions, keys = zip(
+                *((s.targets["matched"], str(s.targets["document_id"])) for s, _, _ in found), strict=True
+            )
+            outputs |= network_outputs(extractor, outputs["features"], captions, keys)
+        outputs["notes"] = np.array(image_notes(paths, "generated"), np.str_)
     ids, numbers = np.array([s.id for s, _, _ in found], dtype=np.str_), np.array([n for _, n, _ in found], np.int64)
     write_arrays(part.file("generated.npz"), ids=ids, numbers=numbers, **outputs)
     shutil.rmtree(part.file("parts"), ignore_errors=True)
@@ -175,8 +179,10 @@ def _collect_real(part: _Part, extractor: Extractor) -> None:
         for document, images in reference_documents(part.samples).items()
         for number, image in enumerate(images)
     ]
-    (features,) = image_features([path for _, path in images], extractor, [get_resizer(RESIZE)], progress=_progress)
-    write_arrays(part.file("real.npz"), features=features, ids=np.array([key for key, _ in images]))
+    paths = [path for _, path in images]
+    (features,) = image_features(paths, extractor, [get_resizer(RESIZE)], progress=_progress)
+    notes = np.array(image_notes(paths, "reference"), np.str_)
+    write_arrays(part.file("real.npz"), features=features, ids=np.array([key for key, _ in images]), notes=notes)
 
 
 def _collect_documents(part: _Part, clip: Callable[[], ClipScorer | None]) -> None:
@@ -334,11 +340,12 @@ def _image_scores(part: _Part) -> tuple[list[Score], list[Score]]:
         name = metric_name("frechet", extractor)
         return [Score(name, None, "", len(documents), part.id, unscored=unscored, interval_method=why)], []
     arrays = {name: array for name, array in generated.items() if name not in ("ids", "numbers")}
-    reference = Reference.from_features(real["features"])
+    of_documents = [key.rpartition("/")[0] for key in real["ids"].tolist()]
+    reference = Reference.from_features(real["features"], real.get("notes", np.array(())).tolist(), of_documents)
     scores = compare(arrays, reference, extractor, part.id, unscored=unscored, keys=documents, cluster_name="document")
     topics = {str(sample.targets["document_id"]): str(sample.targets["topic"]) for sample in part.samples}
     ours = np.array([topics[document] for document in documents])
-    theirs = np.array([topics[key.rpartition("/")[0]] for key in real["ids"].tolist()])
+    theirs = np.array([topics[document] for document in of_documents])
     by_topic: list[Score] = []
     for topic in sorted(set(topics.values()) - {""}):
         keys = [document for document in documents if topics[document] == topic]
