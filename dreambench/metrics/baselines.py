@@ -26,6 +26,8 @@ __all__ = ["RealVsReal", "derangement", "frechet_infinity", "real_vs_real"]
 
 LEAST = 2
 """Items per feature from which the bias can be removed: with fewer, its terms beyond 1/N are no longer small (docs/reliability.md)."""
+ROUNDING = 1e-9
+"""Distances below this share of the traces are rounding errors of 0, which is what a set and itself have."""
 SPLITS, MANY = 10, 5000
 """How often the reference is split at random; of more than `MANY` images, less often."""
 KERNEL_LIMIT = 2048
@@ -82,8 +84,9 @@ def frechet_infinity(
     known = "both sides" if theirs else "the generated side, reference fixed"
     method = f"bias removed by a delete-a-group jackknife of {known}, {groups} groups; covers the populations' distance"
     method += f"; estimate {estimate:.3g} cut at 0" if estimate < 0 else ""
-    interval = (max(0.0, estimate - half), max(0.0, estimate) + half)
-    return Estimate(max(0.0, estimate), interval, method, len(ours.centred), error, confidence)
+    rounding = ROUNDING * (ours.statistics.trace + reference.trace)
+    low, found = (bound if bound > rounding else 0.0 for bound in (estimate - half, estimate))
+    return Estimate(found, (low, found + half), method, len(ours.centred), error, confidence)
 
 
 @dataclass(frozen=True)

@@ -354,6 +354,54 @@ def _score(result: Result, metric: str) -> dreambench.Score:
     return next(score for score in result.scores if score.metric == metric)
 
 
+def test_a_run_and_a_comparison_of_its_folders_have_the_same_metrics(world: Path, tmp_path: Path) -> None:
+    run = run_task(world, tmp_path)
+    folders = compare_folders(world / "val2017", run.folder / "images", ["clean"], "playground-clip")
+    of_captions = ["clip_score[playground-clip]", "clip_score[playground-clip]-shuffled"]
+    assert [score.metric for score in run.scores] == [score.metric for score in folders] + of_captions
+    own, shuffled = (_score(run, metric).value for metric in of_captions)
+    assert own == pytest.approx(shuffled, rel=0.25), "flat colours show no caption"
+
+
+def test_16_bit_grey_images_and_files_that_other_programs_skip_are_counted(world: Path, tmp_path: Path) -> None:
+    deep, grey = tmp_path / "deep", np.full((16, 16), 30_000, np.uint16)
+    shutil.copytree(world / "val2017", deep)
+    PILImage.fromarray(grey).save(deep / "a.png")
+    (deep / "below").mkdir()
+    PILImage.fromarray(grey).save(deep / "below" / "b.png")
+    PILImage.new("RGB", (16, 16)).save(deep / "c.gif")
+    PILImage.new("RGB", (16, 16)).save(deep / "d.ppm")
+    (deep / "e.PNG").write_bytes((deep / "a.png").read_bytes())
+    everything = (
+        f"{deep}: 100 images; other programs list other files of it: torch-fidelity 98 (top level: png, jpg, jpeg);"
+        " pytorch-fid 98 (top level: bmp, jpg, jpeg, pgm, png, ppm, tif, tiff, webp); clean-fid 100 (all levels:"
+    )
+    for scores, side in (
+        (compare_folders(deep, world / "val2017", ["clean"], "playground-clip"), "reference"),
+        (compare_folders(world / "val2017", deep, ["clean"], "playground-clip"), "generated"),
+        (run_task(world, tmp_path / "runs", real=deep).scores, "reference"),
+    ):
+        listing, bits, *_ = scores[0].notes
+        assert listing.startswith(everything)
+        assert bits.startswith(f"3 {side} images are grey with more than 8 bits")
+    (plain, *_) = compare_folders(world / "val2017", world / "val2017", ["clean"], "playground-clip")
+    assert not any("other programs" in note or "grey" in note for note in plain.notes)
+
+
+def test_torch_fidelity_lists_what_the_note_says(tmp_path: Path) -> None:
+    from torch_fidelity.utils import glob_samples_paths
+
+    from dreambench.metrics.features import listing_notes
+
+    (tmp_path / "below").mkdir()
+    for name in ("a.png", "b.JPG", "c.gif", "d.webp", "below/e.png", "f.txt"):
+        (tmp_path / name).touch()
+    listed = glob_samples_paths(str(tmp_path), False, "png,jpg,jpeg", verbose=False)
+    (note,) = listing_notes(tmp_path)
+    assert f"{tmp_path}: 5 images" in note
+    assert f"torch-fidelity {len(listed)} " in note
+
+
 def test_too_few_images_on_either_side_are_said(world: Path, tmp_path: Path) -> None:
     few = tmp_path / "few"
     few.mkdir()
