@@ -222,8 +222,9 @@ def list_images(folder: Path) -> list[Path]:
 
 def listing_notes(folder: Path) -> list[str]:
     """Which other programs would compare other files of the folder, and how many."""
-    files, ours = [*map(Path, files_below(folder, lambda _: True))], set(list_images(folder))
-    others: list[str] = []
+    known = {suffix.lower() for suffixes, _, _ in LISTINGS.values() for suffix in suffixes.split()}
+    files = [*map(Path, files_below(folder, lambda name: Path(name).suffix.lower()[1:] in known))]
+    ours, others = set(list_images(folder)), list[str]()
     for program, (suffixes, deep, any_case) in LISTINGS.items():
         theirs = {
             path
