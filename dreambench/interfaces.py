@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -132,9 +133,10 @@ class Task(ABC):
 
     def first(self, samples: Sequence[Sample], n: int) -> Sequence[Sample]:
         """The samples that ``--limit N`` takes: the first N, and the others of their groups, so that no image's questions are cut."""
-        groups = {sample.group for sample in samples[:n]} - {None}
-        others = [sample for sample in samples[n:] if sample.group in groups]
-        return [*samples[:n], *others] if others else samples[:n]
+        chosen = samples[:n]
+        groups = {sample.group for sample in chosen} - {None}
+        others = [sample for sample in islice(samples, n, None) if sample.group in groups]
+        return [*chosen, *others] if others else chosen
 
     @abstractmethod
     def protocols(self, samples: Sequence[Sample]) -> list[Protocol]:

@@ -300,7 +300,10 @@ class StoredSamples(Sequence[Sample]):
     def __getitem__(self, index: slice) -> StoredSamples: ...
     def __getitem__(self, index: int | slice) -> Sample | StoredSamples:
         if isinstance(index, slice):
-            return StoredSamples.pack(self[number] for number in range(*index.indices(len(self))))
+            start, stop, step = index.indices(len(self))
+            return StoredSamples.pack(
+                islice(self, start, stop, step) if step > 0 else map(self.__getitem__, range(start, stop, step))
+            )
         with _whole(self.source):
             return _sample({name: self._table[name][index].as_py() for name in self._table.column_names})
 

@@ -108,6 +108,7 @@ def test_stored_samples_are_the_list_of_them(monkeypatch: pytest.MonkeyPatch) ->
     assert list(stored) == samples
     assert [stored[number] for number in (29, 0, 14, -1)] == [samples[number] for number in (29, 0, 14, -1)]
     assert list(stored[5:20]) == samples[5:20]
+    assert list(stored[::-4]) == samples[::-4]
     assert list(stored.ids()) == [sample.id for sample in samples]
     with pytest.raises(IndexError):
         stored[30]
