@@ -14,7 +14,9 @@ from human.test_preference import simulated
 
 from dreambench.cli import main
 from dreambench.errors import DataError
+from dreambench.human.analyse import tables_of_study
 from dreambench.human.importing import import_ratings
+from dreambench.human.raters import Count, rater_table
 from dreambench.human.votes import read_votes
 
 HEADER = "prompt,system_a,system_b,vote,rater,position\n"
@@ -231,6 +233,33 @@ def test_a_pairwise_study_is_analysed_by_its_key_and_the_last_answer_counts(tmp_
     # The left one is always the same system in this study.
     assert found["model"] == "davidson"
     assert any(note.startswith("no position term: the position cannot be told") for note in found["notes"])
+
+
+def test_attention_checks_and_repeats_count_for_care_alone(tmp_path: Path) -> None:
+    plain = make_study(tmp_path, items=3)
+    (again,) = (item for item in plain.items if item.id == "item-1")
+    repeat = again.model_copy(update={"id": "again", "purpose": "repeat", "repeats": "item-1"})
+    changes = {"id": "check", "purpose": "attention", "topic": None, "systems": ("check",), "expected": {"accept": 1}}
+    items = (*plain.items, repeat, again.model_copy(update=changes))
+    ids = tuple(item.id for item in items)
+    raters = tuple(rater.model_copy(update={"items": ids}) for rater in plain.raters[:2])
+    study = plain.model_copy(update={"items": items, "raters": raters})
+    study.write(tmp_path)
+    for rater, careful in zip(raters, (1, 0), strict=True):
+        given: list[tuple[str, str, int | str]] = [(id_, "accept", 1 if "item" in id_ else careful) for id_ in ids]
+        lines = [rating.model_dump_json() + "\n" for rating in chain(study, rater, given)]
+        (tmp_path / f"{rater.id}.jsonl").write_text("".join(lines))
+    report = import_ratings(tmp_path, [tmp_path / f"{rater.id}.jsonl" for rater in raters], min_seconds=0)
+    assert [row.checks_failed for row in report.raters] == [0, 1]
+    (table,) = tables_of_study(tmp_path)[1]
+    care = rater_table(table.answers, pairwise=False)
+    assert {name: (row.attention, row.repeats, row.answers) for name, row in care.items()} == {
+        "rater-1": (Count(1, 1), Count(1, 1), 3),
+        "rater-2": (Count(0, 1), Count(0, 1), 3),
+    }
+    assert sorted((row.rater, row.prompt) for row in table.ratings) == [
+        (rater.id, f"prompt-{k}") for rater in raters for k in (1, 2, 3)
+    ]
 
 
 def test_a_rating_study_gives_acceptance_beside_the_published_rates(tmp_path: Path) -> None:

@@ -154,18 +154,20 @@ def test_one_html_file_has_its_images_inside_and_a_limit(
 
 def test_failures_and_broken_images_leave_a_prompt_out_for_all_systems(tmp_path: Path) -> None:
     some = samples(tmp_path / "data", 12)
-    broken = {"free/doc-2/0": (Text("broken"), Image(data=picture("x")[:60]))}
+    unreadable = (Text("broken"), Image(data=picture("x")[:60]))
+    broken = {"free/doc-2/0": unreadable, "free/doc-7/0": unreadable}
     runs = [
         make_run(tmp_path, "first", some, failed=("free/doc-1/0", "teacher-forced/doc-5/0")),
         make_run(tmp_path, "second", some, documents=broken),
     ]
     done = export_study(runs, tmp_path / "study", votes_per_document=1)
-    assert done.left_out == {"doc-1": "first: timeout", "doc-2": "second: image that cannot be decoded"}
+    reason = "second: image that cannot be decoded"
+    assert done.left_out == {"doc-1": "first: timeout", "doc-2": reason, "doc-7": reason}
     assert done.study.design["left_out"] == done.left_out
-    assert done.study.design["prompts"] == 10
-    assert "left out for all systems: 2 prompts: doc-1 (first: timeout)" in "\n".join(summary(done))
-    with pytest.raises(UsageError, match="10 prompts can be shown"):
-        export_study(runs, tmp_path / "more", documents=11, votes_per_document=1)
+    assert done.study.design["prompts"] == 9
+    assert "left out for all systems: 3 prompts: doc-1 (first: timeout)" in "\n".join(summary(done))
+    with pytest.raises(UsageError, match="9 prompts can be shown"):
+        export_study(runs, tmp_path / "more", documents=10, votes_per_document=1)
 
 
 def test_documents_are_taken_equally_from_all_topics(runs: list[Path], tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     runs = [make_run(folder, model, some, documents=said) for model in ("zebra-model", "quokka-model")]
     kind = "pairwise" if request.param == "pairwise" else "accept"
     questions = folder / "questions.json"
-    asked = {"id": "q1", "text": "Is $this <b>good</b>: yes\u0007?", "kind": kind, "labels": ["=no", "</Choice>yes"]}
+    asked = {"id": "q1", "text": "Is $this <b>good</b>: yes\u0007?", "kind": kind, "labels": ["=no $1", "</Choice>yes"]}
     questions.write_text(json.dumps({"title": "${title} <i>", "questions": [asked]}))
     made = export_study(runs, folder / "study", mode=request.param, votes_per_document=2, questions=questions)
     return made.study, folder / "study/organiser/forms"

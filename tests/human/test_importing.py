@@ -312,7 +312,9 @@ def test_a_damaged_store_is_an_error_that_says_what_to_do(folder: Path, tmp_path
 # --- raters -----------------------------------------------------------------------------------------------------------
 
 
-def test_raters_are_left_out_by_the_stated_rules_until_these_change(folder: Path, tmp_path: Path) -> None:
+def test_raters_are_left_out_by_the_stated_rules_until_these_change(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = checked_study(folder)
     first, second, third = study.raters
     given = answers(study, second)
@@ -329,6 +331,12 @@ def test_raters_are_left_out_by_the_stated_rules_until_these_change(folder: Path
     text = "\n".join(report.lines())
     assert "rule: leave out raters who failed more than 1 attention check, or failed the training items twice" in text
     assert "rater-3  2 of 5 answers, incomplete" in text
+    monkeypatch.setattr("dreambench.human.import_report.NAMED", 2)
+    assert report.lines()[-4:] == [
+        "votes: 2 of 9 planned, 7 still needed",
+        *(f"  prompt-{k}  one: {given} of 3" for k, given in ((1, 1), (2, 1))),
+        "  … and 1 others (--json FILE lists them all)",
+    ]
 
     changed = import_ratings(folder, max_failed_checks=2, min_seconds=0.1, complete_only=True)
     assert verdicts(changed) == {"rater-1": (), "rater-2": (), "rater-3": ("incomplete",)}

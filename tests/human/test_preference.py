@@ -109,6 +109,13 @@ def test_a_system_that_never_lost_has_no_strength_and_is_named(ties: str) -> Non
     assert fit(with_worst, ties) == "best never lost to worst, x, y; worst never won against best, x, y"  # type: ignore[arg-type]
 
 
+def test_a_tie_bounds_strengths_only_where_it_counts_as_half_a_win() -> None:
+    """With ties of their own probability, a system that won and tied becomes better without end, and ties with it more likely."""
+    votes = [Vote("p", "x", "y", "a"), Vote("q", "x", "y", "tie")]
+    assert np.diff(fitted(votes, "half").strengths) == pytest.approx(-math.log(3))  # 1.5 wins to 0.5
+    assert fit(votes, "davidson") == fit(votes, "drop") == "x never lost to y"
+
+
 def test_systems_that_were_never_compared_are_named() -> None:
     votes = [Vote("p", "a", "b", "a"), Vote("p", "b", "a", "a"), Vote("p", "c", "d", "a"), Vote("p", "d", "c", "a")]
     assert fit(votes, "half") == "no vote connects a, b with c, d"
