@@ -41,7 +41,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
-_BASE_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:[0-9]{1,5})?(/[\w.~/-]*)?")
+_BASE_URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?(/[\w.~/%:+,=-]*)?")
 _UNPROVEN = 16
 """Results without a completion that may pass before the server is tried with a request of ours."""
 
@@ -99,9 +99,9 @@ class ChatServer(BaseModel):
                 f"{option} openai:{location or ''}: write openai:MODEL@BASE_URL with a BASE_URL that begins with http"
             )
         url = "http" + rest
-        if _BASE_URL.fullmatch(url) is None:
+        if (known := _BASE_URL.fullmatch(url)) is None or int(known[2] or 1) not in range(1, 1 << 16):
             raise UsageError(
-                f"{option} openai:{model}@…: BASE_URL is written into the run, so it has a host and no credentials or query;"
+                f"{option} openai:{model}@…: BASE_URL is written into the run, so it has a host, and no credentials or query;"
                 " put the key into the environment variable OPENAI_API_KEY, or into one that key_env names"
             )
         server = parse_arguments(cls, {"model": model, "base_url": url, **arguments}, option)
@@ -297,7 +297,7 @@ def _clean(text: str) -> str:
 
 def _line(text: str) -> str:
     """The same, as one line for messages and names."""
-    return printable(" ".join(_clean(text).split()))[:300]
+    return printable(" ".join(_clean(text).split())[:300])
 
 
 def message_content(document: Document) -> JSON:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from dreambench.documents import JSON, Document, Image, Part, Text, canonical_json, digest, parse_parts
 from dreambench.errors import DataError, UsageError
-from dreambench.files import LINKS, files_below, inside, read_json_lines, sha256_file
+from dreambench.files import LINKS, files_below, inside, not_led_out, read_json_lines, sha256_file
 from dreambench.images import BrokenImageError, decode_rgb, image_suffix
 from dreambench.interfaces import Model, ModelOptions
 from dreambench.requests import Kind, Request, Response
@@ -169,7 +169,7 @@ class Documents(Model):
         if not self.path.is_file():
             raise DataError(f"--model documents:{options.location}: no documents.jsonl in this folder")
         self.documents: dict[str, Document] = {}
-        for number, line in read_json_lines(self.path):
+        for number, line in read_json_lines(not_led_out(self.path.parent, self.path)):
             where = f"{self.path}, line {number}"
             if not (isinstance(line, dict) and isinstance(line.get("id"), str) and "document" in line):
                 raise DataError(f'{where}: not of the form {{"id": "...", "document": [...]}}')

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from dreambench.safety import printable
+
 __all__ = ["human"]
 
 human = typer.Typer(
@@ -96,7 +98,7 @@ def plan(
         power=power,
     )
     for line in lines(planned):
-        print(line)
+        print(printable(line))
 
 
 @human.command("export")
@@ -188,7 +190,7 @@ def export(
         seed=seed,
     )
     for line in summary(done):
-        print(line)
+        print(printable(line))
 
 
 @human.command("serve")

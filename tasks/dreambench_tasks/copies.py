@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dreambench.documents import JSON, digest
 from dreambench.errors import DataError, UsageError
-from dreambench.files import not_led_out, temporary
+from dreambench.files import LINKS, inside, not_led_out, read_json, temporary
 from dreambench.requests import parse_number
 
 if TYPE_CHECKING:
@@ -142,7 +142,10 @@ def _parquet(mapping: CopyMapping, location: Path, part: Part) -> list[Path]:
     if not location.is_dir():
         raise DataError(f"--data datasets:{mapping.name}={location}: no such file or folder")
     if _saved(location):
-        return sorted(not_led_out(location, path) for path in location.rglob("*") if path.is_file())
+        files = sorted(not_led_out(location, path) for path in location.rglob("*") if path.is_file())
+        for state in (path for path in files if path.name == "state.json"):
+            _require_named_inside(state)
+        return files
     plain = part.pattern.rpartition("/")[2]
     found = [
         not_led_out(location, path) for path in sorted(location.glob(part.pattern)) or sorted(location.glob(plain))
@@ -153,6 +156,16 @@ def _parquet(mapping: CopyMapping, location: Path, part: Part) -> list[Path]:
             " the Parquet file itself, or choose a split that is there with --split"
         )
     return found
+
+
+def _require_named_inside(state: Path) -> None:
+    """`DataError` where a ``state.json`` of ``save_to_disk`` names a file elsewhere."""
+    content = read_json(state)
+    files = content.get("_data_files") if isinstance(content, dict) else None
+    for file in files if isinstance(files, list) else ():
+        name = file.get("filename") if isinstance(file, dict) else None
+        if not isinstance(name, str) or inside(state.parent, name) is None:
+            raise DataError(f"{state}: {name!r} is not a path within its folder{LINKS}")
 
 
 def _saved(location: Path) -> bool:

@@ -121,6 +121,13 @@ def test_a_snapshot_in_the_hub_s_cache_is_links_to_its_own_blobs(data: Path, tmp
         ask("vqav2")(snapshot)
 
 
+def test_a_saved_copy_names_no_files_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "state.json").write_text('{"_data_files": [{"filename": "../other.arrow"}]}')
+    with pytest.raises(DataError, match=r"other\.arrow' is not a path within its folder"):
+        dreambench.run("mmvet", "echo", data=f"datasets:lmms-lab/MMVet={tmp_path / 'copy'}", judge="rule", out=tmp_path)
+
+
 def test_names_never_lead_out_even_where_links_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").mkdir()
     for allowed in ("0", "1"):

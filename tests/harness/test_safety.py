@@ -115,6 +115,28 @@ def test_no_secret_becomes_part_of_a_run(options: dict[str, object], says: str) 
     assert not any(word in str(caught.value) for word in ("pass-word", "123456", "value-of"))
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http://h:0/v1",
+        "http://h:99999/v1",
+        "http://h/v1?key=1",
+        "http://h/#v1",
+        "http://localhost\\@h/v1",
+        "http://a@h/v1",
+        "http://h\n/v1",
+        "http://h /v1",
+        "http://[::1/v1",
+        "http:///v1",
+        "https://h:80:80/",
+    ],
+)
+def test_a_base_url_is_a_plain_address(url: str) -> None:
+    with pytest.raises(UsageError, match="BASE_URL"):
+        dreambench.run("vqav2", f"openai:m@{url}")
+
+
 def test_a_key_in_place_of_a_variable_s_name_is_not_repeated() -> None:
     with pytest.raises(UsageError, match="named by key_env is empty") as caught:
         dreambench.run("vqav2", "openai:m@http://localhost/v1", model_arg={"key_env": "sk_live_4711"})
