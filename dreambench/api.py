@@ -245,6 +245,8 @@ def execute(
     if fresh and rank == 0 and folder.path.exists():
         _remove(folder.path)
     if not fresh and (metrics := folder.metrics()) is not None:
+        for name in ("lock", "scoring"):
+            RunLock(folder.path, name=name).clear_dead()
         changed = tuple(_changed_code(folder, planned, metrics))
         for line in changed:
             say(line)

@@ -9,6 +9,7 @@ not change while it is watched.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -79,34 +80,49 @@ class RunLock:
         self._heartbeat: threading.Thread | None = None
 
     def __enter__(self) -> RunLock:
-        if self.rank == 0:
-            self._take()
-        else:
-            self._join()
         try:
+            if self.rank == 0:
+                self._take()
+            else:
+                self._join()
             heartbeat = threading.Thread(target=self._touch, daemon=True)
             heartbeat.start()
             self._heartbeat = heartbeat
         except BaseException as error:
-            self._release()
+            if self._read_launch() == self.launch:
+                self._release()
             if isinstance(error, RuntimeError):
-                raise RunError(f"{self.path}: {error}; allow more memory and processes (`ulimit -v`, `-u`)") from error
+                raise OSError(errno.EAGAIN, str(error), str(self.path)) from error  # no thread under this `ulimit`
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        if self._heartbeat is not None:
-            self._heartbeat.join()
-        self._release()
+        try:
+            self._stop.set()
+            if self._heartbeat is not None:
+                self._heartbeat.join()
+        finally:
+            self._release()
 
     def _release(self) -> None:
+        try:
+            self._remove()
+        except KeyboardInterrupt:
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._own.unlink()
         if not list(self.path.glob("rank-*.json")):
             shutil.rmtree(self.path, ignore_errors=True)
+
+    def clear_dead(self) -> None:
+        """Remove the lock if its processes are gone: one may be killed between its last file and the end of its lock."""
+        if self.path.exists() and self._holder(watch=False) is None:
+            self._set_aside()
 
     def _take(self) -> None:
         for _ in range(3):

@@ -184,7 +184,7 @@ def append_json_line(path: Path, record: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(descriptor, (json.dumps(record) + "\n").encode())
+        os.write(descriptor, (json.dumps(record, sort_keys=True) + "\n").encode())
     finally:
         os.close(descriptor)
 

@@ -231,7 +231,8 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 def _last_losses(history: list[dict[str, Any]]) -> dict[str, float]:
     values = ((name, value) for line in history for name, value in line.items())
-    return {name: value for name, value in values if name.endswith("loss") and name != "train_loss"}
+    losses = {name: value for name, value in values if name.endswith("loss") and name != "train_loss"}
+    return dict(sorted(losses.items()))  # a state that was read from a file has another order
 
 
 def _read(path: Path) -> Any:

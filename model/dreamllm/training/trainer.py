@@ -203,7 +203,7 @@ class DreamLLMTrainer(Trainer):
             self._first_step, history = state.global_step, state.log_history
         if self.is_world_process_zero():
             # Without the lines that a killed run logged after its last checkpoint: they will be logged again.
-            lines = "".join(json.dumps(line) + "\n" for line in history)
+            lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
             write_text(self.recipe.output / LOGS, lines)
             rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit)  # what a kill prevented
         return super().train(resume_from_checkpoint, **kwargs)
@@ -212,7 +212,9 @@ class DreamLLMTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         first = self._first_step * self.args.gradient_accumulation_steps
-        return self._loader(self.data, self.args.per_device_train_batch_size, first)
+        # A run that was killed after its last step only lacks its result; the library would train one step more.
+        count = 0 if self._first_step >= self.args.max_steps else None
+        return self._loader(self.data, self.args.per_device_train_batch_size, first, count)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         if self.eval_data is None:
@@ -238,7 +240,7 @@ class DreamLLMTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """The numbers of labels and images in a step's batches of all processes."""
-        own = torch.tensor([count_targets(batch) for batch in batch_samples], device=device).sum(0)
+        own = torch.tensor([count_targets(batch) for batch in batch_samples], device=device).reshape(-1, 2).sum(0)
         tokens, images = (int(total) for total in self._sum_over_processes(own))
         self._counted = [self._counted[0] + tokens, self._counted[1] + images]
         return tokens, images
