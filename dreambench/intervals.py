@@ -174,6 +174,12 @@ def _wilson(share: float, n: float, quantile: float) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding must not part them
 
 
+def _exact(share: float, n: float, confidence: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share of 0 or 1: n scores are all equal with a probability of (1 - confidence) / 2 at its end."""
+    end = ((1 - confidence) / 2) ** (1 / n)
+    return (end, 1.0) if share else (0.0, 1 - end)
+
+
 def interval_within(value: float, error: float, quantile: float, bounds: tuple[float, float]) -> tuple[float, float]:
     """Wilson's interval of a value with any standard error, within `bounds`, of which the upper one may be infinite.
 
@@ -206,10 +212,11 @@ def mean_estimate(
     bounds: tuple[float, float] = (0.0, 1.0),
     confidence: float = 0.95,
 ) -> Estimate:
-    """The mean of scores within `bounds`, with an interval that stays within them: Wilson's, for clusters and for few of them.
+    """The mean of scores within `bounds`, with an interval that stays within them and holds for few clusters.
 
     Wilson's interval with the effective sample size of the scores (`_effective_size`), and Student's t with one degree of freedom less
-    than there are clusters (Kish's effective number). Without `clusters` each score is one. An upper bound may be infinite.
+    than there are clusters (Kish's effective number); a mean on a bound has Clopper and Pearson's, with the clusters as scores. Without
+    `clusters` each score is one. An upper bound may be infinite.
 
     Args:
         unit: the estimate's; "%" multiplies value and interval by 100.
@@ -234,12 +241,14 @@ def mean_estimate(
         quantile = student_quantile(confidence, max(groups - 1, 1.0))
         if math.isinf(high):
             interval = interval_within(mean, error, quantile, bounds)
+            method = "wilson without upper bound"
         else:
             share = (mean - low) / (high - low)
             size = _effective_size(share, error / (high - low), values.size, groups)
-            first, last = _wilson(share, size, quantile)
+            certain = share in (0, 1)
+            first, last = _exact(share, size, confidence) if certain else _wilson(share, size, quantile)
             interval = low + (high - low) * first, low + (high - low) * last
-        method = f"wilson{' without upper bound' if math.isinf(high) else ''}"
+            method = "exact" if certain else "wilson"
         method += "" if clusters is None else f", clustered by {cluster_name}"
     scale = 100.0 if unit == "%" else 1.0
     return Estimate(

@@ -94,7 +94,7 @@ def test_students_quantile_needs_a_degree_of_freedom_and_a_confidence() -> None:
 def test_independent_binary_scores_have_wilsons_interval_with_students_quantile() -> None:
     """The size of independent 0/1 scores is their number, whatever was seen; t with n - 1 takes the place of z."""
     as_normal = 2 * st.NormalDist().cdf(st.student_quantile(0.95, 19)) - 1
-    for right in (0, 1, 7, 20):
+    for right in (1, 7, 19):
         ours = st.mean_estimate([1.0] * right + [0.0] * (20 - right), unit="")
         assert ours.interval == pytest.approx(st.wilson_interval(right, 20, as_normal), rel=1e-9)
 
@@ -170,13 +170,22 @@ def test_percent_scales_value_interval_and_error() -> None:
     assert percent.value == pytest.approx(70)
 
 
-@pytest.mark.parametrize("score", [0.0, 0.4, 1.0])
-def test_equal_scores_are_not_certainty(score: float) -> None:
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_a_mean_on_a_bound_has_the_exact_interval_of_its_clusters(score: float) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
+    for clusters, units, method in ((None, 6, "exact"), (["a", "b", "c"] * 2, 3, "exact, clustered by image")):
+        ours = st.mean_estimate([score] * 6, clusters, unit="", cluster_name="image")
+        assert ours.interval == pytest.approx(proportion_confint(int(score * units), units, method="beta"), abs=1e-9)
+        assert ours.method == method
+
+
+def test_equal_scores_within_the_bounds_are_not_certainty() -> None:
     """Then every cluster counts as one 0/1 score."""
     for clusters, units in ((None, 6), (["a", "b", "c"] * 2, 3)):
-        ours = st.mean_estimate([score] * 6, clusters, unit="").interval
+        ours = st.mean_estimate([0.4] * 6, clusters, unit="").interval
         as_normal = 2 * st.NormalDist().cdf(st.student_quantile(0.95, units - 1)) - 1
-        assert ours == pytest.approx(st.wilson_interval(score * units, units, as_normal), abs=1e-9)
+        assert ours == pytest.approx(st.wilson_interval(0.4 * units, units, as_normal), abs=1e-9)
 
 
 def test_one_observation_has_no_interval() -> None:

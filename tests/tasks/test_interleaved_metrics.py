@@ -130,7 +130,7 @@ def test_intervals_stay_within_the_range_and_cluster_by_document() -> None:
     assert estimate.interval[0] < 0.95 < estimate.interval[1] <= 1
     certain = metric_estimate("malformed", [0.0] * 20, [i // 2 for i in range(20)])
     assert certain.unit == "%"
-    assert certain.interval == pytest.approx((0, 33.85), abs=0.01)  # Wilson's for 0 of 10 documents, with t
+    assert certain.interval == pytest.approx((0, 30.85), abs=0.01)  # Clopper and Pearson's for 0 of 10 documents
     twice = metric_estimate("layout_agreement", shares * 2, list(range(10)) * 2)
     assert twice.interval == pytest.approx(estimate.interval, abs=0.01)
     cosines = metric_estimate("image_consistency", [0.98, 1.0, -0.2], range(3))

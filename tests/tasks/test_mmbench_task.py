@@ -98,7 +98,7 @@ def test_circular_and_vanilla_from_one_pass_with_groups(folder: Path, tmp_path: 
     assert result.scores[0].metric == "circular_accuracy"
     circular, vanilla = found["circular_accuracy", None], found["vanilla_accuracy", None]
     assert (circular.value, circular.n, circular.unscored) == (pytest.approx(200 / 3), 3, 0)
-    assert (vanilla.value, vanilla.n, vanilla.interval_method) == (100, 3, "wilson, clustered by image")
+    assert (vanilla.value, vanilla.n, vanilla.interval_method) == (100, 3, "exact, clustered by image")
     assert found["circular_accuracy", "category=kind 1"].value == 50
     assert {group for metric, group in found if metric == "circular_accuracy"} == {
         *(None, "split=dev", "l2_category=coarse_perception", "category=kind 0", "category=kind 1")
