@@ -152,6 +152,16 @@ def test_one_html_file_has_its_images_inside_and_a_limit(
         export_study(runs, tmp_path / "large", votes_per_document=1, form="html")
 
 
+def test_a_text_that_names_a_system_is_noted_unless_the_name_is_a_common_word(tmp_path: Path) -> None:
+    some = samples(tmp_path / "data", 3)
+    said = {"free/doc-1/0": (Text("The cat met a ZEBRA."), Image(data=picture("x")))}
+    runs = [make_run(tmp_path, model, some, documents=said) for model in ("cat", "zebra")]
+    notes = export_study(runs, tmp_path / "study", votes_per_document=1).notes
+    assert [note for note in notes if "recognise" in note] == [
+        "2 items with the word zebra in a text: raters may recognise the system"
+    ]
+
+
 def test_failures_and_broken_images_leave_a_prompt_out_for_all_systems(tmp_path: Path) -> None:
     some = samples(tmp_path / "data", 12)
     unreadable = (Text("broken"), Image(data=picture("x")[:60]))

@@ -456,6 +456,7 @@ def test_label_studio_pairwise_words_ratings_and_skipped_tasks(folder: Path, tmp
     values: list[Any] = [{"selected": "left"}, {"selected": "right"}, {"selected": "none"}, {"choices": ["a", "b"]}]
     for task, value in zip(tasks, values, strict=True):
         task["annotations"][0]["result"][0] |= {"type": "pairwise", "to_name": "left,right", "value": value}
+        del task["id"]
     skipped = label_studio(study, rater, [("item-0", "prefer", "a")])
     skipped[0]["annotations"][0]["was_cancelled"] = True
     file = tmp_path / "export.json"
@@ -463,6 +464,7 @@ def test_label_studio_pairwise_words_ratings_and_skipped_tasks(folder: Path, tmp
     report = import_ratings(folder, [file])
     assert [(rating.item, rating.answer) for rating in load_ratings(folder)] == [("item-1", "a"), ("item-2", "b")]
     assert left_out(report) == {"answer that the question does not allow": 1, "incomplete or damaged line": 1}
+    assert {left.where for left in report.sources[0].left_out} == {("task 3",), ("task 4",)}
 
 
 def test_label_studio_words_and_stars_are_codes(folder: Path, tmp_path: Path) -> None:
