@@ -91,8 +91,8 @@ class ImageDecoder(nn.Module):
         unscaled: Any = (latents / self.scaling_factor).to(self.vae.decoder.conv_in.weight.dtype)
         output: Any = self.vae.decode(unscaled)
         pixels = output.sample.float()
-        # The limits would make white or black of an infinite number.
-        finite = latents.isfinite().flatten(1).all(1) & pixels.isfinite().flatten(1).all(1)
+        # Here, because the limits would make white or black of an infinite pixel. Of infinite latents the norms make NaN.
+        finite = pixels.isfinite().flatten(1).all(1)
         return (pixels / 2 + 0.5).clamp(0, 1).masked_fill(~finite[:, None, None, None], torch.nan)
 
     def encode(self, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
