@@ -108,11 +108,9 @@ class Folder(Model):
             message = f"{self.path.name} has no image named {name}{suffix}"
             return Response.failed(request.id, "no-image", message)
         images = [Image(data=self.files[name].read_bytes()) for name in names]
-        try:
-            for image in images:
-                decode_rgb(image)
-        except BrokenImageError:
-            message = f"{', '.join(self.files[name].name for name in names)} cannot be decoded"
+        bad = [self.files[name].name for name, image in zip(names, images, strict=True) if not _is_sound(image)]
+        if bad:
+            message = f"{', '.join(bad)}: no PNG, JPEG or WebP that can be decoded"
             return Response.failed(request.id, "broken-image", message)
         details = {"files": [self.files[name].name for name in names], "matched_by": matched_by}
         return Response(request.id, tuple(images), details=details)
