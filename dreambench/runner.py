@@ -84,14 +84,20 @@ class Worker:
 def ask(model: Model, requests: Sequence[Request]) -> list[Response]:
     """A model's answers in the order of `requests`; each exactly once, or `ModelError`. One with a score of NaN has failed."""
     answers: dict[str, Response] = {}
-    expected = {request.id for request in requests}
+    expected = {request.id: len(request.choices) for request in requests}
     for response in model.answer(requests):
         if response.id not in expected:
             raise ModelError(f"the model answered {response.id}, which is not in the batch: its adapter is at fault")
         if response.id in answers:
             raise ModelError(f"the model answered {response.id} twice: its adapter is at fault")
-        if response.scores is not None and not all(map(math.isfinite, response.scores)):
-            response = Response.failed(response.id, "not-finite", "a log-likelihood is NaN or infinite")
+        if response.scores is not None:
+            n, choices = len(response.scores), expected[response.id]
+            if n != choices:
+                raise ModelError(
+                    f"the model gave {response.id} {n} scores for {choices} choices: its adapter is at fault"
+                )
+            if not all(map(math.isfinite, response.scores)):
+                response = Response.failed(response.id, "not-finite", "a log-likelihood is NaN or infinite")
         answers[response.id] = response
     missing = [request.id for request in requests if request.id not in answers]
     if missing:

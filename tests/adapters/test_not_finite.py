@@ -129,7 +129,10 @@ def test_scores_of_any_adapter_are_finite_or_an_error(value: float) -> None:
         def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
             yield from (Response(request.id, scores=(-1.0, value)) for request in requests)
 
-    (answer,) = ask(Own(ModelOptions("own")), [Request("0", "loglikelihood", (), choices=("a", "b"))])
+    model = Own(ModelOptions("own"))
+    (answer,) = ask(model, [Request("0", "loglikelihood", (), choices=("a", "b"))])
+    with pytest.raises(ModelError, match="gave 0 2 scores for 3 choices"):
+        ask(model, [Request("0", "loglikelihood", (), choices=("a", "b", "c"))])
     assert answer.scores is None
     assert answer.error is not None
     assert answer.error.type == "not-finite"

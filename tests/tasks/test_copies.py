@@ -184,7 +184,7 @@ def test_scores_equal_those_of_the_official_files_and_the_protocol_names_the_map
 def test_vqav2_is_written_as_the_official_files(tmp_path: Path, cache: Path) -> None:
     vqav2(tmp_path / "official", tmp_path / "clone")
     task = VQAv2Task(RunSpec(task="vqav2", data=f"datasets:lmms-lab/VQAv2={tmp_path / 'clone'}", split="val"))
-    samples = task.samples()
+    samples = list(task.samples())
     folder = the_folder(cache)
     for name, entries in (
         ("OpenEnded_mscoco_val2014_questions", QUESTIONS),
