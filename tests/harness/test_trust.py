@@ -67,7 +67,7 @@ def test_what_a_run_file_names_needs_the_user_s_word(
     run = foreign(tmp_path / "runs", **spec)
     for logged in run.glob("judgements.jsonl"):  # so that there are answers left to grade
         logged.unlink()
-    for words in (["score"], ["rerun", "--fresh"], ["rerun"], ["report"], ["human", "export", "--out", "study"]):
+    for words in (["score"], ["rerun", "--fresh"], ["report"], ["human", "export", "--out", "study"]):
         if words == ["score"] and not {"task", "judge"} & set(spec):
             continue
         with pytest.raises(SystemExit) as left:
