@@ -16,7 +16,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as blocks
 
 from dreambench.adapters.torch_tools import exact_float32
 from dreambench.errors import DataError, MissingExtraError, MissingWeightsError
-from dreambench.files import sha256_file
+from dreambench.files import sha256_file, temporary
 from dreambench.metrics.resize import Scaling
 
 __all__ = ["EfficientNetExtractor", "InceptionExtractor", "build_network", "load_inception"]
@@ -201,9 +201,10 @@ def _download(folder: Path, offline: bool) -> Path:
     )
     if offline:
         raise MissingWeightsError(f"the FID Inception weights are not in {folder} (and --offline is set): {remedy}")
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(blocks.URL_INCEPTION_V3, str(target), hash_prefix=HASH, progress=False)
+        with temporary(target) as unfinished:
+            torch.hub.download_url_to_file(blocks.URL_INCEPTION_V3, str(unfinished), hash_prefix=HASH, progress=False)
+            unfinished.replace(target)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise MissingWeightsError(
             f"the FID Inception weights are not in {folder} and could not be downloaded from {blocks.URL_INCEPTION_V3} "
