@@ -14,7 +14,7 @@ from human.test_preference import simulated
 
 from dreambench.cli import main
 from dreambench.errors import DataError
-from dreambench.human.analyse import tables_of_study
+from dreambench.human.analyse import analyse, tables_of_study
 from dreambench.human.importing import import_ratings
 from dreambench.human.raters import Count, rater_table
 from dreambench.human.votes import read_votes
@@ -260,6 +260,13 @@ def test_attention_checks_and_repeats_count_for_care_alone(tmp_path: Path) -> No
     assert sorted((row.rater, row.prompt) for row in table.ratings) == [
         (rater.id, f"prompt-{k}") for rater in raters for k in (1, 2, 3)
     ]
+    import_ratings(tmp_path, max_failed_checks=0)  # leaves rater-2 out
+    for everyone, left_out in ({}, ["rater-2"]), ({"everyone": True}, []):
+        analyse(tmp_path, None, json_file=tmp_path / "found.json", **everyone)
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert found["source"]["left_out_raters"] == left_out
+        assert found["acceptance"]["one"]["n"] == 6 - 3 * len(left_out)
+        assert set(found["raters"]) == {"rater-1", "rater-2"}
 
 
 def test_a_rating_study_gives_acceptance_beside_the_published_rates(tmp_path: Path) -> None:

@@ -191,7 +191,9 @@ def test_tables_hold_every_row_and_are_read_back(tmp_path: Path, data: Reference
     for metric in trial.metrics:
         assert f"| {metric} |" in text
         assert metric in to_text(trial)
-    assert "headline" in to_text(trial)
+    headline = f"headline: {', '.join(trial.headlines)}"
+    count = f"{trial.documents} documents, {trial.images} images: ✓ sees the corruption, · blind to it, ✗ misled by it"
+    assert to_text(trial).splitlines()[-2:] == [count, headline]
     assert len(table(trial).rows) == len(trial.metrics)
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(DataError, match="not the table of a trial"):
@@ -243,6 +245,12 @@ def test_the_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "Example: dreambench trial --task interleaved" in printed
     assert "COMMAND" not in printed
+
+
+def test_the_command_that_repeats_a_trial_names_what_is_not_the_default() -> None:
+    assert TrialOptions("interleaved").command == "dreambench trial --task interleaved"
+    options = TrialOptions("interleaved", limit=0, seed=1, judges=("rule",), clip=Path("/secret"))
+    assert options.command == "dreambench trial --task interleaved --limit 0 --seed 1 --clip … --judges …"
 
 
 def test_wrong_options_are_one_line() -> None:

@@ -139,7 +139,8 @@ def test_the_prompts(folder: Path) -> None:
     published = request(2, generation=("dreamllm",))
     assert published.document[0] == Text("This is an exam, please answer according to the image, hint and question.")
     assert published.document[2] == Text("Hint:nanQuestion:which 2?Please provide an accurate and detailed answer.")
-    assert published.settings["num_beams"] == 5
+    assert request(2).settings == {"num_beams": 1, "max_new_tokens": 16}
+    assert published.settings == {"num_beams": 5, "max_new_tokens": 1024}  # as DreamLLM's scripts decode
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,10 @@ def test_the_prompts(folder: Path) -> None:
     image, text = task.request(sample).document
     assert isinstance(image, Image)
     assert text == Text("What is number 0?")
-    published = MMVetTask(RunSpec(task="mmvet", data=folder, generation=("dreamllm",))).request(sample).document
+    assert task.request(sample).settings == {"num_beams": 1, "max_new_tokens": 512}
+    request = MMVetTask(RunSpec(task="mmvet", data=folder, generation=("dreamllm",))).request(sample)
+    assert request.settings == {"num_beams": 5, "max_new_tokens": 1024}  # as DreamLLM's scripts decode
+    published = request.document
     assert published[0] == Text("This is an exam, please answer according to the image and question.")
     assert published[2] == Text("What is number 0?Please provide an accurate, detailed and comprehensive answer.")
 
