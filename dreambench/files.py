@@ -112,14 +112,22 @@ def parse_json(text: str) -> JSON:
     """The value of a JSON text.
 
     Raises `ValueError` (or `RecursionError`) for what is not JSON, and for what it would be a guess to read: a key twice in one object,
-    ``NaN``, ``Infinity``, and numbers that are infinite as float64.
+    ``NaN``, ``Infinity``, numbers that are infinite as float64, and halves of surrogate pairs.
     """
     try:
-        return JSON_DECODER.decode(text)
+        value = JSON_DECODER.decode(text)
+        if _SURROGATE.search(text):
+            json.dumps(
+                value, ensure_ascii=False
+            ).encode()  # half of a pair is a UnicodeEncodeError, which is a ValueError
+        return value
     except _UnreadableNumberError as reason:
         # A literal may also stand in a text before; the words around it then mislead, but not the error itself.
         at = max(text.find(reason.literal), 0)
         raise ValueError(f"{reason}, near {text[max(at - 60, 0) : at + 20]!r}") from None
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class _UnreadableNumberError(ValueError):

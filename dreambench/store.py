@@ -26,12 +26,24 @@ from dreambench.files import (
     read_json_lines,
     remove_leftovers,
     replacing,
+    sha256_file,
     truncate_torn_line,
     write_arrays,
     write_atomically,
     write_once,
 )
 from dreambench.images import image_suffix
+from dreambench.records import (
+    AnswerLine,
+    MetricsFile,
+    PromptPart,
+    RunFile,
+    Targets,
+    check_protocols,
+    first_complaint,
+    parse,
+    parse_score,
+)
 from dreambench.requests import Response, Sample
 from dreambench.spec import RunSpec
 
@@ -43,6 +55,9 @@ __all__ = ["FORMAT", "Answers", "RunFolder", "StoredSamples"]
 
 FORMAT = 3
 """Version of the layout. Layout 2, whose plan is in run.json, is read, too; a run of another version is refused."""
+
+PLANNED = ("samples.parquet", "plan.npz")
+"""Files that are written with run.json, which holds their hashes."""
 
 
 class RunFolder:
@@ -83,6 +98,8 @@ class RunFolder:
         stored = samples if isinstance(samples, StoredSamples) else StoredSamples.pack(samples)
         stored.write(self.path / "samples.parquet")
         write_arrays(self.path / "plan.npz", order=planned.order, starts=planned.starts)
+        files = {name: sha256_file(self.path / name) for name in PLANNED}
+        run_file = parse(RunFile, {**run_file, "files": files}, RunError, str(self.path / "run.json"))
         return write_once(self.path / "run.json", (json.dumps(run_file, indent=1, ensure_ascii=False) + "\n").encode())
 
     def plan(self) -> Batches:
@@ -90,7 +107,7 @@ class RunFolder:
         planned = self.run_file()["plan"]
         if "batches" in planned:
             return Batches.of(planned["batches"])
-        path = self.path / "plan.npz"
+        path = self._unchanged("plan.npz")
         arrays = read_arrays(path, RunError)
         try:
             return Batches(arrays["order"], arrays["starts"])
@@ -100,14 +117,23 @@ class RunFolder:
     def run_file(self) -> dict[str, JSON]:
         """run.json; `RunError` if it is damaged or of another version."""
         path, advice = self.path / "run.json", "start again with --fresh"
-        made = _json_object(path, ("format",), advice)["format"]
-        if made not in (2, FORMAT):
+        found = _json_object(path, advice)
+        made = found.get("format", FORMAT)
+        if type(made) is int and made not in (2, FORMAT):
             raise RunError(
                 f"{self.path} has layout {made}, this version reads {FORMAT}: score it with the version that made it"
             )
-        return _json_object(
-            path, ("spec", "task", "model", "protocols", "system", "notes", "environment", "plan"), advice
-        )
+        return _parse_file(RunFile, found, path, advice)
+
+    def _unchanged(self, name: str) -> Path:
+        """The path of a file that was written with run.json; `RunError` if it is not that file any more. Old runs do not know."""
+        path = self.path / name
+        wanted = self.run_file().get("files", {}).get(name)
+        if wanted is not None and path.is_file() and sha256_file(path) != wanted:
+            raise RunError(
+                f"{path} is missing or damaged (not the file that the run began with): start again with --fresh"
+            )
+        return path
 
     def spec(self) -> RunSpec:
         """What the user asked for when the run was started."""
@@ -126,6 +152,7 @@ class RunFolder:
         samples, planned = StoredSamples(path), len(self.plan().order)
         if len(samples) != planned:
             raise RunError(f"{path} has {len(samples)} samples, the run's plan {planned}: start again with --fresh")
+        self._unchanged("samples.parquet")
         return samples
 
     # --- answers ------------------------------------------------------------------------------------------------------
@@ -211,19 +238,35 @@ class RunFolder:
         """metrics.json, or None while the run is not complete."""
         if not (self.path / "metrics.json").exists():
             return None
-        wanted = ("task", "model", "protocols", "scores", "errors", "notes")
-        return _json_object(self.path / "metrics.json", wanted, f"`dreambench score {self.path}` writes it again")
+        path, advice = self.path / "metrics.json", f"`dreambench score {self.path}` writes it again"
+        found = _parse_file(MetricsFile, _json_object(path, advice), path, advice)
+        try:
+            for line in found["scores"]:
+                parse_score(line)
+        except ValueError as error:
+            raise RunError(f"{path} is damaged ({first_complaint(error)}): {advice}") from error
+        return found
 
 
-def _json_object(path: Path, wanted: Sequence[str], advice: str) -> dict[str, JSON]:
-    """A file that holds one object with at least these keys; `RunError` with the advice if it does not."""
+def _json_object(path: Path, advice: str) -> dict[str, JSON]:
+    """A file that holds one object; `RunError` with the advice if it does not."""
     try:
         found = read_json(path, RunError)
     except RunError as error:
         raise RunError(f"{path} is damaged ({error}): {advice}") from error
-    if not isinstance(found, dict) or not all(name in found for name in wanted):
-        raise RunError(f"{path} is damaged (no object with {', '.join(wanted)}): {advice}")
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is damaged (no object): {advice}")
     return found
+
+
+def _parse_file(kind: Any, found: JSON, path: Path, advice: str) -> dict[str, JSON]:
+    """A file as a record, with protocols that are what their hashes say."""
+    parsed = parse(kind, found, RunError, str(path), f": {advice}")
+    try:
+        check_protocols(parsed["protocols"])
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): {advice}") from error
+    return parsed
 
 
 @contextlib.contextmanager
@@ -231,7 +274,7 @@ def _whole(source: object) -> Generator[None]:
     """`RunError` where samples.parquet cannot be read."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{source} is missing or damaged ({type(error).__name__}): start again with --fresh") from error
 
 
@@ -319,7 +362,10 @@ def _texts(sample: Sample) -> tuple[str, str | None, str, str]:
 
 
 def _sample(row: Mapping[str, Any]) -> Sample:
-    return Sample(row["id"], _lenient(json.loads(row["prompt"])), json.loads(row["targets"]), row["group"])
+    prompt, targets = json.loads(row["prompt"]), json.loads(row["targets"])
+    where = f"samples.parquet, sample {row['id']}"
+    prompt = parse(list[PromptPart], prompt, RunError, where)
+    return Sample(row["id"], _lenient(prompt), parse(Targets, targets, RunError, where), row["group"])
 
 
 class Answers(Mapping[str, Response]):
@@ -368,7 +414,8 @@ class Answers(Mapping[str, Response]):
         offset, number = divmod(self._places[id_], _MOST_FILES)
         file = self._files[number]
         file.seek(offset)
-        response = Response.from_json(_answer(file.readline(), f"{file.name}, byte {offset}"))
+        where = f"{file.name}, byte {offset}"
+        response = Response.from_json(parse(AnswerLine, _answer(file.readline(), where), RunError, where))
         if not any(isinstance(part, Image) for part in response.document):
             return response
         parts = tuple(self._absolute(part) if isinstance(part, Image) else part for part in response.document)
@@ -390,7 +437,12 @@ def _answer(text: bytes, where: str) -> dict[str, JSON]:
         line = parse_json(text.decode())
     except (ValueError, RecursionError):
         line = None
-    if not isinstance(line, dict) or not {"batch", "of", "id", "document", "finish_reason"} <= line.keys():
+    if (
+        not isinstance(line, dict)
+        or not {"batch", "of", "id", "document", "finish_reason"} <= line.keys()
+        or not (isinstance(line["batch"], str) and isinstance(line["id"], str) and type(line["of"]) is int)
+        or not isinstance(line.get("error") or {}, dict)
+    ):
         raise RunError(f"{where} is damaged: remove the line, or start again with --fresh")
     return line
 

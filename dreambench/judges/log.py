@@ -11,6 +11,7 @@ from dreambench.documents import JSON, canonical_json, digest
 from dreambench.errors import JudgeError, counted
 from dreambench.files import append_lines, read_json_lines, sync_file, truncate_torn_line
 from dreambench.judges.base import GradeRequest, Judge, Judgement, judgement_key
+from dreambench.records import JudgementLine, parse
 
 __all__ = ["JudgementLog", "ReplayJudge", "grade_missing", "judged", "missing"]
 
@@ -36,9 +37,12 @@ class JudgementLog:
         ):
             try:
                 if "identity" in line:
-                    self.identities[line["judge"]] = line["identity"]
+                    self.identities[str(line["judge"])] = _identity(line)
                 else:
-                    self._judgements.setdefault(line["key"], line)
+                    judgement = parse(JudgementLine, line, JudgeError, f"{path}, line {number}", "; remove the line")
+                    if (judgement["score"] is None) == (judgement["reason"] is None):
+                        raise KeyError("score")
+                    self._judgements.setdefault(judgement["key"], judgement)
             except (KeyError, TypeError) as error:
                 raise JudgeError(f"{path}, line {number}: not a judgement; remove the line") from error
 
@@ -93,6 +97,14 @@ class JudgementLog:
         append_lines(self.path, [canonical_json(line) + "\n"], sync=sync)
         if sync:
             self._synced = time.monotonic()
+
+
+def _identity(line: Mapping[str, JSON]) -> Mapping[str, JSON]:
+    """A judge's identity, if it has the digest that stands beside it."""
+    identity = line["identity"]
+    if not isinstance(identity, dict) or not isinstance(identity.get("name"), str) or digest(identity) != line["judge"]:
+        raise KeyError("identity")
+    return identity
 
 
 def missing(identity: Mapping[str, JSON], items: Sequence[GradeRequest], log: JudgementLog) -> list[GradeRequest]:

@@ -94,7 +94,9 @@ def _section(run: CompleteRun, count: int) -> dict[str, Any]:
         "tables": saved_tables(run.run.path),
         "errors": _errors(run),
         "system": _flat(run.metrics["system"]),
-        "environment": _flat({**environment["device"], **environment["machine"], **environment["versions"]}),
+        "environment": _flat(
+            {**environment.get("device", {}), **environment.get("machine", {}), **environment.get("versions", {})}
+        ),
     }
 
 

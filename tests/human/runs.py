@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from dreambench.batches import Batches
 from dreambench.documents import Document, Image, Text, to_json
 from dreambench.requests import Response, Sample
+from dreambench.scores import Protocol
 from dreambench.store import FORMAT, RunFolder
 
 TOPICS = ("beach", "kitchen", "garden")
@@ -73,7 +74,7 @@ def make_run(
             "spec": {"task": task, "model": model},
             "task": task,
             "model": model,
-            "protocols": {protocol: {}},
+            "protocols": {protocol: Protocol("official", 1, {}).to_json()},
             "system": {},
             "notes": [],
             "environment": {},
