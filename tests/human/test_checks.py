@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
+from typing import Any
 
 import pytest
 from PIL import Image as Pillow
 from PIL import ImageColor
+from pydantic import ValidationError
 
 from dreambench.documents import Document, Image, Text
 from dreambench.human.study import Question
-from dreambench.human.texts import ACCEPT, COLOURS, PREFERENCE, Check, attention_checks, training_items
+from dreambench.human.texts import ACCEPT, COLOURS, PREFERENCE, Check, Texts, attention_checks, training_items
 
 MOOD = Question(id="mood", text="How glad is it?", kind="likert", labels=("sad", "even", "glad"))
 OFTEN = Question(id="often", text="How often?", kind="likert", labels=("never", "always"))
@@ -59,3 +62,15 @@ def test_a_check_of_several_questions_names_each_answer() -> None:
     assert low.expected == {"mood": 1, "often": 1}
     assert high.documents == ((Text("Question 1: choose “glad”.\nQuestion 2: choose “always”."),),)
     assert high.expected == {"mood": 3, "often": 2}
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [("pairwise", {0, 1, 2}), ("accept", {2}), ("likert", {*range(2, 12)})])
+def test_each_kind_of_question_has_its_numbers_of_labels(kind: Any, allowed: set[int]) -> None:
+    accepted: set[int] = set()
+    for count in range(14):
+        labels = tuple(f"label {k}" for k in range(count))
+        with suppress(ValidationError):
+            accepted |= {
+                len(Texts(questions=(Question(id="q", text="?", kind=kind, labels=labels),)).questions[0].labels)
+            }
+    assert accepted == allowed

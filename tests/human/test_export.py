@@ -296,6 +296,10 @@ def test_questions_of_ones_own(runs: list[Path], tmp_path: Path) -> None:
     assert all(known[id_].allows(answer) for item in checks for id_, answer in item.expected.items())
 
 
-def test_more_checks_than_items_are_refused_before_any_is_drawn(runs: list[Path], tmp_path: Path) -> None:
+def test_numbers_that_contradict_each_other_are_refused_before_anything_is_drawn(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="--references 2 and --documents 3: both are the number of prompts"):
+        export_study(runs, tmp_path / "study", votes_per_document=1, references=2, documents=3)
     with pytest.raises(UsageError, match="checks are fewer than items"):
         export_study(runs, tmp_path / "study", votes_per_document=1, attention=10**9)
