@@ -58,7 +58,7 @@ def test_a_key_that_the_server_repeats_reaches_no_file_and_no_terminal(
     replies = [
         answer
         for name, answer in ECHOES.items()
-        if (name == where) or where == "every reply" and answer.status in (200, 400)
+        if (name == where) or (where == "every reply" and answer.status in (200, 400))
     ]
     with serving(lambda body, number: replies[number % len(replies)]) as server:
         url = f"openai:m@{server.url}"

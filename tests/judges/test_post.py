@@ -46,7 +46,7 @@ def listening(*pieces: bytes, pause: float = 0.0, times: int = 1) -> Generator[R
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield raw
-        thread.join(10)
+        thread.join(0.1 if pause > 1 else 10)
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,12 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_deadline_is_that_of_the_whole_exchange() -> None:
+    with listening(b"", pause=3) as raw:
+        began = time.monotonic()
+        with pytest.raises(NoReplyError) as caught:
+            Poster(f"http://127.0.0.1:{raw.port}/").post({}, b"{}", 0.2)
+        assert caught.value.late
+        assert time.monotonic() - began < 2
     for pieces in ([b"H"] * 30, [ANSWER[:-2].replace(b"2\r", b"99\r"), *[b" "] * 30]):
         with listening(*pieces, pause=0.05) as raw:
             began = time.monotonic()
@@ -74,15 +80,21 @@ def test_a_reply_has_a_size() -> None:
         assert len(Poster(f"http://127.0.0.1:{raw.port}/").post({}, b"", 20).body) == MOST_BYTES // 2
 
 
+def test_a_reply_is_whole() -> None:
+    with listening(ANSWER.replace(b"2\r", b"3\r")) as raw, pytest.raises(CutShortError, match="broke off") as caught:
+        Poster(f"http://127.0.0.1:{raw.port}/").post({}, b"", 5)
+    assert caught.value.lost
+
+
 def test_closing_ends_an_exchange_in_progress() -> None:
-    with listening(b"H", *[b"T"] * 100, pause=0.02) as raw:
+    with listening(b"H", *[b"T"] * 30, pause=0.02, times=2) as raw:
         poster = Poster(f"http://127.0.0.1:{raw.port}/")
         threading.Timer(0.1, poster.close).start()
         began = time.monotonic()
         with pytest.raises(NoReplyError):
             poster.post({}, b"", 30)
         assert time.monotonic() - began < 1
-        with pytest.raises(NoReplyError):
+        with pytest.raises(NoReplyError, match="interrupted"):
             poster.post({}, b"", 1)
 
 
