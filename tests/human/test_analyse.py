@@ -170,6 +170,9 @@ def test_unknown_columns_judges_and_sources_are_errors(tmp_path: Path, capsys: p
     lines.write_text('{"prompt": ["p"], "system_a": "x", "system_b": "y", "vote": "a"}\n')
     assert run("--votes", lines) == 2
     assert "line 1: prompt is not text but list" in capsys.readouterr().err
+    lines.write_text('{"prompt": "p", "system_a": "x", "system_b": "y", "vote": "a"}\n["p", "x", "y", "a"]\n')
+    assert run("--votes", lines) == 2
+    assert "votes.jsonl, line 2: not an object with the columns prompt, " in capsys.readouterr().err
     table.write_text(HEADER + "p,x,y,a,anna,\n")
     assert run("--votes", table, "--judge", "gpt") == 2
     assert "the raters are anna" in capsys.readouterr().err
