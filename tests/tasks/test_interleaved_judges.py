@@ -12,7 +12,7 @@ from judges.chat_server import Answer, serving
 
 import dreambench
 from dreambench.api import Result, score_run
-from dreambench.errors import JudgeError, UsageError
+from dreambench.errors import JudgeError, RunError, UsageError
 from dreambench.report.page import page
 from dreambench.report.runs import load
 from dreambench_tasks import playground
@@ -79,6 +79,13 @@ def test_scoring_again_needs_neither_judge_nor_data_and_the_page_has_the_trial(w
     shutil.rmtree(world)
     score_run(result.folder)
     assert {name: (result.folder / name).read_bytes() for name in before} == before
+    (grades,) = result.folder.glob("features/*/grades.json")
+    for damaged in (5, "1", True):
+        content = json.loads(grades.read_text())
+        next(iter(content["grades"].values()))[metric_name("block")] = damaged
+        grades.write_text(json.dumps(content))
+        with pytest.raises(RunError, match=r"grades\.json is damaged: remove it"):
+            score_run(result.folder)
 
 
 def test_a_judge_has_nothing_to_grade_without_free_documents(world: Path, tmp_path: Path) -> None:

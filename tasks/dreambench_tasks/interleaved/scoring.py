@@ -10,9 +10,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter
 
 from dreambench.documents import JSON, Document, Image, Text, canonical_json, digest, document_text
 from dreambench.errors import DataError, RunError, counted
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["collect", "score"]
 
 Row = dict[str, JSON]
+_GRADES = TypeAdapter(dict[str, dict[str, Annotated[float, Field(ge=0, le=1, strict=True)] | None]])
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,7 @@ def _document_rows(part: _Part) -> list[Row]:
     by_id = dict(zip([sample.id for sample in part.answered], features, strict=True))
     grades: Mapping[str, Mapping[str, float | None]] = {}
     if part.graded_by:
-        grades = read_json(part.file("grades.json"), RunError)["grades"]
+        grades = _read_grades(part.file("grades.json"))
     rows: list[Row] = []
     for sample in part.samples:
         row, response = _row(part, sample), part.responses[sample.id]
@@ -325,6 +327,15 @@ def _document_rows(part: _Part) -> list[Row]:
             row |= grades.get(sample.id, {})
         rows.append(row)
     return rows
+
+
+def _read_grades(path: Path) -> Mapping[str, Mapping[str, float | None]]:
+    try:
+        return _GRADES.validate_python(read_json(path, RunError)["grades"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{path} is damaged: remove it, and `dreambench score` makes it again from judgements.jsonl and the run's data"
+        ) from error
 
 
 def _image_scores(part: _Part) -> tuple[list[Score], list[Score]]:
