@@ -26,6 +26,7 @@ def progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
         yield _plain(title)
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -45,7 +46,7 @@ def progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task(title, total=None, rate="")
+        row = bar.add_task(escape(printable(title)), total=None, rate="")
         rate = _rate()
 
         def update(done: int, total: int) -> None:

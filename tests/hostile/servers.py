@@ -195,7 +195,7 @@ def _answers(answers: int, part: str, becomes: str, folder: Path) -> str | None:
     """Whether the one request came to what it should, and the others kept their answers."""
     (run,) = (folder / "runs").iterdir()
     name, failed = ("judgements.jsonl", "reason") if part == "judge" else ("responses/rank-00000.jsonl", "error")
-    lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / name).read_text().split("\n") if line]
     lines = [line for line in lines if "identity" not in line]
     failures = [line[failed] for line in lines if line.get(failed)]
     wanted = answers + 12 if part == "judge" else answers
