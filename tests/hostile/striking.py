@@ -68,8 +68,10 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def run(self, arguments: Sequence[object], folder: Path, strike: Strike = Strike()) -> Outcome:
         """A command line, its program first, in `folder`. `values` of the outcome are the calls that were counted."""

@@ -14,13 +14,13 @@ pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=missing_c
 
 def test_a_verb_that_is_killed_ends_in_the_bytes_of_an_undisturbed_one(tmp_path: Path) -> None:
     judge = Judge(tmp_path)
-    verdicts = [judge(case) for case in kills.cases(tmp_path, seed=1, count=8, heavy=False)]
+    verdicts = [judge(case) for case in kills.cases(tmp_path, seed=1, count=5, heavy=False)]
     assert [verdict for verdict in verdicts if not verdict.ok] == []
-    assert len(verdicts) == 8
+    assert len(verdicts) == 5
 
 
 def test_a_verb_on_a_full_disk_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     judge = Judge(tmp_path)
-    verdicts = [judge(case) for case in disks.cases(tmp_path, seed=1, count=8, heavy=False)]
+    verdicts = [judge(case) for case in disks.cases(tmp_path, seed=1, count=5, heavy=False)]
     assert [verdict for verdict in verdicts if not verdict.ok] == []
-    assert sum(verdict.status == 2 for verdict in verdicts) >= 4
+    assert sum(verdict.status == 2 for verdict in verdicts) >= 3
