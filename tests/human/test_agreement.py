@@ -34,7 +34,8 @@ def test_an_undefined_coefficient_is_none_with_its_reason() -> None:
         assert found.value is None
         assert "no disagreement to expect" in found.reason
     assert randolph_kappa(same, 3).value == 1
-    assert "same number of raters" in fleiss_kappa([[1, 2], [1, np.nan]], 2).reason
+    uneven = fleiss_kappa([[1, 2, 1], [1, np.nan, 2]], 2)
+    assert (uneven.n, uneven.reason) == (2, "not every item has the same number of raters, at least two")
 
 
 def test_the_interval_of_alpha_covers_it_and_is_the_same_each_time() -> None:
