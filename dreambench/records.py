@@ -102,6 +102,8 @@ class RunFile(TypedDict):
     environment: _Environment
     plan: _Plan
     code: NotRequired[_Fields]
+    inputs: NotRequired[str | None]
+    """Digest of what the run began on; None where the task does not say what it reads."""
     files: NotRequired[dict[str, str]]
     """sha256 of the files that are written with it."""
 

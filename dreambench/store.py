@@ -333,9 +333,10 @@ class StoredSamples(Sequence[Sample]):
                 yield from batch["id"].to_pylist()
 
     @cached_property
-    def _table(self) -> Any:
+    def _columns(self) -> dict[str, Any]:
         with _whole(self.source):
-            return self._file.read(use_threads=False)
+            table = self._file.read(use_threads=False)
+            return {name: table[name] for name in table.column_names}
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -348,7 +349,7 @@ class StoredSamples(Sequence[Sample]):
                 islice(self, start, stop, step) if step > 0 else map(self.__getitem__, range(start, stop, step))
             )
         with _whole(self.source):
-            return _sample({name: self._table[name][index].as_py() for name in self._table.column_names})
+            return _sample({name: column[index].as_py() for name, column in self._columns.items()})
 
 
 def _texts(sample: Sample) -> tuple[str, str | None, str, str]:
