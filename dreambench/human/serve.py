@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import json
 import re
 import secrets
@@ -38,6 +37,7 @@ from dreambench.files import append_lines, inside, read_json_lines, read_text, t
 from dreambench.human.page import policy, render_page
 from dreambench.human.study import RATINGS, Rater, Rating, Study
 from dreambench.lock import RunLock
+from dreambench.post import is_loopback
 from dreambench.progress import say
 
 __all__ = ["Screening", "StudyServer", "screening", "serve_study"]
@@ -158,7 +158,7 @@ class StudyServer(ThreadingHTTPServer):
         suffix = "" if self.server_port == 80 else f":{self.server_port}"
         self.url = (url or f"http://{f'[{host}]' if ':' in host else host}{suffix}").rstrip("/")
         self.origins = {"{0.scheme}://{0.netloc}".format(urlsplit(self.url)).lower()}
-        if url is not None or _is_loopback(host):
+        if url is not None or is_loopback(host):
             self.origins |= {f"http://{name}{suffix}" for name in ("127.0.0.1", "localhost", "[::1]")}
         self._warn_of_missing_images()
 
@@ -349,13 +349,6 @@ class StudyServer(ThreadingHTTPServer):
                 f"warning: {counted(len(missing), 'image')} of the study missing, such as {min(missing)}: raters see that they "
                 "cannot be shown; export the study again"
             )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _Handler(BaseHTTPRequestHandler):
