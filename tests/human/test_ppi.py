@@ -49,6 +49,12 @@ def test_the_corrected_mean_covers_although_the_judge_is_biased() -> None:
     assert 180 <= hits <= 199
 
 
+@pytest.mark.parametrize(("labels", "judged"), [([1.0], [0.0]), ([1.0, 0.0], [1.0]), ([], [])])
+def test_fewer_than_two_labelled_items_are_an_error(labels: list[float], judged: list[float]) -> None:
+    with pytest.raises(ValueError, match="at least two of each are needed"):
+        corrected_mean(labels, judged, [1.0, 0.0, 1.0])
+
+
 def test_items_of_one_prompt_are_one_cluster() -> None:
     rng = np.random.default_rng(2)
     truth = np.repeat(rng.integers(0, 2, 50), 4).astype(float)

@@ -27,6 +27,7 @@ from dreambench_tasks.interleaved.trial import (
     read_trial,
     recorded_trial,
     run_trial,
+    standing,
     variants,
 )
 from dreambench_tasks.interleaved.trial_output import (
@@ -245,6 +246,29 @@ def test_the_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "Example: dreambench trial --task interleaved" in printed
     assert "COMMAND" not in printed
+
+
+def test_a_run_says_which_of_its_metrics_the_recorded_trial_covers() -> None:
+    trial = recorded_trial()
+    automatic = [name for name in HEADLINES if not name.startswith("judge_")]
+    passed = [name for name in automatic if name in trial.headlines]
+    failed = [name for name in automatic if name not in passed]
+    tried = [
+        f"headline metrics of documents, which passed their trial on corrupted references: {', '.join(passed)}",
+        *(f"{name} did not pass its trial: {trial.verdict(name)}" for name in failed),
+    ]
+    assert "clip_score" in passed
+    assert failed
+    assert standing(automatic, None) == standing(automatic, {"clip_sha256": trial.clip_sha256}) == tried
+    assert standing(["judge_whole", *automatic], None)[:-1] == tried
+    last = (
+        "no trial is recorded for {}; try them with `dreambench trial --task interleaved` before they enter a headline"
+    )
+    assert standing(["judge_whole", *automatic], None)[-1] == last.format("judge_whole")
+    other = standing(automatic, {"clip_sha256": "of another"})
+    assert other[-1] == last.format("clip_score, image_consistency")
+    assert not any(name in line for name in ("clip_score", "image_consistency") for line in other[:-1])
+    assert standing(["clip_score"], {"clip_sha256": "of another"}) == [last.format("clip_score")]
 
 
 def test_the_command_that_repeats_a_trial_names_what_is_not_the_default() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from dreambench.spec import RunSpec
 from dreambench_tasks.coco_fid import CocoFid
 from dreambench_tasks.interleaved.task import InterleavedTask
@@ -31,3 +33,12 @@ def test_documents_are_generated_with_the_documented_settings() -> None:
     choice = {"samples": 1, "documents_per_topic": 0, "context_images": "reference", "clip": ""}
     expected = SAMPLER | sampling | choice | {"num_inference_steps": 20, "resolution": 0}
     assert InterleavedTask(RunSpec(task="interleaved")).generation == expected
+
+
+def test_a_system_that_chooses_among_candidates_names_what_chooses_and_no_folder() -> None:
+    task = CocoFid(RunSpec(task="coco_fid", generation=("candidates=2", "rerank=clip:/secret/folder")))
+    vars(task)["scorer"] = SimpleNamespace(identity={"clip_sha256": "0"})
+    system = task.system()
+    assert system["reranker"] == {"clip_sha256": "0"}
+    assert system["generation"] == {**task.generation, "rerank": "clip"}
+    assert set(CocoFid(RunSpec(task="coco_fid")).system()) == {"generation"}
