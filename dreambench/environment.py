@@ -49,8 +49,8 @@ def versions() -> dict[str, str | None]:
 def code_sha256(kind: type) -> str:
     """sha256, in hex, of the code behind a task's or a model's class: what editing its `score` or `answer` changes.
 
-    The class and its bases count by all .py, .json and .txt files of their packages; one of the harness, whose version is recorded, and
-    one without a package by the file of its module alone.
+    The class and its bases count by all .py, .json and .txt files of their packages, below a megabyte (larger ones are data); one of the
+    harness, whose version is recorded, and one without a package by the file of its module alone.
     """
     files: dict[str, Path] = {}
     for base in kind.__mro__:
@@ -63,8 +63,9 @@ def code_sha256(kind: type) -> str:
             files[base.__module__] = Path(path)
             continue
         folder = Path(package).parent
-        found = (file for file in folder.rglob("*") if file.suffix in (".py", ".json", ".txt") and file.is_file())
-        files |= {file.relative_to(folder.parent).as_posix(): file for file in found}
+        for file in folder.rglob("*"):
+            if file.suffix in (".py", ".json", ".txt") and file.is_file() and file.stat().st_size < 1 << 20:
+                files[file.relative_to(folder.parent).as_posix()] = file
     return digest([[name, sha256_file(file)] for name, file in sorted(files.items())])
 
 
