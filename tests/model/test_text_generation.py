@@ -47,10 +47,10 @@ def test_positions_of_the_caller_are_used(model, processor) -> None:
     with torch.no_grad():
         expected = model.language_model(inputs_embeds=embeds, position_ids=gap).logits
         assert torch.equal(model(**inputs, position_ids=gap).logits, expected)
+        assert not torch.allclose(model(**inputs).logits, expected)
         last = model(**inputs, position_ids=gap, logits_to_keep=1).logits
     assert last.shape[1] == 1
     torch.testing.assert_close(last, expected[:, -1:])
-        assert not torch.allclose(model(**inputs).logits, expected)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
