@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ipaddress
 import json
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from dreambench.documents import JSON, Document, Image, Text, document_text
-from dreambench.errors import DreambenchError, UsageError, counted
+from dreambench.errors import DreambenchError, MissingExtraError, UsageError, counted
 from dreambench.images import decode, encode_png
-from dreambench.post import CutShortError, NoReplyError, Poster, Received, is_loopback
 from dreambench.safety import keep_secret, printable, redact
 from dreambench.spec import parse_arguments
 from dreambench.trust import require_said
+
+if TYPE_CHECKING:
+    import httpx2
 
 __all__ = [
     "ChatServer",
@@ -34,6 +36,7 @@ __all__ = [
     "ServerUnavailableError",
     "content_parts",
     "in_parallel",
+    "is_loopback",
     "message_content",
 ]
 
@@ -67,6 +70,14 @@ class Reply:
     model: str | None = None
     prompt_tokens: int | None = None
     new_tokens: int | None = None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine by itself, without asking a name server."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class ChatServer(BaseModel):
@@ -134,23 +145,24 @@ class ChatServer(BaseModel):
 
 
 class Conversation:
-    """The requests to a `ChatServer`, which threads can share."""
+    """A client of a `ChatServer`, which threads can share. Raises `MissingExtraError` without the package openai."""
 
     def __init__(self, server: ChatServer) -> None:
+        try:
+            from dreambench.post import Poster
+        except ModuleNotFoundError as error:
+            if error.name not in ("openai", "httpx2"):
+                raise
+            raise MissingExtraError("openai", "judge", f"openai:{server.model}") from error
         self.server = server
         self.completed = False
         """Whether any reply was a chat completion, even one that refuses."""
         self.first_failure = ""
         """Why the first request without a completion had none."""
-        self._poster = Poster(f"{server.base_url.rstrip('/')}/chat/completions")
-        self._closed = threading.Event()
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "dreambench"}
-        if key := server.key:
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._poster = Poster(server.base_url, server.key, server.timeout, server.retries)
 
     def close(self) -> None:
         """End the requests in progress."""
-        self._closed.set()
         self._poster.close()
 
     def ask(self, content: JSON, max_tokens: int, settings: Mapping[str, JSON]) -> Reply:
@@ -166,40 +178,34 @@ class Conversation:
             **settings,
         }
         try:
-            received = self._send(json.dumps(body).encode())
-            if received.status in (400, 413, 422):
-                raise RefusedError(f"HTTP {received.status}: {_message(received)}")
-            completion = _completion(received)
+            completion = _completion(self._send(body))
         except (RefusedError, MalformedReplyError) as error:
             self.first_failure = self.first_failure or str(error)
             raise
         self.completed = True
         return _read(*completion)
 
-    def _send(self, body: bytes) -> Received:
-        """The reply to the first attempt that has one, with a status that a repetition would not change."""
-        failure: DreambenchError | None = None
-        wait: float | None = None
-        for attempt in range(self.server.retries + 1):
-            if attempt and self._closed.wait(wait if wait is not None else min(8.0, 0.5 * 2 ** min(attempt - 1, 9))):
-                break
-            wait = None
-            try:
-                received = self._poster.post(self._headers, body, self.server.timeout)
-            except NoReplyError as error:
-                failure = ServerUnavailableError(self._no_reply_advice(error))
-                continue
-            except CutShortError as error:
-                failure = MalformedReplyError(str(error))
-                if not error.lost:
-                    break
-                continue
-            if received.status not in (408, 409, 429) and received.status < 500:
-                if 200 <= received.status < 300 or received.status in (400, 413, 422):
-                    return received
-                raise ServerUnavailableError(self._status_advice(received))
-            failure, wait = ServerUnavailableError(self._status_advice(received)), _retry_after(received.headers)
-        raise failure or ServerUnavailableError("interrupted")
+    def _send(self, body: Mapping[str, JSON]) -> httpx2.Response:
+        """The whole reply with a status of success."""
+        import openai
+
+        from dreambench.post import BrokeOffError, cut_short
+
+        try:
+            response = self._poster.post("/chat/completions", body)
+        except openai.APIStatusError as error:
+            if error.status_code in (400, 413, 422):
+                raise RefusedError(f"HTTP {error.status_code}: {_message(error.response)}") from None
+            raise ServerUnavailableError(self._status_advice(error.response)) from None
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, BrokeOffError):
+                raise MalformedReplyError("the reply broke off") from None
+            raise ServerUnavailableError(self._no_reply_advice(error)) from None
+        except CancelledError:
+            raise ServerUnavailableError("interrupted") from None
+        if (why := cut_short(response)) is not None:
+            raise MalformedReplyError(why)
+        return response
 
     def prove(self) -> None:
         """After requests of which none had a completion: `ServerUnavailableError` unless the server completes one of ours."""
@@ -213,43 +219,39 @@ class Conversation:
                     f" that BASE_URL is complete (it often ends in /v1) and serves {self.server.model}"
                 ) from None
 
-    def _no_reply_advice(self, error: NoReplyError) -> str:
-        what = f"gave no answer within {self.server.timeout:g} s" if error.late else "cannot be reached"
-        attempts = counted(self.server.retries + 1, "attempt")
-        return (
-            f"the server {self.server.base_url} {what} ({attempts}): start it and run the same command again to resume"
-            f" ({error})"
-        )
+    def _no_reply_advice(self, error: Exception) -> str:
+        import openai
 
-    def _status_advice(self, received: Received) -> str:
-        name, status = self.server.key_env or "OPENAI_API_KEY", received.status
+        late = isinstance(error, openai.APITimeoutError)
+        what = f"gave no answer within {self.server.timeout:g} s" if late else "cannot be reached"
+        attempts = counted(self.server.retries + 1, "attempt")
+        why = (
+            ""
+            if late or error.__cause__ is None
+            else f" ({_line(str(error.__cause__)) or type(error.__cause__).__name__})"
+        )
+        return f"the server {self.server.base_url} {what} ({attempts}): start it and run the same command again to resume{why}"
+
+    def _status_advice(self, response: httpx2.Response) -> str:
+        name, status = self.server.key_env or "OPENAI_API_KEY", response.status_code
         advice = {
             401: f"put a valid key into the environment variable {name}",
             403: f"the key in {name} may not use {self.server.model}",
             404: f"check that it serves {self.server.model} and that BASE_URL is complete (it often ends in /v1)",
             429: "its rate limit persists: run the same command again later, or with a lower concurrency",
         }.get(status, "run the same command again later to resume")
-        message = _message(received)
+        message = _message(response)
         if 300 <= status < 400:
-            message = f"a redirect to {_line(received.headers.get('location', 'nowhere'))}"
+            message = f"a redirect to {_line(response.headers.get('location', 'nowhere'))}"
             advice = (
                 "redirects are not followed, because the key and the data would go with them; give the final BASE_URL"
             )
         return f"the server {self.server.base_url} answers HTTP {status} ({message}): {advice}"
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a server asks to wait, where it names a sensible number."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        with contextlib.suppress(ValueError):
-            if 0 < (seconds := float(headers.get(name, "")) / unit) <= 60:
-                return seconds
-    return None
-
-
-def _message(received: Received) -> str:
+def _message(response: httpx2.Response) -> str:
     """The server's own words about an error, or the beginning of the body."""
-    value: Any = received.body.decode(errors="replace")
+    value: Any = response.content.decode(errors="replace")
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(value)
         value = value.get("error", value) if isinstance(value, dict) else value
@@ -257,10 +259,10 @@ def _message(received: Received) -> str:
     return _line(value if isinstance(value, str) else json.dumps(value)) or "no message"
 
 
-def _completion(received: Received) -> tuple[Any, Any]:
+def _completion(response: httpx2.Response) -> tuple[Any, Any]:
     """The body of a chat completion and its first choice. `MalformedReplyError` where there is no choice with a message."""
     try:
-        completion: Any = json.loads(received.body.decode("utf-8-sig"))
+        completion: Any = json.loads(response.content.decode("utf-8-sig"))
         choice = completion["choices"][0]
         if not isinstance(choice["message"], dict):
             raise TypeError

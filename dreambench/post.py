@@ -1,226 +1,158 @@
-"""POST to a server that nobody vouches for: the whole exchange ends in time, the reply is bounded, and no redirect is followed.
+"""How openai's client reaches a server that nobody vouches for: an exchange ends in time, a reply is bounded, no redirect is followed.
 
-The standard library's client serves because every byte passes through `_Wire`: a general client has a timeout for each read, which a server
-that sends one byte at a time never reaches, and reads a reply of any size.
+httpx has a timeout for each read, which a server that sends one byte at a time never reaches, and reads replies of any size;
+`_Bounded` ends both. This module needs the package openai and is imported on use.
 """
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import contextlib
-import http.client
-import io
-import ipaddress
-import socket
-import ssl
 import threading
-import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from concurrent.futures import CancelledError
+from urllib.parse import urlsplit
 
+import httpx2
+import openai
+
+from dreambench.documents import JSON
 from dreambench.errors import UsageError
 
-__all__ = ["MOST_BYTES", "CutShortError", "NoReplyError", "Poster", "Received", "is_loopback"]
+__all__ = ["MOST_BYTES", "BrokeOffError", "Poster", "cut_short"]
 
 MOST_BYTES = 4 << 20
-"""Bytes of a reply with its headers: a thousand times a long answer."""
-_BROKEN = (OSError, http.client.HTTPException, ValueError)
+"""Bytes of a reply's body: a thousand times a long answer."""
+_CUT = "dreambench_cut"
 
 
-class NoReplyError(Exception):
-    """No status came back. ``str(error)`` says why; `late` if the time was over."""
-
-    def __init__(self, reason: str, late: bool = False) -> None:
-        super().__init__(reason)
-        self.late = late
+class BrokeOffError(httpx2.ReadError):
+    """The connection was lost within a reply."""
 
 
-class CutShortError(Exception):
-    """A reply began and is not whole: too slow, too long (which a repetition would not change), or broken off (`lost`)."""
-
-    def __init__(self, reason: str, lost: bool = False) -> None:
-        super().__init__(reason)
-        self.lost = lost
+def cut_short(response: httpx2.Response) -> str | None:
+    """Why a reply is not whole (too slow or too long, which a repetition would not change), or None."""
+    return response.extensions.get(_CUT)
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A whole reply."""
+class _Bounded(httpx2.AsyncHTTPTransport):
+    """Reads each reply as a whole, within `seconds` from connecting to the last byte, and up to `MOST_BYTES`."""
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+    def __init__(self, seconds: float, proxy: str | None) -> None:
+        super().__init__(proxy=proxy)
+        self._seconds = seconds
 
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine by itself, without asking a name server."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class _TooLongError(Exception):
-    pass
-
-
-class _Wire(io.RawIOBase):
-    """A socket as http.client uses one, with an end in time and in bytes received."""
-
-    def __init__(self, connected: socket.socket, deadline: float) -> None:
-        self._socket, self._deadline, self._left = connected, deadline, MOST_BYTES
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._wait()
-        n = self._socket.recv_into(buffer)
-        self._left -= n
-        if self._left < 0:
-            raise _TooLongError
-        return n
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def sendall(self, data: bytes) -> None:
-        self._wait()
-        self._socket.sendall(data)
-
-    def encrypt(self, context: ssl.SSLContext, host: str) -> None:
-        self._wait()
-        self._socket = context.wrap_socket(self._socket, server_hostname=host)
-
-    def close(self) -> None:
-        """Nothing: http.client closes its socket while it still reads from it."""
-
-    def hang_up(self) -> None:
-        self._socket.close()
-
-    def _wait(self) -> None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._socket.settimeout(left)
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        response, body, cut = None, bytearray(), None
+        try:
+            async with asyncio.timeout(self._seconds):
+                response = await super().handle_async_request(request)
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    cut = "the reply is compressed, which was not asked for"  # and has no bound once it is unpacked
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > MOST_BYTES:
+                        cut = f"the reply is longer than {MOST_BYTES >> 20} MiB"
+                        break
+        except TimeoutError:
+            if response is None:
+                raise httpx2.ReadTimeout("no answer", request=request) from None
+            cut = "the reply was not complete in time"
+        except httpx2.TransportError as error:
+            if response is None:
+                raise
+            raise BrokeOffError("the reply broke off", request=request) from error
+        finally:
+            if response is not None:
+                await response.aclose()
+        extensions = {} if cut is None else {_CUT: cut}
+        described = (b"content-length", b"content-encoding", b"transfer-encoding")
+        headers = [pair for pair in response.headers.raw if pair[0].lower() not in described]
+        return httpx2.Response(
+            response.status_code,
+            headers=headers,
+            content=b"" if cut else bytes(body),
+            request=request,
+            extensions=extensions,
+        )
 
 
 class Poster:
-    """Posts to one address, from any number of threads. `close` ends the exchanges in progress."""
+    """One openai client on an event loop of its own, for any number of threads. `close` ends the requests in progress."""
 
-    def __init__(self, url: str) -> None:
-        self._address = urlsplit(url)
-        self._host = self._address.hostname or ""
-        self._port = self._address.port or (443 if self._address.scheme == "https" else 80)
-        self._tls = ssl.create_default_context() if self._address.scheme == "https" else None
-        self._proxy = _proxy(self._address.scheme, self._host)
-        self._open: set[socket.socket] = set()
+    def __init__(self, base_url: str, key: str, seconds: float, retries: int) -> None:
+        # What the client would take from the environment belongs to another service.
+        omitted = ["OpenAI-Organization", "OpenAI-Project", *([] if key else ["Authorization"])]
+        self._headers: dict[str, str | openai.Omit] = {name: openai.Omit() for name in omitted}
+        self._headers["Accept-Encoding"] = "identity"
+        self._client = openai.AsyncOpenAI(
+            api_key=key or "none",
+            base_url=base_url,
+            timeout=seconds,
+            max_retries=retries,
+            http_client=httpx2.AsyncClient(transport=_Bounded(seconds, _proxy(base_url)), follow_redirects=False),
+        )
+        self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
         self._closed = False
+
+    def post(self, path: str, body: Mapping[str, JSON]) -> httpx2.Response:
+        """The reply to a JSON body, read as a whole; see `cut_short`.
+
+        Raises:
+            openai.APIError: as openai's client raises it, after its retries.
+            CancelledError: `close` was called.
+        """
+        with self._lock:
+            if self._closed:
+                raise CancelledError
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+                self._thread.start()
+            request = self._client.post(
+                path, body=dict(body), cast_to=httpx2.Response, options={"headers": self._headers}
+            )
+            future = asyncio.run_coroutine_threadsafe(request, self._loop)
+        return future.result()
 
     def close(self) -> None:
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            for each in self._open:
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
+            if self._thread is not None:
+                asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+                self._thread.join()
+            self._loop.close()
 
-    def post(self, headers: Mapping[str, str], body: bytes, seconds: float) -> Received:
-        """The reply. The exchange, from connecting to the last byte, takes at most `seconds`.
-
-        Raises:
-            NoReplyError, CutShortError: see there.
-        """
-        deadline = time.monotonic() + seconds
-        to = self._proxy or self._address
-        try:
-            connected = socket.create_connection((to.hostname or "", to.port or self._port), seconds)
-        except _BROKEN as error:
-            raise NoReplyError(_why(error), isinstance(error, TimeoutError)) from None
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A second handle, which stays this connection's when TLS takes the first one over.
-        wire, handle = _Wire(connected, deadline), connected.dup()
-        try:
-            with self._lock:
-                if self._closed:
-                    raise NoReplyError("interrupted")
-                self._open.add(handle)
-            return self._exchange(wire, headers, body)
-        finally:
-            with self._lock:
-                self._open.discard(handle)
-            wire.hang_up()
-            handle.close()
-
-    def _exchange(self, wire: _Wire, headers: Mapping[str, str], body: bytes) -> Received:
-        client = http.client.HTTPConnection(self._host, self._port)
-        target = self._address.path
-        response = None
-        try:
-            if self._proxy is not None and self._tls is None:
-                target, headers = self._address.geturl(), {**headers, **_proxy_key(self._proxy)}
-            elif self._proxy is not None:
-                self._tunnel(wire, self._proxy)
-            if self._tls is not None:
-                wire.encrypt(self._tls, self._host)
-            client.sock = wire
-            client.request("POST", target, body, dict(headers))
-            response = client.getresponse()
-            chunks: list[bytes] = []
-            while chunk := response.read(1 << 16):
-                chunks.append(chunk)
-            if response.length:
-                raise http.client.IncompleteRead(b"", response.length)
-            return Received(response.status, {k.lower(): v for k, v in response.getheaders()}, b"".join(chunks))
-        except _TooLongError:
-            raise CutShortError(f"the reply is longer than {MOST_BYTES >> 20} MiB") from None
-        except _BROKEN as error:
-            late = isinstance(error, TimeoutError)
-            if response is None:
-                raise NoReplyError(_why(error), late) from None
-            raise CutShortError(
-                "the reply was not complete in time" if late else "the reply broke off", not late
-            ) from None
-
-    def _tunnel(self, wire: _Wire, proxy: SplitResult) -> None:
-        place = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
-        lines = [f"CONNECT {place} HTTP/1.1", f"Host: {place}", *map(": ".join, _proxy_key(proxy).items())]
-        wire.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1"))
-        reply = b""
-        while b"\r\n\r\n" not in reply and len(reply) < 1 << 16 and (byte := wire.read(1)):
-            reply += byte
-        status = reply.partition(b"\r\n")[0].split(b" ")[1:2]
-        if status != [b"200"]:
-            raise OSError(f"the proxy {proxy.hostname} does not connect")
+    async def _end(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._client.close()
+        # A cancelled task may have begun others.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
+        self._loop.stop()
 
 
-def _proxy(scheme: str, host: str) -> SplitResult | None:
+def _proxy(url: str) -> str | None:
     """The proxy that the environment names for a host of another machine."""
+    from dreambench.chat import is_loopback
+
+    address = urlsplit(url)
+    host = address.hostname or ""
     if is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
-    url = urllib.request.getproxies().get(scheme) or urllib.request.getproxies().get("all")
-    if not url:
+    named = urllib.request.getproxies()
+    proxy = named.get(address.scheme) or named.get("all")
+    if not proxy:
         return None
-    proxy = urlsplit(url if "://" in url else f"http://{url}")
-    if proxy.scheme != "http" or not proxy.hostname:
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if urlsplit(proxy).scheme not in ("http", "https") or not urlsplit(proxy).hostname:
         raise UsageError(
-            f"the proxy for {scheme} in the environment is not http://HOST:PORT: unset it, or list {host} in no_proxy"
+            f"the proxy for {address.scheme} in the environment is not http://HOST:PORT: unset it, or list {host} in no_proxy"
         )
-    return proxy._replace(netloc=proxy.netloc if proxy.port else f"{proxy.netloc}:80")
-
-
-def _proxy_key(proxy: SplitResult) -> dict[str, str]:
-    if proxy.username is None:
-        return {}
-    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-
-
-def _why(error: BaseException) -> str:
-    """A reason without what the server sent."""
-    return (isinstance(error, OSError) and (error.strerror or (str(error) if not error.errno else ""))) or type(
-        error
-    ).__name__
+    return proxy
