@@ -44,37 +44,33 @@ class _Bounded(httpx2.AsyncHTTPTransport):
         self._seconds = seconds
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response, body, cut = None, bytearray(), None
+        deadline = asyncio.get_running_loop().time() + self._seconds
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout_at(deadline):
                 response = await super().handle_async_request(request)
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    cut = "the reply is compressed, which was not asked for"  # and has no bound once it is unpacked
+        except TimeoutError:
+            raise httpx2.ReadTimeout("no answer", request=request) from None
+        body, cut = bytearray(), None
+        if response.headers.get("content-encoding", "identity") != "identity":
+            cut = "the reply is compressed, which was not asked for"  # and has no bound once it is unpacked
+        try:
+            async with asyncio.timeout_at(deadline):
                 async for chunk in response.aiter_raw():
                     body += chunk
                     if len(body) > MOST_BYTES:
                         cut = f"the reply is longer than {MOST_BYTES >> 20} MiB"
                         break
         except TimeoutError:
-            if response is None:
-                raise httpx2.ReadTimeout("no answer", request=request) from None
             cut = "the reply was not complete in time"
         except httpx2.TransportError as error:
-            if response is None:
-                raise
             raise BrokeOffError("the reply broke off", request=request) from error
         finally:
-            if response is not None:
-                await response.aclose()
-        extensions = {} if cut is None else {_CUT: cut}
+            await response.aclose()
         described = (b"content-length", b"content-encoding", b"transfer-encoding")
         headers = [pair for pair in response.headers.raw if pair[0].lower() not in described]
+        content, extensions = (bytes(body), {}) if cut is None else (b"", {_CUT: cut})
         return httpx2.Response(
-            response.status_code,
-            headers=headers,
-            content=b"" if cut else bytes(body),
-            request=request,
-            extensions=extensions,
+            response.status_code, headers=headers, content=content, request=request, extensions=extensions
         )
 
 
@@ -94,6 +90,7 @@ class Poster:
             http_client=httpx2.AsyncClient(transport=_Bounded(seconds, _proxy(base_url)), follow_redirects=False),
         )
         self._loop = asyncio.new_event_loop()
+        self._requests: set[asyncio.Task[httpx2.Response]] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -111,13 +108,19 @@ class Poster:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
                 self._thread.start()
-            request = self._client.post(
-                path, body=dict(body), cast_to=httpx2.Response, options={"headers": self._headers}
-            )
-            future = asyncio.run_coroutine_threadsafe(request, self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._post(path, body), self._loop)
         return future.result()
 
+    async def _post(self, path: str, body: Mapping[str, JSON]) -> httpx2.Response:
+        request = asyncio.ensure_future(
+            self._client.post(path, body=dict(body), cast_to=httpx2.Response, options={"headers": self._headers})
+        )
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
+        return await request
+
     def close(self) -> None:
+        """End the requests in progress."""
         with self._lock:
             if self._closed:
                 return
@@ -128,13 +131,13 @@ class Poster:
             self._loop.close()
 
     async def _end(self) -> None:
+        # Only our own tasks: those that they began end with them.
+        for request in self._requests:
+            request.cancel()
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
         with contextlib.suppress(Exception):
             await self._client.close()
-        # A cancelled task may have begun others.
-        while others := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in others:
-                task.cancel()
-            await asyncio.wait(others)
         self._loop.stop()
 
 

@@ -22,7 +22,12 @@ __all__ = ["cases"]
 VARIABLE = "HOSTILE_TEST_VARIABLE"
 IMPORTED = (
     *("pandas", "pyarrow.parquet", "rich.table", "dreambench.api", "dreambench.cli.runs", "dreambench.report.terminal"),
-    *("dreambench.adapters.echo", "dreambench.adapters.openai_server", "dreambench_tasks.mmvet.task"),
+    *(
+        "dreambench.adapters.echo",
+        "dreambench.adapters.openai_server",
+        "dreambench.post",
+        "dreambench_tasks.mmvet.task",
+    ),
 )
 """So that the children find it imported."""
 LIMITS = Limits(cpu_s=60, wall_s=40.0, memory=1 << 30)
@@ -165,7 +170,7 @@ def _check(answers: int, part: str, becomes: str, outcome: Outcome, folder: Path
     facts_file.unlink()
     if facts["elsewhere"]:
         return "somebody followed the redirect"
-    if facts["keys"] != [f"Authorization: Bearer {KEY}"]:
+    if [line.lower() for line in facts["keys"]] != [f"authorization: bearer {KEY}".lower()]:
         return f"the server got {facts['keys']}"
     printed = outcome.stdout + outcome.stderr
     if set(printed) & set("\x1b\x07\x9b\u202e\x00"):
