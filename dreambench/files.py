@@ -282,6 +282,14 @@ def remove_leftovers(folder: Path) -> None:
 
 def discard(path: Path) -> None:
     """Remove a file or a folder that may be gone already. Errors are passed over: there is nothing more to try."""
+    try:
+        _discard(path)
+    except KeyboardInterrupt:
+        _discard(path)
+        raise
+
+
+def _discard(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

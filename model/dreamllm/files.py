@@ -100,7 +100,11 @@ def temporary(path: Path, place: Path | None = None) -> Generator[Path]:
             error.filename = (error.filename or str(name)).replace(str(name), str(place or path))
         raise
     finally:
-        _discard(name)
+        try:
+            _discard(name)
+        except KeyboardInterrupt:
+            _discard(name)
+            raise
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -162,7 +166,7 @@ def errors_of_writing(path: Path) -> Generator[None]:
     try:
         yield
     except (SafetensorError, RuntimeError) as error:
-        if not isinstance(error, SafetensorError) and "PytorchStreamWriter" not in str(error):
+        if not isinstance(error, SafetensorError) and not re.search("PytorchStreamWriter|inline_container", str(error)):
             raise
         raise UsageError(
             f"{path} cannot be written ({first_line(error)}): make room, or choose another place"

@@ -88,10 +88,11 @@ def collect_features(
         keys = [str(sample.targets["image_id"]) for sample in generated]
         ids = np.array([sample.id for sample in generated])
         notes = np.array(image_notes(paths, "generated"), dtype=np.str_)
-        for id_, part, rows in zip(missing, parts, features, strict=True):
+        for id_, rows in zip(missing, features, strict=True):
             outputs = {**network_outputs(extractor(), rows, captions, keys), "notes": notes}
             write_arrays(_folder(run, id_) / "generated.npz", features=rows, ids=ids, **outputs)
-            shutil.rmtree(part, ignore_errors=True)
+    for id_ in protocols:
+        shutil.rmtree(_folder(run, id_) / "parts", ignore_errors=True)
     without = {
         id_: name
         for id_, name in protocols.items()

@@ -118,6 +118,7 @@ def collect(
             save_tables(run.path, [table(recorded_trial())])
         if not part.file("generated.npz").exists():
             _collect_generated(part, extractor())
+        shutil.rmtree(part.file("parts"), ignore_errors=True)
         if not part.file("real.npz").exists():
             _collect_real(part, extractor())
         if part.is_free and part.fields["clip"] is not None:
@@ -147,7 +148,6 @@ def _collect_generated(part: _Part, extractor: Extractor) -> None:
         outputs["notes"] = np.array(image_notes(paths, "generated"), np.str_)
     ids, numbers = np.array([s.id for s, _, _ in found], dtype=np.str_), np.array([n for _, n, _ in found], np.int64)
     write_arrays(part.file("generated.npz"), ids=ids, numbers=numbers, **outputs)
-    shutil.rmtree(part.file("parts"), ignore_errors=True)
 
 
 def _images(response: Response) -> Iterator[Path]:
