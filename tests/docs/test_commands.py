@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("dreambench", "dreamllm")
 PLACEHOLDER = re.compile(r"(?<![\w-])[A-Z]{2,}(?:\.\w+)?(?![\w=-])")
 
