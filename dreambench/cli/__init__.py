@@ -106,9 +106,9 @@ def _stopped_by_sigterm() -> Generator[Callable[[], int]]:
 
 def _drop_output() -> None:
     """What is left in stdout's buffer cannot be written; the interpreter would try again at the end, and complain."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         sys.stdout.flush()
-    with contextlib.suppress(OSError, ValueError):
+    except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
