@@ -82,6 +82,7 @@ def frechet_infinity(
     error = float(np.sqrt(((pseudo - estimate) ** 2 / (share - 1)).mean()))
     half = float(stats.t.ppf((1 + confidence) / 2, groups - 1)) * error
     known = "both sides" if theirs else "the generated side, reference fixed"
+    known += ", paired by name" if keys is not None and not set(keys).isdisjoint(reference_keys or ()) else ""
     method = f"bias removed by a delete-a-group jackknife of {known}, {groups} groups; covers the populations' distance"
     method += f"; estimate {estimate:.3g} cut at 0" if estimate < 0 else ""
     rounding = ROUNDING * (ours.statistics.trace + reference.trace)
@@ -134,7 +135,7 @@ def _sides(matrices: Sequence[Array], keys: Sequence[Sequence[str] | None], grou
 
 @dataclass(frozen=True)
 class RealVsReal:
-    """Random parts of the reference images against the rest: what a perfect model would get. Arrays hold a value per split.
+    """Random parts of the reference images against the rest: what other real images would get. Arrays hold a value per split.
 
     `frechet` and `kernel` are scaled from the parts' sizes to the run's N and M: to a few percent, both grow with 1/N + 1/M. `frechet` is
     None where that does not hold, because a part spans fewer dimensions than there are features. `manifold` holds precision, recall,
@@ -156,13 +157,16 @@ class RealVsReal:
         return float(self.kernel.std(ddof=1))
 
     def frechet_range(self, n: int, confidence: float = 0.95) -> Estimate | None:
-        """The mean over the splits, and the range in which a perfect model's distance falls."""
+        """The mean over the splits, and the range in which the distance of other real images falls.
+
+        Images that depend on the reference's through their captions may be nearer without being better: see `frechet_infinity`.
+        """
         if self.frechet is None:
             return None
         mean, count = float(self.frechet.mean()), len(self.frechet)
         half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * float(self.frechet.std(ddof=1))
         half *= float(np.sqrt(1 + 1 / count))
-        method = f"range of a perfect model's distances, from {count} random splits, {self.parts}, scaled to n = {n}"
+        method = f"range of other real images' distances, from {count} random splits, {self.parts}, scaled to n = {n}"
         return Estimate(max(0.0, mean), (max(0.0, mean - half), mean + half), method, self.sizes[0])
 
 

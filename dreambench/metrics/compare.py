@@ -195,6 +195,7 @@ def _frechet_scores(
         if count is not None and count <= dim
     ]
     plain = frechet_jackknife(features, reference.statistics, keys=keys)
+    infinity, left_out = _infinity(features, reference, keys, name)
     real: Estimate | str | None = baseline if isinstance(baseline, str) else baseline.frechet_range(n)
     if real is None:
         assert not isinstance(baseline, str)  # noqa: S101 - a reason is no estimate
@@ -202,12 +203,17 @@ def _frechet_scores(
     if isinstance(real, str):
         notes.append(f"{name} has no real-vs-real baseline: {real.removeprefix('none: ')}")
     elif real.interval is not None and plain.value <= real.interval[1]:
-        notes.append(
-            f"{name} {plain.value:.4g} is within what other real images get at this n ({real.interval[0]:.4g} to {real.interval[1]:.4g}):"
-            " no difference from real images is shown in these features"
-        )
+        low, high = real.interval
+        within = f"{name} {plain.value:.4g} is within what other real images get at this n ({low:.4g} to {high:.4g})"
+        if isinstance(infinity, Estimate) and infinity.interval is not None and infinity.interval[0] > 0:
+            low, high = infinity.interval
+            notes.append(
+                f"{within}; without bias it is {low:.4g} to {high:.4g}, so a difference from real images is shown"
+            )
+        else:
+            notes.append(f"{within}: no difference from real images is shown in these features")
     yield name, plain, tuple(notes)
-    yield f"{name}-infinity", *_infinity(features, reference, keys, name)
+    yield f"{name}-infinity", infinity, left_out
     yield f"{name}-real-vs-real", real, ()
 
 
@@ -320,11 +326,18 @@ def compare_folders(
     references, fields = _references(reference, extractor, resizers)
     metric = metric_name("frechet", extractor.name)
     notes = [*listing_notes(generated), *image_notes(paths, "generated")]
+    keys = _stems(paths)
     scores: list[Score] = []
     for resizer, array, side in zip(resizers, ours, references, strict=True):
         arrays = {"features": array, "notes": notes, **network_outputs(extractor, array)}
-        scores += compare(arrays, side, extractor.name, _protocol(extractor, resizer, metric, fields).id)
+        scores += compare(arrays, side, extractor.name, _protocol(extractor, resizer, metric, fields).id, keys=keys)
     return scores
+
+
+def _stems(paths: Sequence[Path]) -> list[str] | None:
+    """File names without suffix, which may pair the images of two folders; None where one occurs twice."""
+    stems = [path.stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else None
 
 
 def _protocol(extractor: Extractor, resizer: Resizer, metric: str, reference: JSON) -> Protocol:
@@ -339,7 +352,8 @@ def _references(path: Path, extractor: Extractor, resizers: Sequence[Resizer]) -
         return references, {"kind": "statistics file", "statistics_sha256": digest(mean.tolist())}
     paths = list_images(path)
     notes = [*listing_notes(path), *image_notes(paths, "reference")]
-    references = [Reference.from_features(array, notes) for array in _features(paths, extractor, resizers)]
+    arrays = _features(paths, extractor, resizers)
+    references = [Reference.from_features(array, notes, _stems(paths)) for array in arrays]
     return references, {"kind": "folder", **fingerprint(paths)}
 
 

@@ -220,20 +220,20 @@ def test_every_image_gets_a_caption_of_another_image_once(keys: list[str]) -> No
 
 
 def table(trials: int) -> None:
-    print("| d | n | distributions | distance | plain | holds it | without bias | holds it |")
+    print("| d | n | distributions | distance | plain | holds it, % | without bias | holds it, % |")
     print("|---|---|---|---|---|---|---|---|")
-    worlds = [World(d, different) for d in (16, 64) for different in (False, True)]
-    worlds += [World(64, different, kind) for kind in ("skewed", "paired", "clustered") for different in (False, True)]
-    for world in worlds:
+    cells = [(World(d, different), n) for d in (16, 64) for different in (False, True) for n in (128, 256, 512, 2048)]
+    kinds = ("skewed", "paired", "clustered")
+    cells += [(World(64, different, kind), 512) for kind in kinds for different in (False, True)]
+    for world, n in cells:
         truth = world.distance()
-        for n in (128, 256, 512, 2048):
-            pairs = [estimates(world, n, seed) for seed in range(trials)]
-            cells = [str(world.d), str(n), f"{'different' if world.different else 'equal'}, {world.kind}"]
-            cells.append(f"{truth:.3f}")
-            for found in zip(*pairs, strict=True):
-                cells.append(f"{np.mean([each.value for each in found]):.3f}")
-                cells.append(f"{np.mean([covers(each, truth) for each in found]):.3f}")
-            print("|", " | ".join(cells), "|", flush=True)
+        pairs = [estimates(world, n, seed) for seed in range(trials)]
+        row = [str(world.d), str(n), f"{'different' if world.different else 'equal'}, {world.kind}"]
+        row.append(f"{abs(truth):.3f}")
+        for found in zip(*pairs, strict=True):
+            row.append(f"{np.mean([each.value for each in found]):.3f}")
+            row.append(f"{100 * np.mean([covers(each, truth) for each in found]):.1f}")
+        print("|", " | ".join(row), "|", flush=True)
 
 
 if __name__ == "__main__":

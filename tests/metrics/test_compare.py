@@ -48,10 +48,21 @@ def test_images_like_the_real_ones_are_no_finding() -> None:
     """Each metric says where real images against real images get as much."""
     scores = {score.metric: score for score in compare(200, 200)}
     assert "within what other real images get" in scores["fd[x]"].notes[0]
+    assert "no difference from real images is shown" in scores["fd[x]"].notes[0]
     assert "is no finding" in scores["kd[x]"].notes[0]
     assert "as high as for real images" in scores["precision[x]"].notes[0]
     for metric in MANIFOLD:
         assert metric.partition("[")[0] in scores["precision[x]"].notes[0]
+
+
+def test_a_difference_that_only_pairs_show_is_no_equality() -> None:
+    """Images that follow the reference's one by one have a small distance without being real."""
+    theirs = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
+    keys = [str(i) for i in range(200)]
+    reference = module.Reference.from_features(theirs, keys=keys)
+    plain, infinity, *_ = module.compare({"features": theirs * 1.08}, reference, "x", "p", keys=keys)
+    assert "paired by name" in infinity.interval_method
+    assert "so a difference from real images is shown" in plain.notes[0]
 
 
 def test_images_unlike_the_real_ones_are_one() -> None:
