@@ -15,7 +15,7 @@ from dreambench.batches import Batches, Order, in_order
 from dreambench.documents import JSON, Image, canonical_json, digest
 from dreambench.environment import code_sha256, machine, versions
 from dreambench.errors import DataError, ModelError, RunError, UsageError
-from dreambench.files import remove_leftovers, temporary
+from dreambench.files import remove_leftovers, sha256_file, temporary
 from dreambench.interfaces import Model, ModelOptions, Task
 from dreambench.lock import RunLock, rank_and_world
 from dreambench.registry import load_model, load_task, model_class, parse_model
@@ -389,6 +389,7 @@ def _score(folder: RunFolder, task: Task, answers: Answers) -> Mapping[str, JSON
         "errors": _errors(samples, answers.errors),
         "notes": [*begun["notes"], *result.notes],
         "code": {"task": code_sha256(type(task))},
+        "files": {"scores.parquet": sha256_file(folder.path / "scores.parquet")},
     }
     folder.write_metrics(metrics)
     return metrics

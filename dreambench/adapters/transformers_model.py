@@ -34,7 +34,7 @@ from dreambench.adapters.torch_tools import (
     weights_digest,
 )
 from dreambench.documents import JSON, Image, Text, digest
-from dreambench.errors import MissingWeightsError, ModelError, UsageError
+from dreambench.errors import DreambenchError, MissingWeightsError, ModelError, UsageError
 from dreambench.files import sha256_file
 from dreambench.images import BrokenImageError, decode_rgb
 from dreambench.interfaces import Model, ModelOptions
@@ -385,7 +385,9 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, ProcessorM
     try:
         model = load_pretrained(AutoModelForImageTextToText, folder, dtype)
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except DreambenchError:
+        raise
+    except Exception as error:  # of damaged files, every parser and model of the library raises its own
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise MissingWeightsError(
             f"{folder}: transformers cannot load an image-text-to-text model from it ({line})"

@@ -20,6 +20,8 @@ from typer.main import get_group
 __all__ = ["main"]
 
 INTERRUPTED, TERMINATED = 130, 143
+LONGEST = 1000
+"""Characters of an error's line."""
 RESUMES = "interrupted: every stored answer is kept; run the same command again to resume"
 
 
@@ -158,5 +160,8 @@ def _leave_if_usage(error: Exception, interrupted: int) -> None:
 def _leave(line: str, status: int) -> None:
     from dreambench.safety import printable
 
-    print(f"dreambench: {printable(' '.join(line.split()))}", file=sys.stderr)
+    text = printable(" ".join(line.split()))
+    if len(text) > LONGEST:  # a file's megabyte in the place of a name
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    print(f"dreambench: {text}", file=sys.stderr)
     sys.exit(status)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dreambench.documents import JSON, document_text
 from dreambench.errors import RunError
-from dreambench.files import read_table
+from dreambench.files import read_table, sha256_file
 from dreambench.progress import say
 from dreambench.report.text import decimals, number
 from dreambench.requests import Response, Sample
@@ -87,12 +87,14 @@ class CompleteRun:
         import pyarrow as pa
 
         path = self.run.path / "scores.parquet"
+        again = f"`dreambench score {self.run.path}` writes it again"
+        wanted = self.metrics.get("files", {}).get("scores.parquet")
+        if wanted is not None and path.is_file() and sha256_file(path) != wanted:
+            raise RunError(f"{path} is missing or damaged (not the table of these metrics): {again}")
         try:
             return read_table(path).to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
-            raise RunError(
-                f"{path} is missing or damaged: `dreambench score {self.run.path}` writes it again"
-            ) from error
+            raise RunError(f"{path} is missing or damaged: {again}") from error
 
     @cached_property
     def responses(self) -> Mapping[str, Response]:

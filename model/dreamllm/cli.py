@@ -536,5 +536,6 @@ def _drop_output() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"dreamllm: error: {' '.join(message.split())}", file=sys.stderr)
+    text = " ".join(message.split())
+    print(f"dreamllm: error: {text if len(text) <= 1000 else f'{text[:500]} … {text[-500:]}'}", file=sys.stderr)
     sys.exit(2)

@@ -24,6 +24,7 @@ import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 
 from dreamllm.errors import DreamLLMError, InputError, UsageError, one_line
+from dreamllm.files import parse_json
 
 FORMATS = {  # of `datasets`, by suffix
     "text": (".jsonl", ".jsonl.gz", ".jsonl.zip", ".ndjson"),
@@ -122,7 +123,7 @@ class Stream:
 
 def _parse(row: dict[str, Any]) -> dict[str, Any]:
     try:
-        record = json.loads(row["text"])
+        record = parse_json(row["text"])
     except ValueError as error:
         raise InputError(f"not JSON: {error}") from None
     if not isinstance(record, dict):
@@ -193,7 +194,7 @@ def _list_items(stamps: Sequence[tuple[str, int]]) -> Iterator[dict[str, str]]:
     """The items of JSON lists, each as JSON text. The cache's key has the modification times, so that changed files are read anew."""
     for file, _ in stamps:
         with (gzip.open if file.endswith(".gz") else open)(file, "rt", encoding="utf-8") as text:
-            items = list(_items(json.load(text), file))
+            items = list(_items(parse_json(text.read()), file))
         if not items:  # `datasets` has no empty tables
             raise ValueError(f"{file} has no records")
         yield from ({"text": json.dumps(item)} for item in items)
