@@ -38,6 +38,11 @@ def test_an_undefined_coefficient_is_none_with_its_reason() -> None:
     assert (uneven.n, uneven.reason) == (2, "not every item has the same number of raters, at least two")
 
 
+def test_a_little_disagreement_to_expect_is_enough_for_alpha() -> None:
+    """On the ratio scale two items may have less than 1 of it in all."""
+    assert krippendorff_alpha([[1, 2], [1, 2]], 2, "ratio").value == 1
+
+
 def test_the_interval_of_alpha_covers_it_and_is_the_same_each_time() -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(1, 4, 80)

@@ -79,6 +79,13 @@ def test_votes_without_raters_and_positions_are_enough(tmp_path: Path) -> None:
     assert found["agreement"]["krippendorff"]["nominal"]["reason"] == "no item has ratings of two raters"
 
 
+def test_raters_without_a_common_item_have_no_kappa_of_their_pair(tmp_path: Path) -> None:
+    table = tmp_path / "votes.csv"
+    table.write_text(HEADER + "p,x,y,a,anna,a\nq,x,y,b,anna,a\np,x,y,a,bert,a\nr,x,y,b,carl,a\n")
+    found = analysed(tmp_path, "--votes", table)
+    assert [pair["raters"] for pair in found["agreement"]["cohen_kappa"]] == [["anna", "bert"]]
+
+
 def test_where_strengths_do_not_exist_that_is_said_and_win_rates_remain(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

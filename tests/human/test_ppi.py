@@ -85,6 +85,8 @@ def test_agreement_position_and_consistency_of_a_judge() -> None:
     rate = report.win_rates["x"]
     assert rate.corrected is not None
     assert (rate.corrected.labels, rate.corrected.judged) == (4, 2)
+    expected = corrected_mean([100, 0, 50, 100], [100, 50, 100, 50], [100, 0]).estimate.value  # percent that x won
+    assert rate.corrected.estimate.value == pytest.approx(expected)
 
 
 def test_too_few_labels_are_said() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -114,6 +115,16 @@ def test_a_tie_bounds_strengths_only_where_it_counts_as_half_a_win() -> None:
     votes = [Vote("p", "x", "y", "a"), Vote("q", "x", "y", "tie")]
     assert np.diff(fitted(votes, "half").strengths) == pytest.approx(-math.log(3))  # 1.5 wins to 0.5
     assert fit(votes, "davidson") == fit(votes, "drop") == "x never lost to y"
+
+
+def test_which_system_was_shown_first_changes_the_sign_of_the_position() -> None:
+    assert [Vote("p", "x", "y", "a", "", position).first for position in ("a", "b", "")] == [1, -1, 0]
+    votes = simulated(3, {"u": 1.0}, 200, order=0.8)
+    turned = [dataclasses.replace(vote, position="b") for vote in votes]
+    one, other = (fitted(some, "half", position=True) for some in (votes, turned))
+    assert one.position is not None
+    assert one.position > 0.3
+    assert other.position == pytest.approx(-one.position)
 
 
 def test_systems_that_were_never_compared_are_named() -> None:

@@ -287,6 +287,14 @@ def test_an_example_is_answered_once_in_a_try(tmp_path: Path) -> None:
 # --- participants -----------------------------------------------------------------------------------------------------
 
 
+def test_a_link_belongs_to_the_first_participant_who_opens_it(tmp_path: Path) -> None:
+    study = make_study(tmp_path, raters=1)
+    link = f"/r/{study.raters[0].token}?PROLIFIC_PID="
+    with serving(tmp_path, prolific=True) as client:
+        assert [client.get(f"{link}{who}").status for who in ("anna-5", "bert-6", "anna-5")] == [303, 403, 303]
+        assert client.get("/join?PROLIFIC_PID=bert-6").status == 410
+
+
 def test_participants_get_one_link_each_and_only_salted_hashes_are_kept(tmp_path: Path) -> None:
     study = make_study(tmp_path, raters=3)
     with serving(tmp_path, prolific=True) as client:

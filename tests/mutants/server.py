@@ -247,13 +247,18 @@ class Coverage:
                         self._runs[key].add(test)
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """Cheapest first. If nothing is known of the statement (it is new, or runs at import), those of its function or file."""
+        """Cheapest first, then the other tests of the same files, which may share a fixture that runs the statement.
+
+        If nothing is known of the statement (it is new, or runs at import), these are the tests of its function or file.
+        """
         function = f"{mutant.path}::{mutant.function}"
         keys = [f"{function}::{mutant.statement}", function, mutant.path]
         parts = mutant.function.split(".")
         keys[2:2] = [f"{mutant.path}::{'.'.join(parts[:n])}" for n in range(len(parts) - 1, 0, -1)]
         found: set[str] = next(filter(None, (self._runs.get(key) for key in keys)), set())
-        return sorted(found, key=lambda test: (self.seconds[test], test))
+        files = {test.partition("::")[0] for test in found}
+        beside = {test for test in self.seconds if test.partition("::")[0] in files} - found
+        return [test for some in (found, beside) for test in sorted(some, key=lambda test: (self.seconds[test], test))]
 
 
 # Trying ------------------------------------------------------------------------------------------------------------
