@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from human.studies import ACCEPT, PREFER, QUALITY, chain, make_study
 
+from dreambench.cli import main
 from dreambench.documents import canonical_json
 from dreambench.errors import DataError, UsageError
 from dreambench.human.serve import BODY_LIMIT, StudyServer, screening, serve_study
@@ -389,6 +390,28 @@ def test_every_reply_carries_the_headers_that_confine_it(tmp_path: Path) -> None
         assert "'unsafe-" not in reply.headers["Content-Security-Policy"]
         assert "Server" not in reply.headers
         assert "Access-Control-Allow-Origin" not in reply.headers
+
+
+def test_every_option_of_the_command_reaches_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_study(tmp_path)
+    seen: dict[str, object] = {}
+
+    def server(study: Path, **options: object) -> None:
+        seen.update(options, study=study)
+        raise UsageError("seen")
+
+    monkeypatch.setattr("dreambench.human.serve.StudyServer", server)
+    options = {"--host": "::1", "--port": "81", "--url": "https://study.example.org", "--completion-code": "C0DE"}
+    with pytest.raises(SystemExit):
+        main(["human", "serve", str(tmp_path), *(word for pair in options.items() for word in pair), "--prolific"])
+    assert seen == {
+        "study": tmp_path,
+        "host": "::1",
+        "port": 81,
+        "url": "https://study.example.org",
+        "completion_code": "C0DE",
+        "prolific": True,
+    }
 
 
 def test_names_of_hosts_that_raters_open(tmp_path: Path) -> None:
