@@ -31,13 +31,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import ValidationError
 
+from dreambench.chat import is_loopback
 from dreambench.documents import JSON, canonical_json
 from dreambench.errors import DataError, UsageError, counted
 from dreambench.files import append_lines, inside, read_json_lines, read_text, truncate_torn_line, write_once
 from dreambench.human.page import policy, render_page
 from dreambench.human.study import RATINGS, Rater, Rating, Study
 from dreambench.lock import RunLock
-from dreambench.post import is_loopback
 from dreambench.progress import say
 
 __all__ = ["Screening", "StudyServer", "screening", "serve_study"]
