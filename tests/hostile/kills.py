@@ -69,6 +69,8 @@ def _case(server: Server, verb: Verb, strikes: list[Strike], expected: dict[str,
 
     def check(outcome: Outcome, folder: Path) -> str | None:
         complaints.extend(f"left over: {name}" for name in leftovers(folder))
+        if outcome.values != expected:  # status 2, too: a verb that was done may say so
+            complaints.append(f"status {outcome.status}, other files: {outcome.stderr[-1500:]}")
         return "; ".join(complaints) or None
 
     name = f"{verb.name}: {', '.join(_describe(strike) for strike in strikes)}"
