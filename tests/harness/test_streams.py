@@ -201,6 +201,9 @@ def test_progress_tells_what_is_answered_of_the_whole_run(tmp_path: Path) -> Non
     told.clear()
     execute(asked, tmp_path, progress=lambda done, total: told.append((done, total)))
     assert told == [(end, 60) for end in ends[1:]]
+    told.clear()
+    api.rerun(folder, fresh=True, progress=lambda done, total: told.append((done, total)))
+    assert told == [(end, 60) for end in ends]
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
