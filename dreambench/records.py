@@ -108,9 +108,14 @@ class RunFile(TypedDict):
     """sha256 of the files that are written with it."""
 
 
-class _Errors(TypedDict, total=False):
+class _ErrorType(TypedDict):
     n: _Count
-    types: dict[str, _Fields]
+    ids: list[str]
+
+
+class _Errors(TypedDict):
+    n: _Count
+    types: dict[str, _ErrorType]
 
 
 class MetricsFile(TypedDict):

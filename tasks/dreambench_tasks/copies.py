@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dreambench.documents import JSON, digest
 from dreambench.errors import DataError, UsageError
 from dreambench.files import LINKS, inside, not_led_out, read_json, temporary
+from dreambench.images import image_suffix
 from dreambench.requests import parse_number
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["MAPPINGS", "CopyMapping", "Part", "local_files"]
 
 MANIFEST = "manifest.json"
-_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
 
 @dataclass(frozen=True)
@@ -246,13 +245,10 @@ def _image_bytes(image: Any, row: str) -> bytes:
 
 def _suffix(data: bytes, row: str) -> str:
     """``.jpg``, ``.png`` or ``.webp``, by content."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _SUFFIXES[image.format or ""]
-    except (UnidentifiedImageError, OSError, KeyError) as error:
-        raise DataError(f"{row} has an image that is neither JPEG, PNG nor WebP") from error
+    kind = image_suffix(data)
+    if kind is None:
+        raise DataError(f"{row} has an image that is neither JPEG, PNG nor WebP")
+    return f".{kind}"
 
 
 # --- the mappings -----------------------------------------------------------------------------------------------------

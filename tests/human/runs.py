@@ -99,7 +99,7 @@ def make_run(
         "protocol": protocol,
         "protocols": {},
         "scores": [],
-        "errors": {},
+        "errors": {"n": 0, "types": {}},
         "notes": [],
     }
     (run.path / "metrics.json").write_text(json.dumps(metrics))
