@@ -27,9 +27,15 @@ IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionB
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text; ValueError for one that is not JSON, has a key twice in an object, or a number that is not finite."""
+    """The value of a JSON text; ValueError for one that is not JSON, has a key twice in an object, a number that is
+    not finite, or half of a surrogate pair."""
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+        if "\\ud" in (text if isinstance(text, str) else text.decode()).lower():
+            json.dumps(
+                value, ensure_ascii=False
+            ).encode()  # half of a surrogate pair is a UnicodeEncodeError, a ValueError
+        return value
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
