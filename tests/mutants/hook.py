@@ -111,7 +111,7 @@ def note_hits(log: str, root: str, compiled: dict[str, CodeType] | None = None) 
         if key not in SEEN:
             SEEN.add(key)
             test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-            os.write(out, f"{test}\t{key}\n".encode())
+            os.write(out, f"{test}\t{key}\n".encode(errors="backslashreplace"))
 
     def code(path: str) -> CodeType:
         if compiled and path in compiled:
