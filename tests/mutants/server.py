@@ -247,7 +247,7 @@ class Coverage:
                         self._runs[key].add(test)
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """Cheapest first, then the other tests of the same files, which may share a fixture that runs the statement.
+        """Cheapest first; with less weight the other tests of the same files, which may share a fixture that runs the statement.
 
         If nothing is known of the statement (it is new, or runs at import), these are the tests of its function or file.
         """
@@ -258,7 +258,8 @@ class Coverage:
         found: set[str] = next(filter(None, (self._runs.get(key) for key in keys)), set())
         files = {test.partition("::")[0] for test in found}
         beside = {test for test in self.seconds if test.partition("::")[0] in files} - found
-        return [test for some in (found, beside) for test in sorted(some, key=lambda test: (self.seconds[test], test))]
+        cost = {test: self.seconds[test] * (1 if test in found else 4) for test in found | beside}
+        return sorted(cost, key=lambda test: (cost[test], test))
 
 
 # Trying ------------------------------------------------------------------------------------------------------------
