@@ -219,11 +219,9 @@ def _read_hits(hits: Path, notes: dict[str, Any]) -> dict[str, Any]:
         test, _, key = line.partition("\t")
         if test and key:
             ran[test].add(numbers.setdefault(key, len(numbers)))
-    passed = set(notes.get("passed", []))
     tests = {
-        test: {"seconds": notes["seconds"].get(test, 0), "ran": sorted(ids)}
-        for test, ids in ran.items()
-        if test in passed
+        test: {"seconds": notes["seconds"].get(test, 0), "ran": sorted(ran.get(test, ()))}
+        for test in notes.get("passed", [])  # those too that run nothing but by a module's fixture
     }
     return {"statements": list(numbers), "tests": tests}
 
