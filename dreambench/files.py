@@ -211,9 +211,9 @@ def read_table(path: Path) -> pa.Table:
 
 
 def read_json_or_lines(path: Path) -> JSON:
-    """The value in a JSON file, or the list of the values in a JSON Lines file. `DataError` where it is neither."""
+    """The object or list in a JSON file, or the list of the values in a JSON Lines file. `DataError` where it is neither."""
     try:
-        return read_json(path)
+        value = read_json(path)
     except DataError as whole:
         values: list[JSON] = []
         try:
@@ -224,6 +224,9 @@ def read_json_or_lines(path: Path) -> JSON:
                 raise
             raise whole from None
         return values
+    if not isinstance(value, (dict, list)):
+        raise DataError(f"{path} holds neither a JSON object, a list nor lines of them")
+    return value
 
 
 def sha256_file(path: Path) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import socket
@@ -20,8 +19,10 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from dreambench.errors import RunError
-from dreambench.files import process_started, temporary, temporary_name
+from dreambench.files import process_started, temporary, temporary_name, write_atomically
 
 __all__ = ["HEARTBEAT_S", "STALE_S", "RunLock", "launch_id", "rank_and_world"]
 
@@ -29,6 +30,17 @@ HEARTBEAT_S = 15.0
 STALE_S = 120.0
 JOIN_S = 120.0
 """Seconds that process k waits for process 0 to take the lock."""
+
+
+class _Process(BaseModel):
+    """What a file of the lock says about its process."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    host: str
+    pid: int
+    started: str | None
+    """By the kernel; None where it does not tell."""
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -50,7 +62,20 @@ def launch_id() -> str:
     return "-".join([*parts, *local]).strip("-") or f"parent-{os.getppid()}"
 
 
-def _is_alive(file: Path, watch: bool) -> bool:
+def _alive(file: Path, watch: bool) -> str | None:
+    """The process of a lock's file, for a message; None if it is dead. One that the file does not name has at least a heartbeat."""
+    try:
+        process = _Process.model_validate_json(file.read_bytes())
+    except ValidationError:
+        return f"{file.name}, which is damaged" if _beats(file, watch) else None
+    if process.host == socket.gethostname() and process.started:
+        alive = process.started == process_started(process.pid)
+    else:
+        alive = _beats(file, watch)
+    return f"host {process.host}, process {process.pid}" if alive else None
+
+
+def _beats(file: Path, watch: bool) -> bool:
     """Whether the process of this file is alive, by its heartbeat alone.
 
     Clocks of hosts differ: with `watch`, a heartbeat that looks old, or lies in the future, is watched for two beats before the process
@@ -155,27 +180,21 @@ class RunLock:
 
     def _read_launch(self) -> str | None:
         try:
-            return (self.path / "launch").read_text()
+            return (self.path / "launch").read_text(errors="replace")
         except OSError:
             return None
 
     def _write_rank(self, path: Path) -> None:
-        path.write_text(
-            json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": process_started(os.getpid())})
-        )
+        own = _Process(host=socket.gethostname(), pid=os.getpid(), started=process_started(os.getpid()))
+        write_atomically(path, own.model_dump_json().encode())
 
     def _holder(self, *, watch: bool = True) -> str | None:
         """A process of the lock that is alive, for the message; None if there is none."""
         for file in sorted(self.path.glob("rank-*.json")):
-            try:
-                who = json.loads(file.read_text())
-                host, pid, started = who["host"], who["pid"], who["started"]
-                here = host == socket.gethostname() and started
-                alive = started == process_started(pid) if here else _is_alive(file, watch)
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            if alive:
-                return f"host {host}, process {pid}"
+            with contextlib.suppress(OSError):
+                name = _alive(file, watch)
+                if name is not None:
+                    return name
         return None
 
     def _set_aside(self) -> None:

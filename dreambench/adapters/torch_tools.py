@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dreambench.documents import JSON, canonical_json, digest
-from dreambench.errors import MissingWeightsError, ModelError, UsageError
+from dreambench.errors import DreambenchError, MissingWeightsError, ModelError, UsageError
 from dreambench.files import sha256_file
 from dreambench.interfaces import OutOfMemoryError
 from dreambench.requests import Request
@@ -24,6 +24,7 @@ __all__ = [
     "exact_float32",
     "group_by_settings",
     "known_settings",
+    "library_errors",
     "load_pretrained",
     "require_finite",
     "resolve_checkpoint",
@@ -187,6 +188,23 @@ def catch_out_of_memory() -> Generator[None]:
         return
     torch.cuda.empty_cache()
     raise OutOfMemoryError(message)
+
+
+@contextlib.contextmanager
+def library_errors(where: object) -> Generator[None]:
+    """Around calls of transformers on a checkpoint's files; any exception becomes a `ModelError`. Nothing of our own belongs inside.
+
+    It checks files as it needs them, so that a processor's damaged settings show only with the first image, as any kind of error.
+    """
+    try:
+        yield
+    except (DreambenchError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        raise ModelError(
+            f"{where}: transformers cannot use this checkpoint ({type(error).__name__}: {line}): are its files damaged?"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
     group_by_settings,
     known_settings,
+    library_errors,
     load_pretrained,
     resolve_checkpoint,
     resolve_device,
@@ -212,14 +213,16 @@ class VisionLanguageModel(Model):
                 for part in request.document
             ]
             conversations.append([{"role": "user", "content": content}])
-        inputs: Any = self.processor.apply_chat_template(
-            conversations,
-            chat_template=self._template(batch[0].settings.get("assistant_prefix")),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            processor_kwargs={"padding": True, "padding_side": side, "return_tensors": "pt"},
-        )
+        template = self._template(batch[0].settings.get("assistant_prefix"))
+        with library_errors(self.options.name):
+            inputs: Any = self.processor.apply_chat_template(
+                conversations,
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                processor_kwargs={"padding": True, "padding_side": side, "return_tensors": "pt"},
+            )
         return {
             key: value.to(self.device, self.dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
@@ -235,9 +238,10 @@ class VisionLanguageModel(Model):
         if not prefix:
             return self.chat_template
         turn: Any = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        ending: Any = self.processor.apply_chat_template(
-            turn, chat_template=self.chat_template, add_generation_prompt=True, tokenize=False
-        )
+        with library_errors(self.options.name):
+            ending: Any = self.processor.apply_chat_template(
+                turn, chat_template=self.chat_template, add_generation_prompt=True, tokenize=False
+            )
         gap = "" if str(ending)[-1:].isspace() else " "
         return f"{self.chat_template.removesuffix(chr(10))}{{{{ {json.dumps(gap + prefix)} }}}}"
 
@@ -255,7 +259,9 @@ class VisionLanguageModel(Model):
         )
         generate: Any = self.model.generate
         finite = FiniteScores()
-        output = generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList([finite, *sampling]))
+        processors = LogitsProcessorList([finite, *sampling])
+        with library_errors(self.options.name):
+            output = generate(**inputs, generation_config=config, logits_processor=processors)
         prompt = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         lengths = inputs["attention_mask"].sum(1).tolist()
         return [
@@ -329,7 +335,8 @@ class VisionLanguageModel(Model):
         forward: Any = self.model
         keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         positions = {"logits_to_keep": torch.arange(start, stop, device=self.device)} if keeps else {}
-        logits = forward(**extended, **positions, use_cache=False).logits
+        with library_errors(self.options.name):
+            logits = forward(**extended, **positions, use_cache=False).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         offset = start if keeps else 0
         return [

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -97,9 +98,21 @@ def _parsed(file: Path) -> JSON:
 
     if not file.is_file():
         raise UsageError(f"--questions {file}: no such file")
+
+    class Loader(yaml.SafeLoader):
+        """PyYAML takes the last of two equal keys."""
+
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(keys)) < len(keys):
+                raise ValueError(f"a key stands twice in one mapping ({', '.join(keys)})")
+            return node
+
+    text = read_text(file, UsageError)
     try:
-        return yaml.safe_load(read_text(file, UsageError))  # JSON is YAML, too
-    except (yaml.YAMLError, RecursionError) as error:
+        return yaml.load(text, Loader)  # noqa: S506  (a SafeLoader); JSON is YAML, too
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: also a date that is none
         raise UsageError(f"--questions {file}: neither YAML nor JSON ({' '.join(str(error).split())})") from error
 
 

@@ -98,7 +98,14 @@ class CompleteRun:
 
     @cached_property
     def responses(self) -> Mapping[str, Response]:
-        return self.run.responses()
+        """Those of all samples, by id; `RunError` where one is missing."""
+        answers = self.run.responses()
+        missing = next((id_ for id_ in self.run.samples().ids() if id_ not in answers), None)
+        if missing is not None:
+            raise RunError(
+                f"{self.run.path}/responses: the answer to {missing} is missing or damaged: start again with --fresh"
+            )
+        return answers
 
     @cached_property
     def samples(self) -> dict[str, Sample]:

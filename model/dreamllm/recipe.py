@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
+from yaml.composer import ComposerError
 
 from dreamllm.errors import UsageError, one_line
 
@@ -192,12 +193,17 @@ class Recipe(Settings):
     data: DataSettings
     trainer: TrainerFields = {}
     lora: Lora | None = None
+    _where: str = PrivateAttr(default="")  # what errors begin with
 
     @model_validator(mode="after")
     def _lora_has_a_part(self) -> Self:
         if self.lora is not None and "language_model" not in self.train:
             raise ValueError("lora adapts the language model: add language_model to train")
         return self
+
+    def error(self, message: str) -> UsageError:
+        """For a value of this recipe that only the libraries or the model can refuse: names the file."""
+        return UsageError(f"{self._where}{message}")
 
     @property
     def fingerprint(self) -> str:
@@ -206,7 +212,17 @@ class Recipe(Settings):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads 2e-5 as a string, after YAML 1.1; here it is a number, as in YAML 1.2."""
+    """YAML as of 1.2 where PyYAML is not: 2e-5 is a number, and a key that stands twice in one mapping an error."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise ComposerError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -242,7 +258,9 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
 def make_recipe(raw: dict[str, Any], where: str = "recipe: ") -> Recipe:
     """The recipe in a dict, as YAML gives it; UsageError, starting with `where`, if it is not valid."""
     _check_numbers(raw, where)
-    return _validated(Recipe, raw, where)
+    recipe = _validated(Recipe, raw, where)
+    recipe._where = where  # pyright: ignore[reportPrivateUsage]  (pydantic's way to keep what is no setting)
+    return recipe
 
 
 def make_data_settings(raw: dict[str, Any]) -> DataSettings:

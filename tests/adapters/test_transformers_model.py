@@ -236,6 +236,18 @@ def test_a_checkpoint_that_is_not_whole_is_refused(folder: Path, tmp_path: Path)
         VisionLanguageModel(ModelOptions("transformers"))
 
 
+def test_damage_that_shows_with_the_first_image_is_an_error_of_the_checkpoint(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object, **__: object) -> None:
+        raise TypeError("no\nnumber")
+
+    monkeypatch.setattr(type(model.processor), "apply_chat_template", damaged)
+    request = Request("x", "generate_text", (image(1), Text("yes")), GREEDY)
+    with pytest.raises(ModelError, match=r"cannot use this checkpoint \(TypeError: no\)"):
+        answers(model, [request])
+
+
 def test_seeded_sampling_draws_from_the_warped_distribution() -> None:
     """4,000 draws against the softmax at temperature 0.7: chi-squared of five cells below its 99.99 % point for 4 degrees, 23.5."""
     logits = torch.tensor([[1.0, 0.2, -0.5, 2.0, 0.0]])

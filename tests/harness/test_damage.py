@@ -94,6 +94,16 @@ def test_a_complete_run_without_all_of_its_samples_is_not_scored_again(tmp_path:
     assert (folder / "metrics.json").read_bytes() == whole
 
 
+def test_the_report_of_a_run_with_a_line_twice_among_its_answers_names_what_is_missing(tmp_path: Path) -> None:
+    """The batch is not complete then, and none of its answers counts."""
+    folder = run(tmp_path).folder
+    path = folder / "responses" / "rank-00000.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], *lines[1:]]))
+    with pytest.raises(RunError, match=r"responses: the answer to .* is missing or damaged: start again with --fresh"):
+        _ = load(folder).responses
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"scores": ['])
 def test_damaged_scores_are_not_printed_and_scoring_writes_them_anew(tmp_path: Path, content: str) -> None:
     folder = run(tmp_path).folder

@@ -42,8 +42,8 @@ ELSEWHERE = {"host": "elsewhere", "pid": 1, "started": "5"}
         (ELSEWHERE, -100_000),
         ({"host": socket.gethostname(), "pid": 2**30, "started": "5"}, 0),
         ({"host": socket.gethostname(), "pid": os.getpid(), "started": "not then"}, 0),
-        ({"host": "elsewhere"}, 0),
-        ([], 0),
+        ({"host": "elsewhere"}, 500),
+        ([], -100_000),
     ],
 )
 def test_a_lock_of_the_dead_is_taken_over(tmp_path: Path, who: object, age_s: float) -> None:
@@ -57,6 +57,29 @@ def test_a_lock_of_the_living_is_not(tmp_path: Path) -> None:
     stand(tmp_path, ELSEWHERE, 10)
     with pytest.raises(RunError, match="host elsewhere, process 1"), lock.RunLock(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        "\xff",
+        '{"host": 1, "pid": 1, "started": "5"}',
+        '{"host": "elsewhere", "pid": "1", "started": 5}',
+    ],
+)
+def test_a_damaged_file_of_a_lock_holds_it_as_long_as_its_heart_beats(tmp_path: Path, text: str) -> None:
+    file = stand(tmp_path, None)
+    file.write_bytes(text.encode("latin-1"))
+    (tmp_path / "lock" / "launch").write_bytes(b"\xff")
+    with pytest.raises(RunError, match=r"00000\.json, which is damaged"), lock.RunLock(tmp_path):
+        pass
+    os.utime(file, (1, 1))
+    with lock.RunLock(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("age_s", [1000, -1000])

@@ -269,6 +269,8 @@ def test_images_of_a_prompt_are_shown_above_each_document(tmp_path: Path) -> Non
         ("questions: [{id: 'a b', text: Good}]", "questions.0.id"),
         ("unknown: 1", "unknown"),
         ("{", "neither YAML nor JSON"),
+        ('{"title": "x", "title": "y"}', "a key stands twice"),
+        ("title: 2026-02-31", "day is out of range"),
         ("3", "give an object"),
     ],
 )

@@ -103,8 +103,8 @@ def test_a_wrong_recipe_is_reported_in_one_line(tmp_path: Path, changes: dict[st
 def test_wrong_trainer_fields_are_reported_in_one_line(tmp_path: Path, trainer: dict[str, Any], message: str) -> None:
     from dreamllm.training.trainer import training_arguments
 
-    with pytest.raises(UsageError, match=message) as caught:
-        training_arguments(make_recipe(raw(tmp_path, trainer=trainer)), samples=10)
+    with pytest.raises(UsageError, match=f"^r.yaml: .*{message}") as caught:
+        training_arguments(make_recipe(raw(tmp_path, trainer=trainer), "r.yaml: "), samples=10)
     assert "\n" not in str(caught.value)
 
 
@@ -188,7 +188,12 @@ def test_set_overrides_values_of_the_recipe() -> None:
 def test_a_file_that_is_not_a_recipe_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         load_recipe(tmp_path / "none.yaml")
-    for text, message in (("a: [", "is not YAML"), ("just words", "has no keys")):
+    for text, message in (
+        ("a: [", "is not YAML"),
+        ("just words", "has no keys"),
+        ("stage: x\nstage: y\n", "is not YAML: the key 'stage' stands twice .*line 2"),
+        ('{"trainer": {"max_steps": 1, "max_steps": 2}}', "the key 'max_steps' stands twice"),
+    ):
         (tmp_path / "r.yaml").write_text(text)
         with pytest.raises(UsageError, match=message):
             load_recipe(tmp_path / "r.yaml")

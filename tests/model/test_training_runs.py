@@ -156,7 +156,7 @@ def test_trainer_options_that_do_not_go_together_are_reported_in_one_line(
 ) -> None:
     # There is no data to evaluate on.
     raw = recipe_dict("comprehension", data, tiny, tmp_path / "out", eval_strategy="steps")
-    with pytest.raises(UsageError, match=r"^trainer: .*eval_strategy") as caught:
+    with pytest.raises(UsageError, match=r"^recipe: trainer: .*eval_strategy") as caught:
         run.train(make_recipe(raw))
     assert "\n" not in str(caught.value)
 

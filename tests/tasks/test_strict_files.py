@@ -92,6 +92,9 @@ def test_an_error_in_a_file_of_either_form_is_that_of_its_form(tmp_path: Path) -
     path.write_text('{"a": 1}\n{"a": 1, "a": 2}\n')
     with pytest.raises(DataError, match=r"line 2: not JSON .the key 'a' stands twice"):
         read_json_or_lines(path)
+    path.write_text("5")
+    with pytest.raises(DataError, match="neither a JSON object, a list"):
+        read_json_or_lines(path)
 
 
 @pytest.mark.parametrize("value", [True, None, 1.0, 1.5, float("inf"), [], "", " ", b"1"])

@@ -124,13 +124,13 @@ def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMPro
     if (attention := recipe.start.attention) is not None:
         if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             # transformers would fetch a kernel from the hub in its place.
-            raise UsageError(
+            raise recipe.error(
                 "start.attention flash_attention_2: the package flash_attn is missing: install it, or choose sdpa"
             )
         try:
             model.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:
-            raise UsageError(f"start.attention {attention}: {one_line(error)}") from None
+            raise recipe.error(f"start.attention {attention}: {one_line(error)}") from None
     return model, processor
 
 
@@ -140,7 +140,7 @@ def make_trainer(
     """Raises UsageError for data that cannot be read, and for trainer options that exclude each other or need another machine."""
     data, positions = recipe.data, model.config.text_config.max_position_embeddings
     if data.max_length is not None and data.max_length > positions:
-        raise UsageError(f"data.max_length {data.max_length} exceeds the {positions} positions of the language model")
+        raise recipe.error(f"data.max_length {data.max_length} exceeds the {positions} positions of the language model")
     samples = training_dataset(data, processor, broken_file=recipe.output / BROKEN)
     eval_samples = training_dataset(data.evaluation(), processor) if data.eval_sources else None
     collator = Collator(processor, model.config.image_decoder_config.resolution)
@@ -149,7 +149,7 @@ def make_trainer(
     except DreamLLMError:
         raise
     except (ValueError, ImportError) as error:
-        raise UsageError(f"trainer: {one_line(error)}") from None
+        raise recipe.error(f"trainer: {one_line(error)}") from None
 
 
 def make_trainable(model: DreamLLMForConditionalGeneration, recipe: Recipe) -> DreamLLMForTraining:
@@ -160,7 +160,7 @@ def make_trainable(model: DreamLLMForConditionalGeneration, recipe: Recipe) -> D
         part: Any = getattr(model, name)
         part.requires_grad_(True)
     if recipe.lora is not None:
-        _add_adapters(model, recipe.lora, recipe.start.seed)
+        _add_adapters(model, recipe, recipe.lora)
     model.__class__ = DreamLLMForTraining
     trainable = cast("DreamLLMForTraining", model)
     trainable.loss_settings = recipe.loss
@@ -168,19 +168,19 @@ def make_trainable(model: DreamLLMForConditionalGeneration, recipe: Recipe) -> D
     return trainable
 
 
-def _add_adapters(model: DreamLLMForConditionalGeneration, lora: Lora, seed: int) -> None:
+def _add_adapters(model: DreamLLMForConditionalGeneration, recipe: Recipe, lora: Lora) -> None:
     try:
         from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UsageError("lora needs the package peft: pip install 'dreambench[lora]'") from None
+        raise recipe.error("lora needs the package peft: pip install 'dreambench[lora]'") from None
     options: dict[str, Any] = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # a resumed run starts from the same adapters
+        torch.manual_seed(recipe.start.seed)  # a resumed run starts from the same adapters
         try:
             adapters = LoraConfig(**options, target_modules=list(lora.target_modules))
             model.language_model = get_peft_model(model.language_model, adapters)
         except ValueError as error:
-            raise UsageError(f"lora: {first_line(error)}") from None
+            raise recipe.error(f"lora: {first_line(error)}") from None
 
 
 def save(folder: Path, trainer: DreamLLMTrainer, processor: DreamLLMProcessor) -> None:

@@ -64,19 +64,19 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
     declared = get_type_hints(TrainingArguments)
     for name in options:
         if name in FIXED:
-            raise UsageError(f"trainer.{name} cannot be set: {FIXED[name]}")
+            raise recipe.error(f"trainer.{name} cannot be set: {FIXED[name]}")
         if name.startswith(DOORS):
-            raise UsageError(
+            raise recipe.error(
                 f"trainer.{name} cannot be set: training does not use the network; upload the result yourself"
             )
         if name not in known:
-            raise UsageError(f"trainer.{name} is not a field of transformers.TrainingArguments")
+            raise recipe.error(f"trainer.{name} is not a field of transformers.TrainingArguments")
         if not has_type(options[name], declared[name]):  # which transformers does not check
-            raise UsageError(f"trainer.{name} is {str(options[name])[:80]!r}, must be {declared[name]}")
-    _check_reports(options)
+            raise recipe.error(f"trainer.{name} is {str(options[name])[:80]!r}, must be {declared[name]}")
+    _check_reports(recipe, options)
     lengths = [name for name in ("max_steps", "num_train_epochs") if name in options]
     if len(lengths) != 1 or not options[lengths[0]] > 0:
-        raise UsageError("trainer: set max_steps or num_train_epochs, one of them and above 0")
+        raise recipe.error("trainer: set max_steps or num_train_epochs, one of them and above 0")
     if "num_train_epochs" in options:
         names = ("per_device_train_batch_size", "gradient_accumulation_steps")
         batch = math.prod(options.get(name, getattr(TrainingArguments, name)) for name in names)
@@ -101,16 +101,16 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
         for callback in get_reporting_integration_callbacks(arguments.report_to):
             callback()  # RuntimeError if its package is not installed
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise UsageError(f"trainer: {one_line(error)}") from None
+        raise recipe.error(f"trainer: {one_line(error)}") from None
     return arguments
 
 
-def _check_reports(options: dict[str, Any]) -> None:
+def _check_reports(recipe: Recipe, options: dict[str, Any]) -> None:
     """UsageError for a tracker that sends figures to a server."""
     reports = options.get("report_to", "none")
     unknown = [one for one in (reports if isinstance(reports, list) else [reports]) if one not in REPORTS]
     if unknown:
-        raise UsageError(
+        raise recipe.error(
             f"trainer.report_to: {unknown[0]} would use the network, which training does not: choose from {', '.join(REPORTS)}, "
             f"or read {LOGS}"
         )
@@ -119,10 +119,10 @@ def _check_reports(options: dict[str, Any]) -> None:
         try:
             config = read_json(Path(config))
         except CheckpointError as error:
-            raise UsageError(f"trainer.deepspeed: {error}") from None
+            raise recipe.error(f"trainer.deepspeed: {error}") from None
     for name in TRACKERS:
         if not isinstance(config, dict) or name in config:
-            raise UsageError(
+            raise recipe.error(
                 f"trainer.deepspeed: it must be a JSON object without {name}: training does not use the network"
             )
 
