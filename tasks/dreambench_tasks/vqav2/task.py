@@ -149,7 +149,8 @@ class VQAv2Task(ComprehensionTask):
         rows = (_row(sample, answer) | _accuracies(sample, answer, rules) for sample, answer in answers)
         table = _table(rows, {**_ROW, "index": "int64", **dict.fromkeys(rules, "float64")})
         # The order of the annotation file, in which the evaluator adds.
-        ordered = table.iloc[np.argsort(table.pop("index"), kind="stable")]
+        scored = table[["image_id", "question_type", "answer_type", *rules]]
+        ordered = scored.iloc[np.argsort(table.pop("index"), kind="stable")]
         scores = [score for id_, column in columns.items() for score in _scores(ordered, column, rules[column], id_)]
         return TaskResult(table, scores)
 
@@ -196,9 +197,8 @@ def _table(rows: Iterator[Mapping[str, JSON]], types: Mapping[str, str]) -> pd.D
     import pyarrow as pa
 
     schema = pa.schema([(name, pa.type_for_alias(type_)) for name, type_ in types.items()])
-    parts: list[pa.RecordBatch] = []
-    while some := list(islice(rows, 1 << 12)):
-        parts.append(pa.RecordBatch.from_pylist(some, schema))
+    pieces = iter(lambda: list(islice(rows, 1 << 12)), [])
+    parts = (pa.RecordBatch.from_pylist(piece, schema) for piece in pieces)
     # In one piece, whose pages in a file do not depend on the parts.
     return pa.Table.from_batches(parts, schema).combine_chunks().to_pandas(use_threads=False)
 
