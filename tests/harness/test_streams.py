@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import dreambench
@@ -112,6 +114,14 @@ def test_stored_samples_are_the_list_of_them(monkeypatch: pytest.MonkeyPatch) ->
     assert list(stored.ids()) == [sample.id for sample in samples]
     with pytest.raises(IndexError):
         stored[30]
+
+
+def test_a_stored_sample_without_one_of_its_texts_is_damage(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "group": ["b"], "targets": ["{}"]}), tmp_path / "samples.parquet")
+    stored = StoredSamples(tmp_path / "samples.parquet")
+    for read in (list, lambda samples: samples[0]):
+        with pytest.raises(RunError, match=r"samples\.parquet is missing or damaged \(KeyError\)"):
+            read(stored)
 
 
 class Streamed(dreambench.Task):
