@@ -22,16 +22,17 @@ class JudgementLog:
     """``judgements.jsonl`` of a run: a line ``{"judge": DIGEST, "identity": {...}}`` for each judge, and one for each judgement.
 
     A context manager for writing. A line is passed to the operating system before `add` returns, and synced within half a second.
+    A torn last line, which a kill leaves, is skipped and then written anew; `whole` refuses it, because nobody will.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
         self.path = path
         self.identities: dict[str, Mapping[str, JSON]] = {}
         self._judgements: dict[str, JSON] = {}
         self._is_open = False
         self._synced = 0.0
         for number, line in (
-            read_json_lines(path, JudgeError, torn=True, damaged=": not a judgement; remove the line")
+            read_json_lines(path, JudgeError, torn=not whole, damaged=": not a judgement; remove the line")
             if path.exists()
             else ()
         ):
@@ -151,7 +152,7 @@ class ReplayJudge(Judge):
     """
 
     def __init__(self, path: Path) -> None:
-        self.log = JudgementLog(path)
+        self.log = JudgementLog(path, whole=True)
         if len(self.log.identities) != 1:
             raise JudgeError(
                 f"--judge replay:{path}: the file has {counted(len(self.log.identities), 'judge')}; give one with one judge"

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dreambench import lock
+
 from .case import Case, Limits, Outcome, call, forked
 from .fixtures import FIXTURES
 from .mutations import Mutation, mutations
@@ -78,6 +80,7 @@ _HASHES = re.compile(r"\b[0-9a-f]{8}(?:[0-9a-f]{8})*\b")
 def cases(scratch: Path, seed: int, count: int | None, only: str = "") -> Iterator[Case]:
     """Cases of all targets in turn, so that any number of them is a sample of all."""
     _import(HEAVY)
+    lock.HEARTBEAT_S = 0.25  # a lock of another host is watched for two beats, not for half a minute
     workshop = _Workshop(scratch)
     streams: list[list[Case]] = []
     targets = list(TARGETS)
@@ -205,5 +208,12 @@ def _case(workshop: _Workshop, target: Target, name: str, mutation: Mutation) ->
         places=(Path(name).name.removesuffix(".gz"), name.split("/")[0]),
         expected=workshop.expected(target, command),
         changes=mutation.changes,
-        must_fail=mutation.must_fail,
+        must_fail=mutation.must_fail and target.values != "ratings",
+        check=_counted if mutation.must_fail and target.values == "ratings" else None,
     )
+
+
+def _counted(outcome: Outcome, folder: Path) -> str | None:
+    """A complaint about damaged ratings of which the import says nothing. It may take the others: raters' files are torn by crashes."""
+    said = outcome.status != 0 or "incomplete or damaged line" in outcome.stdout
+    return None if said else f"accepted, and not counted: {outcome.stdout[-500:]}"

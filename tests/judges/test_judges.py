@@ -183,6 +183,11 @@ def test_the_log_survives_a_torn_line_and_names_a_damaged_one(tmp_path: Path) ->
     path.write_bytes(b"nonsense\n" + whole)
     with pytest.raises(JudgeError, match="line 1"):
         JudgementLog(path)
+    path.write_bytes(whole[:-5])
+    with pytest.raises(JudgeError, match=r"judgements\.jsonl, line 4: not a judgement"):
+        parse_judge(f"replay:{path}")
+    path.write_bytes(whole.rstrip())
+    assert parse_judge(f"replay:{path}")
     assert judged(identity, [GradeRequest("x", 0, "?", "?", "?")], log)[0].reason == "not graded"
 
 

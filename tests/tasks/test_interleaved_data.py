@@ -78,6 +78,17 @@ def test_mmc4_images_follow_their_sentences(folder: Path, name: str) -> None:
     assert document.matched == ("A cat sleeps.", "Then it wakes.")
 
 
+def test_topics_that_are_no_file_are_not_overlooked(folder: Path) -> None:
+    write(folder / "shard.jsonl", MMC4)
+    (folder / "topics.json").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"topics\.json"):
+        read_documents(folder)
+    (folder / "topics.json").unlink()
+    (folder / "topics.json").mkdir()
+    with pytest.raises(DataError, match=r"topics\.json"):
+        read_documents(folder)
+
+
 def test_the_plain_form_equals_mmc4_with_an_instruction(folder: Path) -> None:
     plain = read_documents(write(folder / "documents.jsonl", PLAIN)).documents[0]
     record = {**MMC4, "id": "cat", "topic": "cats", "instruction": PLAIN["instruction"]}

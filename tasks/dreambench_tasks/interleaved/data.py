@@ -10,6 +10,7 @@ The form is recognised from the records.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +184,7 @@ class _Reader:
         self.roots = list(within) if self.images is None else [self.images]
         self.topics: dict[str, str] = {}
         path = folder / TOPICS
-        if path.is_file():
+        if os.path.lexists(path):  # a folder or a link to nowhere is an error, not a folder without topics
             topics = read_json(not_led_out(folder, path))
             if not isinstance(topics, dict) or not all(isinstance(topic, str) for topic in topics.values()):
                 raise DataError(f"{path}: not an object of topics by document id or url")
