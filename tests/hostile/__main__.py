@@ -2,6 +2,7 @@
 
     python -m tests.hostile                                       every part, in full
     python -m tests.hostile --part inputs --cases 500 --seed 3    some of one part
+    python -m tests.hostile --verdicts FILE                       goes on where it stopped; tries the faulty cases again
 
 Exit status 0: no faults; 1: the table shows them.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import json
 import os
 import shutil
 import sys
@@ -36,10 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the mutations (default 0)")
     parser.add_argument("--cases", type=int, help="at most N cases of each part", metavar="N")
     parser.add_argument("--seconds", type=float, help="no new case after S seconds", metavar="S")
-    parser.add_argument("--json", type=Path, help="write every verdict to FILE", metavar="FILE")
+    parser.add_argument(
+        "--verdicts",
+        type=Path,
+        help="JSON lines: cases that are ok in FILE count as they are, others are added",
+        metavar="FILE",
+    )
     parser.add_argument("--only", help="only cases whose part or name contains TEXT", metavar="TEXT")
     options = parser.parse_args(arguments)
-    report, started = Report(), time.monotonic()
+    report, started = Report(options.verdicts, options.seed), time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="hostile-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))  # noqa: S108
     try:
         for part in options.part or PARTS:
@@ -55,15 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
                     break
                 if options.only and options.only not in f"{case.part} {case.name}":
                     continue
-                verdict = judge(case)
+                verdict = report.known(case) or judge(case)
                 report.add(verdict)
                 if not verdict.ok:
                     print(f"{verdict.part}: {verdict.name}: {verdict.kind}\n  {verdict.details}", flush=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     print(report.table())
-    if options.json:
-        options.json.write_text(json.dumps(report.json(options.seed), indent=1) + "\n")
     return int(bool(report.faults))
 
 

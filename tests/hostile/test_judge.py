@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile.case import Case, Judge, Limits, Outcome, forked
+from hostile.case import Case, Judge, Limits, Outcome, Report, Verdict, forked
 
 
 def raises() -> int:
@@ -57,3 +57,22 @@ def test_what_cannot_be_accepted_and_what_a_case_checks_itself(tmp_path: Path) -
     assert judge(Case("judge", "accepted", run, must_fail=True)).kind == "accepted"
     assert judge(Case("judge", "leftovers", run, check=lambda outcome, folder: "a leftover")).details == "a leftover"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_verdicts_holds_what_was_ok_with_its_seed(tmp_path: Path) -> None:
+    cases = [Case("p", name, lambda folder: Outcome(0)) for name in ("fine", "mended", "new")]
+    report = Report(tmp_path / "verdicts.jsonl", seed=1)
+    report.add(Verdict("p", "fine", "ok", 0, 0.1))
+    report.add(Verdict("p", "mended", "traceback", 1, 0.1, "Traceback"))
+    again = Report(tmp_path / "verdicts.jsonl", seed=1)
+    assert [again.known(case) is not None for case in cases] == [True, False, False]
+    again.add(again.known(cases[0]) or Verdict("p", "fine", "not read", 0, 0.1))
+    again.add(Verdict("p", "mended", "ok", 2, 0.1))
+    assert len((tmp_path / "verdicts.jsonl").read_text().splitlines()) == 3
+    assert not again.faults
+    assert [Report(tmp_path / "verdicts.jsonl", seed=1).known(case) is not None for case in cases] == [
+        True,
+        True,
+        False,
+    ]
+    assert Report(tmp_path / "verdicts.jsonl", seed=2).known(cases[0]) is None
