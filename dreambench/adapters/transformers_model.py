@@ -416,10 +416,16 @@ def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """The checkpoint's end tokens. Its other generation defaults are removed: the request's settings decide."""
     ends: Any = getattr(model.generation_config, "eos_token_id", None)
     ends = tokenizer.eos_token_id if ends is None else ends
-    ends = [ends] if isinstance(ends, int) else [end for end in ends or () if end is not None]
+    ends = [end for end in (ends if isinstance(ends, (list, tuple)) else [ends]) if end is not None]
     if not ends:
         raise ModelError(
             f"{type(model).__name__}: neither its generation_config.json nor its tokenizer has an end token"
+        )
+    size = max(len(tokenizer), int(model.config.get_text_config().vocab_size))
+    wrong = [end for end in ends if type(end) is not int or not 0 <= end < size]
+    if wrong:
+        raise ModelError(
+            f"{model.name_or_path}: generation_config.json: eos_token_id {str(wrong[0])[:40]!r} is no token"
         )
     names = ("bos_token_id", "decoder_start_token_id")
     model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name, None) for name in names})

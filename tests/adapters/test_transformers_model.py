@@ -236,6 +236,15 @@ def test_a_checkpoint_that_is_not_whole_is_refused(folder: Path, tmp_path: Path)
         VisionLanguageModel(ModelOptions("transformers"))
 
 
+@pytest.mark.parametrize("end", [-1, 10**30, 1.5, True, "</s>", [2, None, [2]]])
+def test_end_tokens_that_are_none_are_refused(folder: Path, tmp_path: Path, end: object) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": end}), encoding="utf-8")
+    with pytest.raises((ModelError, MissingWeightsError), match=r"copy: .*(is no token|cannot load)"):
+        load(copy)
+
+
 def test_damage_that_shows_with_the_first_image_is_an_error_of_the_checkpoint(
     model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
