@@ -66,7 +66,7 @@ def _alive(file: Path, watch: bool) -> str | None:
     """The process of a lock's file, for a message; None if it is dead. One that the file does not name has at least a heartbeat."""
     try:
         process = _Process.model_validate_json(file.read_bytes())
-    except ValidationError:
+    except (ValidationError, IsADirectoryError):
         return f"{file.name}, which is damaged" if _beats(file, watch) else None
     if process.host == socket.gethostname() and process.started:
         alive = process.started == process_started(process.pid)

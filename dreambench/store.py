@@ -388,7 +388,7 @@ def _sample(row: Mapping[str, Any]) -> Sample:
 class Answers(Mapping[str, Response]):
     """The answers of complete batches by request id. Their places in the files are held, and each is parsed when it is asked for.
 
-    Answers of an incomplete batch are ignored, and so is a batch that is stored a second time.
+    Answers of an incomplete batch are ignored, and so is a batch that is stored a second time. `RunError` for one that is not there.
     """
 
     def __init__(self, run: Path) -> None:
@@ -427,8 +427,16 @@ class Answers(Mapping[str, Response]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._places
+
     def __getitem__(self, id_: str) -> Response:
-        offset, number = divmod(self._places[id_], _MOST_FILES)
+        place = self._places.get(id_)
+        if place is None:
+            raise RunError(
+                f"{self._run}/responses: the answer to {id_} is missing or damaged: start again with --fresh"
+            )
+        offset, number = divmod(place, _MOST_FILES)
         file = self._files[number]
         file.seek(offset)
         where = f"{file.name}, byte {offset}"

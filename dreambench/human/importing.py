@@ -74,7 +74,7 @@ def import_ratings(
         if not files and not before.sources:
             raise UsageError(f"{study} has no ratings from `human serve`: name the files to import")
         rules = _changed(before.rules, {name: value for name, value in given.items() if value is not None})
-        state = _State(key, _stored(study, before.sources))
+        state = _State(key, _stored(study, key, before.sources))
         sources = {source.sha256: source for source in before.sources}
         new: dict[str, list[Rating]] = {}
         unchanged: list[str] = []
@@ -135,7 +135,7 @@ def load_ratings(study: Path, *, everyone: bool = False) -> list[Rating]:
     if not report.sources:
         raise DataError(f"{study} has no imported ratings: `dreambench human import {study} FILE...` first")
     left_out = set() if everyone else {rater.rater for rater in report.raters if rater.left_out}
-    last = {_key(rating): rating for rating in _stored(study, report.sources) if rating.rater not in left_out}
+    last = {_key(rating): rating for rating in _stored(study, key, report.sources) if rating.rater not in left_out}
     return [last[key] for key in sorted(last)]
 
 
@@ -152,13 +152,20 @@ def _read_report(study: Path, key: Study) -> ImportReport:
     return report
 
 
-def _stored(study: Path, sources: Iterable[SourceReport]) -> list[Rating]:
-    ratings: list[Rating] = []
+def _stored(study: Path, key: Study, sources: Iterable[SourceReport]) -> list[Rating]:
+    questions, ratings = {question.id: question for question in key.questions}, list[Rating]()
+    items, raters = {item.id for item in key.items}, {rater.id for rater in key.raters}
     for source in sources:
         path = study / RATINGS / f"{source.sha256}.jsonl"
         try:
-            ratings += [Rating.model_validate(value) for _, value in read_json_lines(path)]
-        except ValidationError as error:
+            for _, value in read_json_lines(path):
+                rating = Rating.model_validate(value)
+                if rating.item not in items or rating.rater not in raters:
+                    raise KeyError(rating.item)
+                if not questions[rating.question].allows(rating.answer):
+                    raise ValueError(rating.answer)
+                ratings.append(rating)
+        except (KeyError, ValueError) as error:  # pydantic's errors are ValueErrors
             raise DataError(f"{path} is damaged: remove {study / REPORT} and import the files again") from error
     return ratings
 

@@ -48,6 +48,9 @@ def load(
     `model.config.untrained` is true for random weights.
     """
     folder = find_checkpoint(folder_or_id)
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".jinja", ".model") and not path.is_file():  # the libraries would pass over it
+            raise CheckpointError(f"{path} is no file: the checkpoint is damaged")
     if released.is_released(folder):
         clip, diffusion = released.find_submodels(folder, clip, diffusion)
         plugins = folder if plugins is None else Path(plugins)

@@ -101,7 +101,7 @@ def test_the_report_of_a_run_with_a_line_twice_among_its_answers_names_what_is_m
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:2], *lines[1:]]))
     with pytest.raises(RunError, match=r"responses: the answer to .* is missing or damaged: start again with --fresh"):
-        _ = load(folder).responses
+        load(folder).responses[json.loads(lines[1])["id"]]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"scores": ['])

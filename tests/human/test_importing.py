@@ -258,6 +258,24 @@ def test_an_import_that_was_killed_before_its_report_is_done_again(folder: Path,
     assert import_ratings(folder, [file]).sources[0].accepted == 6
 
 
+@pytest.mark.parametrize(
+    "change", [{"answer": "\u202e"}, {"answer": 2}, {"item": "x"}, {"question": "x"}, {"rater": "x"}]
+)
+def test_a_stored_rating_that_no_import_accepts_is_damage(
+    folder: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    study = checked_study(folder)
+    import_ratings(
+        folder, [write(tmp_path / "a.jsonl", sealed(study, study.raters[0], answers(study, study.raters[0])))]
+    )
+    (stored,) = (folder / "organiser/ratings").iterdir()
+    first, *others = stored.read_text().splitlines()
+    stored.write_text("\n".join([json.dumps(json.loads(first) | change), *others]))
+    for read in (lambda: load_ratings(folder), lambda: import_ratings(folder, [stored])):
+        with pytest.raises(DataError, match=r"\.jsonl is damaged: remove"):
+            read()
+
+
 def test_one_unreadable_file_imports_none(folder: Path, tmp_path: Path) -> None:
     study = checked_study(folder)
     good = write(tmp_path / "a.jsonl", sealed(study, study.raters[0], answers(study, study.raters[0])))

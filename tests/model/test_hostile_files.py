@@ -79,6 +79,10 @@ def test_tokenizer_and_image_processor_are_tried(own_model, processor, tmp_path)
         with pytest.raises(CheckpointError, match="damaged"):
             checkpoint.load(tmp_path / "damaged")
         shutil.rmtree(tmp_path / "damaged")
+    (tmp_path / "whole" / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "whole" / "chat_template.jinja").mkdir()
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is no file"):
+        checkpoint.load(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**30])

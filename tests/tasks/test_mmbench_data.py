@@ -196,6 +196,7 @@ def test_predictions_in_a_sheet(tmp_path: Path) -> None:
         ('{"index": 1}', r"entry 0 \(from 0\) has no index and prediction"),
         ('{"index": 1, "prediction": "A"}\nbroken', "line 2: not JSON"),
         ("[1]", r"entry 0 \(from 0\) has no index and prediction"),
+        ('{"index": 1, "prediction": 0}', "the answer to 1 is not text but 0"),
     ],
 )
 def test_malformed_predictions_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -14,7 +14,7 @@ from dreamllm import checkpoint
 from dreamllm.data import Collator, training_dataset
 from dreamllm.data.sources import locate
 from dreamllm.errors import CheckpointError, DreamLLMError, UsageError, first_line, one_line
-from dreamllm.files import read_json, write_json
+from dreamllm.files import find_checkpoint, read_json, write_json
 from dreamllm.image_decoder import make_scheduler
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.options import Resume, choose
@@ -75,7 +75,10 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
 def check_data(recipe: Recipe) -> None:
     """UsageError if a data file or image folder is missing, before a model is loaded."""
     for source in (*recipe.data.sources, *recipe.data.eval_sources):
-        locate(source, Path())
+        try:
+            locate(source, Path())
+        except UsageError as error:
+            raise recipe.error(str(error)) from None
 
 
 def check_output(recipe: Recipe, resume: str, main: bool = True) -> str | None:
@@ -118,6 +121,10 @@ def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMPro
     options = recipe.start.model_dump(exclude_none=True, exclude={"attention"})
     if (origin := options.pop("checkpoint", None)) is not None:
         del options["seed"]  # of new weights
+        try:
+            origin = find_checkpoint(origin)
+        except CheckpointError as error:
+            raise recipe.error(f"start.checkpoint: {error}") from None
         model, processor = checkpoint.load(origin, **options)
     else:
         model, processor = assemble(**options)

@@ -193,9 +193,7 @@ def read_predictions(path: Path) -> dict[str, str]:
         names = ("index", "prediction") if isinstance(entry, dict) and "index" in entry else ("id", "text")
         if not isinstance(entry, dict) or any(name not in entry for name in names):
             raise DataError(f"{path}: entry {number} (from 0) has no index and prediction (or id and text)")
-        reply = entry[names[1]]
-        text = str(reply) if isinstance(reply, int | float) else reply
-        pairs.append((str(_index(path, entry[names[0]])), text))
+        pairs.append((str(_index(path, entry[names[0]])), entry[names[1]]))
     return unique_answers(path, pairs)
 
 
