@@ -214,7 +214,7 @@ class VisionLanguageModel(Model):
             ]
             conversations.append([{"role": "user", "content": content}])
         template = self._template(batch[0].settings.get("assistant_prefix"))
-        with library_errors(self.options.name):
+        with library_errors(self.options.location or self.options.name):
             inputs: Any = self.processor.apply_chat_template(
                 conversations,
                 chat_template=template,
@@ -238,7 +238,7 @@ class VisionLanguageModel(Model):
         if not prefix:
             return self.chat_template
         turn: Any = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        with library_errors(self.options.name):
+        with library_errors(self.options.location or self.options.name):
             ending: Any = self.processor.apply_chat_template(
                 turn, chat_template=self.chat_template, add_generation_prompt=True, tokenize=False
             )
@@ -260,7 +260,7 @@ class VisionLanguageModel(Model):
         generate: Any = self.model.generate
         finite = FiniteScores()
         processors = LogitsProcessorList([finite, *sampling])
-        with library_errors(self.options.name):
+        with library_errors(self.options.location or self.options.name):
             output = generate(**inputs, generation_config=config, logits_processor=processors)
         prompt = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         lengths = inputs["attention_mask"].sum(1).tolist()
@@ -335,7 +335,7 @@ class VisionLanguageModel(Model):
         forward: Any = self.model
         keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         positions = {"logits_to_keep": torch.arange(start, stop, device=self.device)} if keeps else {}
-        with library_errors(self.options.name):
+        with library_errors(self.options.location or self.options.name):
             logits = forward(**extended, **positions, use_cache=False).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         offset = start if keeps else 0
