@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from dreambench.adapters.torch_tools import (
+    exact_float32,
     group_by_settings,
     known_settings,
     resolve_device,
@@ -34,6 +36,32 @@ def test_a_device_is_what_was_asked_or_an_error(monkeypatch: pytest.MonkeyPatch)
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match="cuda:0 to cuda:1"):
         resolve_device("cuda:2")
+
+
+def test_exact_inference_overrides_a_model_s_switches_and_gives_them_back() -> None:
+    """What a model under test may have switched on for its own speed; on a CPU the numbers show only autocast."""
+
+    def switches() -> tuple[object, ...]:
+        cudnn: Any = torch.backends.cudnn
+        return torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+
+    before, precision = switches(), torch.get_float32_matmul_precision()
+    fast = ("medium", True, False, True)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            assert switches() == fast
+            with exact_float32(torch.device("cpu")):
+                assert switches() == ("highest", False, True, False)
+                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+            assert switches() == fast
+            assert torch.is_autocast_enabled("cpu")
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert switches() == before
 
 
 def test_a_dtype_has_torch_s_name() -> None:

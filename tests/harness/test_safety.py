@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,7 +14,7 @@ from judges.chat_server import Answer, serving
 import dreambench
 from dreambench.cli import main
 from dreambench.errors import UsageError
-from dreambench.safety import keep_secret, redact
+from dreambench.safety import keep_secret, redact, redacted_output
 from dreambench.spec import RunSpec
 
 KEY = "sk-Zq8/+very=secret_0"
@@ -138,6 +139,15 @@ def test_a_key_in_place_of_a_variable_s_name_is_not_repeated() -> None:
     with pytest.raises(UsageError, match="named by key_env is empty") as caught:
         dreambench.run("vqav2", "openai:m@http://localhost/v1", model_arg={"key_env": "sk_live_4711"})
     assert "4711" not in str(caught.value)
+
+
+def test_a_redacting_stream_takes_all_that_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """`io.TextIOBase.write` tells how much of the text was taken; a caller with a smaller number would write the rest again."""
+    keep_secret(KEY)
+    with redacted_output():
+        text = f"the key is {KEY}\n"
+        assert sys.stdout.write(text) == len(text)
+    assert capsys.readouterr().out == "the key is [redacted]\n"
 
 
 def test_a_bug_s_traceback_is_redacted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

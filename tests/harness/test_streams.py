@@ -21,6 +21,7 @@ from dreambench.documents import Image, Text, digest
 from dreambench.errors import DataError, RunError
 from dreambench.files import parse_json
 from dreambench.json_items import read_json_items
+from dreambench.progress import progress_bar
 from dreambench.requests import Request, Response, Sample, sample_seed
 from dreambench.spec import RunSpec
 from dreambench.store import Answers, RunFolder, StoredSamples
@@ -214,6 +215,20 @@ def test_progress_tells_what_is_answered_of_the_whole_run(tmp_path: Path) -> Non
     told.clear()
     api.rerun(folder, fresh=True, progress=lambda done, total: told.append((done, total)))
     assert told == [(end, 60) for end in ends]
+
+
+def test_a_terminals_bar_of_progress_is_no_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output is for results, which a pipe may take while the bar moves."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress_bar("vqav2 [1]") as update:
+        update(1, 4)
+        update(4, 4)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "vqav2 [1]" in captured.err
+    assert "4/4" in captured.err
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -44,6 +44,12 @@ def test_wilson_equals_statsmodels(successes: int) -> None:
     assert st.wilson_interval(successes, 20, confidence=0.9) == pytest.approx(expected, abs=1e-12)
 
 
+def test_rounding_takes_no_wilson_interval_out_of_its_range() -> None:
+    """By the formula the ends for n of n are 1; in floating point they are above it for n = 9, 26, 30, ..., below it for n = 13, 15, ..."""
+    assert {st.wilson_interval(n, n)[1] for n in range(1, 100)} == {1.0}
+    assert {st.wilson_interval(0, n)[0] for n in range(1, 100)} == {0.0}
+
+
 @given(SCORES)
 def test_clusters_of_one_are_no_clusters(scores: list[float]) -> None:
     alone = st.clustered_standard_error(scores, range(len(scores)))
