@@ -269,3 +269,8 @@ def test_seeded_sampling_draws_from_the_warped_distribution() -> None:
     narrow = SeededSampling(Decoding(do_sample=True, top_k=2), range(50))
     kept = narrow(torch.zeros(50, 1, dtype=torch.long), logits.repeat(50, 1)).argmax(-1)
     assert set(kept.tolist()) == {0, 3}
+    likely = SeededSampling(
+        Decoding(do_sample=True, top_p=0.8), range(200)
+    )  # the likeliest tokens have 0.56, 0.77 and 0.86 of it
+    kept = likely(torch.zeros(200, 1, dtype=torch.long), logits.repeat(200, 1)).argmax(-1)
+    assert set(kept.tolist()) == {0, 1, 3}

@@ -9,7 +9,10 @@ import pytest
 
 import dreambench
 from dreambench.api import execute, score_run
+from dreambench.documents import Text
 from dreambench.errors import DataError, ModelError, RunError, UsageError
+from dreambench.report.terminal import print_result
+from dreambench.requests import Sample
 from dreambench.spec import RunSpec
 
 TOY, PALETTE = "toybench:Toy", "toybench:Palette"
@@ -22,16 +25,31 @@ def test_a_task_and_a_model_from_outside_by_name_and_by_class(tmp_path: Path) ->
     assert by_name.scores[0].n == 60
 
 
-def test_a_complete_run_is_printed_not_repeated_and_fresh_asks_anew(tmp_path: Path) -> None:
+def test_a_complete_run_is_printed_not_repeated_and_fresh_asks_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = tmp_path / "log"
     arguments = {"log": str(log)}
     first = dreambench.run(TOY, "echo", model_arg=arguments, out=tmp_path / "runs")
     again = dreambench.run(TOY, "echo", model_arg=arguments, out=tmp_path / "runs")
     assert again.repeated
     assert not first.repeated
+    said = f"{first.folder} is complete (--fresh starts anew)"
+    for result in (first, again):
+        capsys.readouterr()
+        print_result(result)
+        assert (said in capsys.readouterr().out) is result.repeated
     assert len(log.read_text().splitlines()) == 60
     dreambench.run(TOY, "echo", model_arg=arguments, out=tmp_path / "runs", fresh=True)
     assert len(log.read_text().splitlines()) == 120
+
+
+def test_two_samples_of_one_id_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their answers could not be told apart."""
+    monkeypatch.setattr("toybench.Toy.samples", lambda self: [Sample("toy-1", (Text(word),)) for word in "ab"])
+    with pytest.raises(UsageError, match="two samples have the id toy-1"):
+        dreambench.run(TOY, "echo", out=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

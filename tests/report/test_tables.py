@@ -100,6 +100,10 @@ def test_latex_has_one_row_per_score_and_a_rule_between_protocols(tmp_path: Path
     assert len(rows) == 1 + 2 * len(HOSTILE)
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {9}
     assert table.count(r"\midrule") == len({f"{i % 2} {text}" for i, text in enumerate(HOSTILE)})
+    scores = [score(protocol=protocol, value=value) for protocol, value in (("a@1", 1.0), ("b@1", 2.0), ("b@1", 3.0))]
+    lines = to_latex(load_all([text_run(tmp_path / "one", ["a"], scores)])).splitlines()
+    ruled = [lines[number - 1] == r"\midrule" for number, line in enumerate(lines) if line.startswith("accuracy")]
+    assert ruled == [True, True, False]
 
 
 def test_several_runs_are_adjacent_within_a_protocol(tmp_path: Path) -> None:

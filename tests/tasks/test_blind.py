@@ -10,7 +10,7 @@ import pytest
 
 import dreambench
 from dreambench.documents import Document, Image, Text, document_text
-from dreambench.errors import DataError
+from dreambench.errors import DataError, UsageError
 from dreambench.interfaces import ModelOptions
 from dreambench.requests import Request
 from dreambench_tasks import playground
@@ -60,6 +60,12 @@ def test_of_lettered_options_the_one_that_equals_the_answer_is_chosen(tmp_path: 
     options = "A. 3\nB. 2\nC. 4\nAnswer with the option's letter from the given choices directly."
     assert answer(model, f"How many cups?\n{options}") == "B"
     assert answer(model, f"What color is it?\n{options}") == "A"
+
+
+def test_no_argument_is_ignored(tmp_path: Path) -> None:
+    path = str(annotations(tmp_path / "annotations.json"))
+    with pytest.raises(UsageError, match=r"split.*accepted: none"):
+        Blind(ModelOptions("blind", path, {"split": "val"}))
 
 
 def test_only_training_answers_are_accepted(tmp_path: Path) -> None:

@@ -219,6 +219,9 @@ def test_judges_are_tried_like_metrics_and_asked_once(tmp_path: Path, data: Refe
         asked = len(server.bodies)
         assert run_trial(few, None, [chosen], log) == trial
         assert len(server.bodies) == asked <= 2 * 7 * 6
+        with pytest.raises(ValueError, match="log"):
+            run_trial(few, None, [chosen], None)
+        assert len(server.bodies) == asked
     assert trial.verdict(metric_name("whole")) == f"fails: blind to {', '.join(CORRUPTIONS)}"
     assert trial.of(metric_name("perceptual-quality"), "sees") == ["repeated", "grey"]
     assert set(trial.judges) == {"judge_perceptual_quality", "judge_whole"}
