@@ -94,6 +94,15 @@ def test_documents_are_those_of_the_library(model: DreamLLM, references: list[Re
         assert answer.new_tokens == len(expected.token_ids)
 
 
+def test_what_a_task_leaves_open_is_generated_with_the_stated_settings(model: DreamLLM) -> None:
+    stated = {"scheduler": "ddim", "guidance_scale": 7.5, "guidance_rescale": 0.0}
+    document = (Text("Draw a red star."),)
+    ((open_,), (told,)) = (
+        ask(model, "generate_image", [document], {"num_inference_steps": 2, **settings}) for settings in ({}, stated)
+    )
+    assert open_ == told
+
+
 def test_special_tokens_in_an_instruction_are_text(model: DreamLLM) -> None:
     (answer,) = ask(model, "generate_interleaved", [(Text("Draw <image> a <dream_start> star."),)], WRITING)
     assert answer.error is None

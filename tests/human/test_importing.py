@@ -359,6 +359,9 @@ def test_raters_are_left_out_by_the_stated_rules_until_these_change(
     changed = import_ratings(folder, max_failed_checks=2, min_seconds=0.1, complete_only=True)
     assert verdicts(changed) == {"rater-1": (), "rater-2": (), "rater-3": ("incomplete",)}
     assert import_ratings(folder).rules == Rules(max_failed_checks=2, min_seconds=0.1, complete_only=True)
+    with pytest.raises(SystemExit):
+        main(["human", "import", str(folder), "--max-failed-checks", "4", "--min-seconds", "3", "--incomplete-too"])
+    assert import_ratings(folder).rules == Rules(max_failed_checks=4, min_seconds=3, complete_only=False)
 
 
 def test_a_rater_who_failed_the_training_items_twice_is_left_out(folder: Path, tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dreambench.cli import main
 from dreambench.errors import UsageError
 from dreambench.human.design import design_study
 from dreambench.human.plan import Assumptions, lines, plan_study
@@ -106,6 +109,25 @@ def test_the_printed_command_is_one_that_export_accepts() -> None:
     assert planned.command == lines(planned)[-1]
     assert "--raters 16 --votes-per-document 5" in planned.command
     assert plan_study(half_width=0.2).chosen.raters == 10  # two systems, five votes each: a rater sees a prompt once
+
+
+def test_every_option_of_the_command_reaches_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    """Percentages and points of the command are shares in the API."""
+    shares = ["--document-share", "0.1", "--rater-share", "0.01", "--confidence", "0.9", "--power", "0.7"]
+    votes = ["--rate", "60", "--votes-per-document", "4", "--raters", "30"]
+    assumed = Assumptions(0.6, 0.0, 0.1, 0.01)
+    settings: dict[str, Any] = {"raters": 30, "votes_per_document": 4, "confidence": 0.9, "power": 0.7}
+    for words, wish in (
+        (["--half-width", "5"], {"half_width": 0.05}),
+        (["--difference", "8", "--systems", "3"], {"difference": 0.08, "systems": 3}),
+        (["--documents", "70"], {"documents": 70}),
+        (["--mode", "pairwise", "--difference", "9", "--ties", "10"], {"mode": "pairwise", "difference": 0.09}),
+    ):
+        guess = replace(assumed, ties=0.1) if "--ties" in words else assumed
+        with pytest.raises(SystemExit) as left:
+            main(["human", "plan", *votes, *shares, *words])
+        assert left.value.code == 0
+        assert capsys.readouterr().out.splitlines() == lines(plan_study(**settings, **wish, assumed=guess))
 
 
 @pytest.mark.parametrize(

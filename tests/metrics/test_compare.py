@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from dreambench.metrics import compare as module
+from dreambench.metrics.encoders import ClipExtractor
 from dreambench.scores import Score
 
 
@@ -95,6 +97,30 @@ def test_too_few_images_for_the_features_leave_the_unbiased_distance_out() -> No
         assert words in scores[1].interval_method
         assert any(note.startswith("fd[x]-infinity") and words in note for note in notes(scores))
     assert compare(6, 20)[1].value is not None
+
+
+class Captions(ClipExtractor):
+    """The feature of a text that is a number: the unit vector in its direction."""
+
+    has_text, truncated = True, 0
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def text_features(self, texts: list[str]) -> torch.Tensor:
+        self.asked.append(len(texts))
+        return torch.eye(150)[[int(text) for text in texts]]
+
+
+def test_every_image_is_scored_with_its_own_caption_and_with_another() -> None:
+    """More captions than the text tower is given at once."""
+    extractor = Captions()
+    captions = [str(number) for number in range(150)]
+    outputs = module.network_outputs(extractor, np.eye(150, dtype=np.float32), captions, captions)
+    assert extractor.asked == [64, 64, 22]
+    assert len(set(outputs["clip_scores"])) == 1
+    assert outputs["clip_scores"][0] > 0
+    assert not outputs["clip_scores_shuffled"].any()
 
 
 def test_clip_scores_stand_beside_those_of_shuffled_captions() -> None:

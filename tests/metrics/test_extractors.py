@@ -111,6 +111,13 @@ def test_missing_inception_weights_say_where_they_were_looked_for_and_what_to_do
     assert load_extractor("inception", offline=True).name == "inception"
 
 
+def test_an_unknown_extractor_is_answered_with_those_that_there_are() -> None:
+    """Ours and those of other packages, but none of their commands, tasks or models."""
+    known = ("clip", "dinov2", "efficientnet-lite0", "inception", "playground-clip")
+    with pytest.raises(UsageError, match=f"no such extractor; there are {', '.join(known)}$"):
+        load_extractor("vgg")
+
+
 def test_a_failed_download_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 

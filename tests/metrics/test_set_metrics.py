@@ -48,6 +48,7 @@ def test_two_items_give_a_kernel_distance_without_an_interval() -> None:
     result = kernel_distance(x, y)
     assert result.value == pytest.approx(mmd2(x, y), rel=1e-10)
     assert (result.interval, result.standard_error, result.method) == (None, None, "none: fewer than 3 images")
+    assert kernel_distance(*sets(3, 3)).interval is not None
     with pytest.raises(DataError, match="needs 2 items"):
         kernel_distance(x[:1], y)
 

@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 from report.made_runs import HOSTILE, score, text_run
 
 from dreambench.api import Result
+from dreambench.cli import main
 from dreambench.errors import RunError
 from dreambench.report.runs import load, load_all
 from dreambench.report.tables import to_csv, to_latex, to_markdown
@@ -104,6 +105,22 @@ def test_latex_has_one_row_per_score_and_a_rule_between_protocols(tmp_path: Path
     lines = to_latex(load_all([text_run(tmp_path / "one", ["a"], scores)])).splitlines()
     ruled = [lines[number - 1] == r"\midrule" for number, line in enumerate(lines) if line.startswith("accuracy")]
     assert ruled == [True, True, False]
+
+
+def test_the_command_prints_one_table_or_writes_what_was_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = text_run(tmp_path / "one", ["a", "b"])
+    runs = load_all([folder])
+    print_runs(runs)
+    shown, page = capsys.readouterr().out, tmp_path / "page.html"
+    forms = {"--csv": to_csv(runs), "--markdown": to_markdown(runs), "--latex": to_latex(runs), f"--html={page}": ""}
+    for option, expected in (("", shown), *forms.items()):
+        assert page.exists() is False
+        with pytest.raises(SystemExit) as left:
+            main(["report", str(folder), *filter(None, [option])])
+        assert (left.value.code, capsys.readouterr().out) == (0, expected)
+    assert "accuracy" in page.read_text()
 
 
 def test_several_runs_are_adjacent_within_a_protocol(tmp_path: Path) -> None:

@@ -164,6 +164,8 @@ def test_an_interval_within_bounds_for_any_standard_error() -> None:
     assert st.interval_within(0.3, error, st.normal_quantile(0.95), (0, 1)) == pytest.approx(st.wilson_interval(15, 50))
     wide = st.interval_within(30, 100 * error, st.normal_quantile(0.95), (0, 100))
     assert wide == pytest.approx([100 * end for end in st.wilson_interval(15, 50)])
+    moved = st.interval_within(0.3 - 2, error, st.normal_quantile(0.95), (-2, -1))
+    assert moved == pytest.approx([end - 2 for end in st.wilson_interval(15, 50)])
     assert st.interval_within(100, 10, 2, (0, 100)) == (80, 100)
     assert st.interval_within(0.3, 0, 2, (0, 1)) == (0.3, 0.3)
 

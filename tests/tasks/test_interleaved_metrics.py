@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
-from dreambench.documents import Document, Image, Text, to_json
+from dreambench.documents import JSON, Document, Image, Text, to_json
 from dreambench.errors import DataError, RunError
 from dreambench_tasks.interleaved.metrics import (
     FAULTS,
@@ -69,6 +72,26 @@ def test_counts_layout_and_repetition() -> None:
     assert values["repeated_images"] is None
     assert document_metrics(reference, {})["image_count_match"] is None
     assert document_metrics(reference, {})["layout_agreement"] is None
+
+
+@settings(deadline=None)
+@given(some.text("SI", max_size=7), some.text("SI", min_size=1, max_size=7))
+def test_layout_agreement_is_levenshteins_distance(found: str, wanted: str) -> None:
+    """Against the recursive definition: the first letters are equal, or one of the three changes is made there."""
+
+    @functools.cache
+    def distance(a: str, b: str) -> int:
+        if not a or not b:
+            return len(a) + len(b)
+        if a[0] == b[0]:
+            return distance(a[1:], b[1:])
+        return 1 + min(distance(a[1:], b), distance(a, b[1:]), distance(a[1:], b[1:]))
+
+    shapes = {"S": Text("One."), "I": picture("red")}
+    reference: list[JSON] = [{"text": "One."} if letter == "S" else {"image": "r"} for letter in wanted]
+    values = document_metrics(tuple(shapes[letter] for letter in found), {"reference": reference})
+    expected = 1 - distance(found, wanted) / max(len(found), len(wanted))
+    assert values["layout_agreement"] == pytest.approx(expected)
 
 
 def test_clip_metrics_are_means_over_images_and_pairs() -> None:

@@ -26,6 +26,7 @@ from dreambench.report.page import page
 from dreambench.report.runs import load
 from dreambench.spec import RunSpec
 from dreambench_tasks import playground
+from dreambench_tasks.interleaved.task import InterleavedTask
 
 FD = "fd[playground-clip]"
 
@@ -282,3 +283,14 @@ def test_the_page_of_both_modes_ranks_images_by_similarity_and_has_their_referen
     text = page([load(both.folder)])
     assert "Worst 12 by cosine similarity of the features" in text
     assert "not kept in the run" not in text
+
+
+def test_offline_holds_for_the_network_of_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(spec: str, device: object, *, offline: bool = False) -> None:
+        raise UsageError(f"{spec} offline: {offline}")
+
+    monkeypatch.setattr("dreambench.metrics.features.load_extractor", load)
+    for offline in (True, False):
+        task = InterleavedTask(RunSpec(task="interleaved", features="inception", offline=offline))
+        with pytest.raises(UsageError, match=f"inception offline: {offline}"):
+            _ = task._networks  # pyright: ignore[reportPrivateUsage]
