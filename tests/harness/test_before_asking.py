@@ -68,5 +68,8 @@ def test_generation_settings_mean_nothing_to_answers_made_elsewhere(tmp_path: Pa
             UsageError, match=r"--generation has no effect on answers that were made elsewhere \(responses:"
         ):
             dreambench.run("mmvet", f"responses:{answers}", generation=[setting], **arguments)
+    (tmp_path / "documents.jsonl").write_text('{"id": "story-0", "document": [{"text": "A red circle."}]}\n')
+    with pytest.raises(UsageError, match=r"that were made elsewhere \(documents:"):
+        dreambench.run("interleaved", f"documents:{tmp_path}", generation=["max_new_tokens=5"], out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     assert dreambench.run("mmvet", f"responses:{answers}", **arguments).scores[0].n == 1
