@@ -101,6 +101,11 @@ def test_what_a_task_leaves_open_is_generated_with_the_stated_settings(model: Dr
         ask(model, "generate_image", [document], {"num_inference_steps": 2, **settings}) for settings in ({}, stated)
     )
     assert open_ == told
+    side = decode_rgb(told.document[0]).width  # type: ignore[union-attr, arg-type]
+    ((same,),) = (ask(model, "generate_image", [document], {"num_inference_steps": 2, "resolution": side}),)
+    assert same == told
+    with pytest.raises(ModelError, match=f"generates images of {side} x {side}"):
+        ask(model, "generate_image", [document], {"num_inference_steps": 2, "resolution": side + 8})
 
 
 def test_special_tokens_in_an_instruction_are_text(model: DreamLLM) -> None:

@@ -6,12 +6,14 @@ import base64
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
 from judges.chat_server import Answer, serving
 
 import dreambench
+from dreambench import doctor
 from dreambench.cli import main
 from dreambench.errors import UsageError
 from dreambench.safety import keep_secret, redact, redacted_output
@@ -159,6 +161,24 @@ def test_a_bug_s_traceback_is_redacted(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert left.value.code == 1
     assert "ValueError" in captured.err
     assert not leaks(captured.out + captured.err)
+
+
+def test_an_exit_of_a_verb_s_own_keeps_its_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `sys.exit` in the command of another package: it is no error of ours."""
+    monkeypatch.setattr("dreambench.doctor.examine", lambda: sys.exit(7))
+    with pytest.raises(SystemExit) as left:
+        main(["doctor"])
+    assert left.value.code == 7
+    assert capsys.readouterr().err == ""
+
+
+def test_the_doctor_tells_free_space_in_gib_and_when_it_is_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    for free, line in ((6, "ok 6.0 GiB free here"), (5, "!! 5.0 GiB free here: 30,000 images")):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: SimpleNamespace(free=free * 1024**3))
+        *_, told = doctor._machine()  # pyright: ignore[reportPrivateUsage]
+        assert told.startswith(line)
 
 
 def test_terminals_get_no_control_characters_of_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,6 +102,14 @@ def test_given_noise_replaces_drawn_noise(model, processor) -> None:
         model.generate_images(processor(TEXTS[0]), latents=noise[0], variance_noise=noise[1:3], **options)
 
 
+def test_images_are_guided_as_the_documentation_says_unless_told_otherwise(model, processor) -> None:
+    one, other = (
+        model.generate_images(processor(TEXTS[0]), seeds=[3], **FEW, **stated)
+        for stated in ({}, {"scheduler": "ddim", "guidance_scale": 7.5, "guidance_rescale": 0.0})
+    )
+    assert torch.equal(one, other)
+
+
 def test_images_of_one_prompt_stand_together(model, processor) -> None:
     several = model.generate_images(processor(TEXTS[:2]), num_images_per_prompt=2, seeds=[0, 1, 2, 3], **FEW)
     repeated = model.generate_images(processor([TEXTS[0], TEXTS[0], TEXTS[1], TEXTS[1]]), seeds=[0, 1, 2, 3], **FEW)

@@ -46,6 +46,11 @@ def test_each_image_is_matched_with_the_last_sentence_before_it() -> None:
     assert matched_sentences((red, blue, Text("Late. Later."), red)) == ["Late.", "Late.", "Later."]
 
 
+def test_every_metric_says_what_it_is_and_which_way_is_better() -> None:
+    assert {metric.better for metric in METRICS.values()} == {"higher", "lower", None}
+    assert all(metric.low < metric.high and " " in metric.about for metric in METRICS.values())
+
+
 def test_counts_layout_and_repetition() -> None:
     reference = (Text("One. Two."), picture("red"), Text("Three."), picture("blue"))
     targets = {

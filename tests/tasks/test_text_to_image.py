@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,12 @@ import dreambench
 from dreambench.api import Result, score_run
 from dreambench.errors import DataError, RunError, UsageError
 from dreambench.metrics.compare import compare_folders, save_folder_statistics
+from dreambench.requests import sample_seed
+from dreambench.spec import RunSpec
 from dreambench_tasks import playground
 from dreambench_tasks.coco import image_index, read_captions
+from dreambench_tasks.coco_fid import CocoFid
+from dreambench_tasks.lncoco_fid import LnCocoFid
 
 COCO = Path(__file__).parents[2].parent / "shared" / "data" / "coco"
 
@@ -113,6 +118,20 @@ def test_every_narrative_once_one_per_image_or_oversampled(world: Path, tmp_path
     images = [row["image_id"] for row in _rows(over.folder)]
     assert images[:96] == images[96:192], "images in turn"
     assert len({score.protocol for score in (every.scores[0], single.scores[0], over.scores[0])}) == 3
+
+
+def test_thirty_thousand_are_as_many_and_of_images_a_draw_that_the_seed_decides(world: Path) -> None:
+    turns = LnCocoFid(RunSpec(task="lncoco_fid", data=world, split="val2017-30k")).samples()
+    assert len(turns) == 30_000
+    drawn: list[list[Any]] = []
+    for seed in (0, 1):
+        task = CocoFid(RunSpec(task="coco_fid", data=world, seed=seed))
+        everything = [sample.targets["image_id"] for sample in task.samples()]
+        task.__dict__["split"] = ("val2017", 10)  # as if 30,000 of 40,504 were 10 of 96
+        drawn.append([sample.targets["image_id"] for sample in task.samples()])
+        lowest = sorted(everything, key=lambda image: sample_seed(seed, f"image {image}"))[:10]
+        assert drawn[-1] == [image for image in everything if image in lowest]
+    assert drawn[0] != drawn[1]
 
 
 def test_the_best_of_several_is_best_for_its_own_caption_and_repeats(world: Path, tmp_path: Path) -> None:
