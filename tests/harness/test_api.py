@@ -12,7 +12,7 @@ from dreambench.api import execute, score_run
 from dreambench.documents import Text, document_text
 from dreambench.errors import DataError, ModelError, RunError, UsageError
 from dreambench.report.terminal import print_result
-from dreambench.requests import Sample
+from dreambench.requests import Response, Sample
 from dreambench.spec import RunSpec
 from dreambench.store import RunFolder
 
@@ -49,9 +49,10 @@ def test_every_answer_of_the_toy_model_has_its_count_of_tokens(tmp_path: Path) -
     """Words, of what it was asked and of what it says; the harness stores them as it does those of a real model."""
     folder = dreambench.run(TOY, "echo", out=tmp_path).folder
     asked = {sample.id: len(document_text(sample.prompt).split()) for sample in RunFolder(folder).samples()}
-    answers = [json.loads(line) for line in (folder / "responses" / "rank-00000.jsonl").read_text().splitlines()]
-    assert {answer["id"]: answer["prompt_tokens"] for answer in answers} == asked
-    assert {answer["new_tokens"] for answer in answers} == {1}
+    lines = (folder / "responses" / "rank-00000.jsonl").read_text().splitlines()
+    answers = [Response.from_json(json.loads(line)) for line in lines]
+    assert {answer.id: answer.prompt_tokens for answer in answers} == asked
+    assert {answer.new_tokens for answer in answers} == {1}
 
 
 def test_two_samples_of_one_id_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,12 +117,13 @@ def test_every_option_of_the_command_reaches_the_plan(capsys: pytest.CaptureFixt
     votes = ["--rate", "60", "--votes-per-document", "4", "--raters", "30"]
     assumed = Assumptions(0.6, 0.0, 0.1, 0.01)
     settings: dict[str, Any] = {"raters": 30, "votes_per_document": 4, "confidence": 0.9, "power": 0.7}
-    for words, wish in (
+    wishes: list[tuple[list[str], dict[str, Any]]] = [
         (["--half-width", "5"], {"half_width": 0.05}),
         (["--difference", "8", "--systems", "3"], {"difference": 0.08, "systems": 3}),
         (["--documents", "70"], {"documents": 70}),
         (["--mode", "pairwise", "--difference", "9", "--ties", "10"], {"mode": "pairwise", "difference": 0.09}),
-    ):
+    ]
+    for words, wish in wishes:
         guess = replace(assumed, ties=0.1) if "--ties" in words else assumed
         with pytest.raises(SystemExit) as left:
             main(["human", "plan", *votes, *shares, *words])

@@ -137,6 +137,7 @@ def test_several_runs_are_adjacent_within_a_protocol(tmp_path: Path) -> None:
         assert "two: note a" in table
     alone = load_all([text_run(tmp_path / "alone", ["a", "b"])])
     assert "not comparable" not in to_markdown(alone) + to_latex(alone)
+    assert "- note a\n" in to_markdown(alone), "a single run needs no name before its notes"
 
 
 def test_no_table_sends_control_characters_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
