@@ -117,10 +117,10 @@ def parse_json(text: str) -> JSON:
     try:
         value = JSON_DECODER.decode(text)
         if _SURROGATE.search(text):
-            json.dumps(
-                value, ensure_ascii=False
-            ).encode()  # half of a pair is a UnicodeEncodeError, which is a ValueError
+            json.dumps(value, ensure_ascii=False).encode()
         return value
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair, which is no text") from None
     except _UnreadableNumberError as reason:
         # A literal may also stand in a text before; the words around it then mislead, but not the error itself.
         at = max(text.find(reason.literal), 0)

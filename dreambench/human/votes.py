@@ -95,8 +95,6 @@ def _vote(where: str, row: Mapping[str, Any]) -> Vote:
     if odd:
         raise DataError(f"{where}: {odd[0]} is not text but {type(row[odd[0]]).__name__}")
     values = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
-    if any("\ud800" <= sign <= "\udfff" for value in values.values() for sign in value):
-        raise DataError(f"{where}: not Unicode text (half of a surrogate pair)")
     for name, allowed in (("vote", VOTES), ("position", ("a", "b", ""))):
         if values[name] not in allowed:
             raise DataError(f"{where}: {name} {values[name]!r} is none of {', '.join(allowed).rstrip(', ')}")

@@ -97,7 +97,7 @@ def test_a_batch_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_judgement_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
-    line = {"key": "k", "judge": "j", "run": 0, "score": 1.0}
+    line = {"key": "k", "judge": "j", "id": "x", "run": 0, "score": 1.0, "reason": None, "raw": "", "answered_by": None}
     path = tmp_path / "judgements.jsonl"
     path.write_text("".join(json.dumps(line | {"score": score}) + "\n" for score in (1.0, 0.0)))
     assert [found["score"] for found in JudgementLog(path)._judgements.values()] == [1.0]

@@ -313,7 +313,7 @@ def test_only_halves_with_the_same_start_are_merged(data: Path, tiny: Path, tmp_
 
 def test_halves_with_different_numbers_of_queries_are_not_merged(tiny: Path, tmp_path: Path) -> None:
     model, processor = checkpoint.load(tiny)
-    model.config.num_dream_queries = 4
+    model.config.num_dream_queries = processor.num_dream_queries = 4
     model.dream_queries.data = model.dream_queries[:, :4].detach().clone()
     checkpoint.save(tmp_path / "four", model, processor)
     with pytest.raises(CheckpointError, match=r"dream_queries is \(1, 4, \d+\), expected \(1, 8, \d+\)$") as caught:

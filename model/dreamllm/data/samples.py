@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from dreamllm.errors import InputError, UsageError
+from dreamllm.errors import CheckpointError, InputError, UsageError, one_line
 from dreamllm.processing import DreamLLMProcessor
 
 IGNORED = -100  # label of a position that is not predicted
@@ -151,8 +150,10 @@ def conversation(
         raise InputError("the conversation begins with the assistant: the user's turn before it is missing")
     try:
         text, turns = _render(processor, messages)
-    except TemplateError as error:  # for instance if roles do not alternate
-        raise InputError(f"the tokenizer's chat template rejects the conversation: {error}") from None
+    except CheckpointError as error:  # for instance if roles do not alternate
+        raise InputError(
+            f"the tokenizer's chat template rejects the conversation: {one_line(error.__cause__ or error)}"
+        ) from None
     encoded = tokenizer(text, return_offsets_mapping=True)
     offsets = cast("list[tuple[int, int]]", encoded["offset_mapping"])
     ids = cast("list[int]", encoded["input_ids"])

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, load
-from dreamllm.released import CLIP, DIFFUSION, QUERIES, SURPLUS, read_json, read_tensors
+from dreamllm.files import read_json
+from dreamllm.released import CLIP, DIFFUSION, QUERIES, SURPLUS, read_tensors
 
 ATOL = RTOL = 1e-4  # logits and hidden states, as the fixture's README suggests
 STEMS = ("comprehension", "creation_embeds", "pipeline", "generation", "tokenised", "training")
