@@ -253,7 +253,7 @@ def test_answers_of_whole_batches_are_found_where_they_are(tmp_path: Path) -> No
     assert [answers[id_].document for id_ in "abc"] == [(Text("a"),), (Text("é"),), (Text("c"),)]
     assert answers.batches == {"0", "1", "2"}
     assert answers.errors == {"f": "timeout"}
-    with pytest.raises(KeyError):
+    with pytest.raises(RunError, match="the answer to d is missing"):
         answers["d"]
 
 
