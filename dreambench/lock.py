@@ -28,6 +28,8 @@ __all__ = ["HEARTBEAT_S", "STALE_S", "RunLock", "launch_id", "rank_and_world"]
 
 HEARTBEAT_S = 15.0
 STALE_S = 120.0
+PATIENCE_S = 10.0
+"""Seconds after which process k takes the lock of a run that has begun and that nobody holds."""
 JOIN_S = 120.0
 """Seconds that process k waits for process 0 to take the lock."""
 
@@ -149,16 +151,24 @@ class RunLock:
         if self.path.exists() and self._holder(watch=False) is None:
             self._set_aside()
 
+    def _create(self) -> bool:
+        """Take the lock for this launch unless there is one: the rename fails then, and no lock is ever seen without its owner."""
+        with temporary(self.path) as aside:
+            aside.mkdir()
+            (aside / "launch").write_text(self.launch)
+            self._write_rank(aside / self._own.name)
+            with contextlib.suppress(OSError):
+                aside.rename(self.path)
+                return True
+        return False
+
     def _take(self) -> None:
         for _ in range(3):
-            # Made aside and renamed into place, a lock is never seen without its owner; the rename fails if a lock exists.
-            with temporary(self.path) as aside:
-                aside.mkdir()
-                (aside / "launch").write_text(self.launch)
-                self._write_rank(aside / self._own.name)
-                with contextlib.suppress(OSError):
-                    aside.rename(self.path)
-                    return
+            if self._create():
+                return
+            if self._read_launch() == self.launch:
+                self._write_rank(self._own)
+                return
             holder = self._holder()
             if holder is not None:
                 raise RunError(
@@ -168,10 +178,13 @@ class RunLock:
         raise RunError(f"{self.path}: several launches compete for this run; start one")
 
     def _join(self) -> None:
-        deadline = time.monotonic() + JOIN_S
-        while time.monotonic() < deadline:
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < JOIN_S:
             if self._read_launch() == self.launch:
                 self._write_rank(self._own)
+                return
+            # In a run that has begun, process 0 may have answered its share and gone before this process was there.
+            if waited > PATIENCE_S and (self.path.parent / "run.json").exists() and self._create():
                 return
             time.sleep(0.05)
         raise RunError(

@@ -111,3 +111,18 @@ def test_the_processes_of_one_launch_share_its_name_and_launches_do_not(monkeypa
     assert name("a", 1) == name("a", 1)
     assert len({name("a", 1), name("a", 2), name("b", 1)}) == 3
     assert lock.launch_id() != lock.launch_id(), "a process alone is a launch of its own"
+
+
+def test_a_process_that_comes_after_process_0_has_gone_takes_the_lock_of_its_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.1)
+    (tmp_path / "run.json").write_text("{}")
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    with lock.RunLock(tmp_path) as late:
+        assert (late.path / "launch").read_text() == late.launch
+        monkeypatch.setenv("RANK", "0")
+        with lock.RunLock(tmp_path) as first:  # a process 0 that comes later still joins
+            assert sorted(path.name for path in first.path.glob("rank-*")) == ["rank-00000.json", "rank-00001.json"]
+    assert not (tmp_path / "lock").exists()
