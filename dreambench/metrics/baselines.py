@@ -54,7 +54,7 @@ def frechet_infinity(
     it by as much more; extrapolating that to no bias (Quenouille 1956; unequal groups: Busing et al. 1999) removes both terms. Equal
     keys on the two sides fall into one group, which accounts for images that depend on a reference image through its caption. Where
     only the reference's statistics are known, they are taken for its population's. The interval is the estimate ± t(g - 1) · standard
-    error; both are cut at 0, which loses no coverage. ``python -m tests.metrics.coverage`` simulates it.
+    error; both are cut at 0, which loses no coverage. ``python tests/metrics/test_baselines.py`` simulates it.
 
     Raises:
         DataError: a side has fewer than `LEAST` items per feature, which leaves the distance undetermined, or under 3 groups.

@@ -277,7 +277,9 @@ def _network_scores(
     )
     shuffled = f"{name}-shuffled"
     if not blind:
-        notes.append(f"{shuffled} is left out: more than half of the images belong to one {cluster_name}")
+        notes.append(
+            f"{shuffled} is left out: more than half of the images belong to one {cluster_name}, or the features are of an earlier version"
+        )
     elif own.interval is not None and own.interval[0] <= blind[0].value:
         notes.append(f"{name} {own.value:.4g} is no better than with captions of other images, {blind[0].value:.4g}")
     yield name, own, tuple(notes)
