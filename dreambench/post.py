@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
+from dreambench.chat import is_loopback
 from dreambench.documents import JSON
 from dreambench.errors import UsageError
 
@@ -143,8 +144,6 @@ class Poster:
 
 def _proxy(url: str) -> str | None:
     """The proxy that the environment names for a host of another machine."""
-    from dreambench.chat import is_loopback
-
     address = urlsplit(url)
     host = address.hostname or ""
     if is_loopback(host) or urllib.request.proxy_bypass(host):

@@ -40,7 +40,9 @@ class ServedModel(Model):
         options.without_weights()
         self.server = ChatServer.parse(options.location, options.arguments, "--model", options.offline)
         self.server.require_said()
-        Conversation(self.server).close()  # raises for a key or a proxy that cannot be used
+        Conversation(
+            self.server
+        ).close()  # raises without the package openai, and for a key or a proxy that cannot be used
 
     def identity(self) -> Mapping[str, JSON]:
         return {"name": "openai", "model": self.server.model, "host": self.server.host}
