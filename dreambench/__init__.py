@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from dreambench.documents import Document, Image, Text
     from dreambench.interfaces import Model, ModelOptions, Task
     from dreambench.requests import Failure, Request, Response, Sample
-    from dreambench.scores import Estimate, Protocol, Score, TaskResult
+    from dreambench.scores import Cells, Estimate, Protocol, Score, TaskResult
     from dreambench.spec import RunSpec
 
 __all__ = [
+    "Cells",
     "Document",
     "Estimate",
     "Failure",
@@ -44,7 +45,7 @@ _MODULES = {
     "documents": ("Document", "Image", "Text"),
     "interfaces": ("Model", "ModelOptions", "Task"),
     "requests": ("Failure", "Request", "Response", "Sample"),
-    "scores": ("Estimate", "Protocol", "Score", "TaskResult"),
+    "scores": ("Cells", "Estimate", "Protocol", "Score", "TaskResult"),
     "spec": ("RunSpec",),
 }
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from dreambench.batches import Batch, Batches, Indices, halves, split
 from dreambench.errors import ModelError
@@ -68,7 +69,8 @@ class Worker:
         self.run.append(self.rank, name, responses)
         stored = time.perf_counter()
         seconds = {"answer_s": round(answered - began, 6), "store_s": round(stored - answered, 6)}
-        self.run.note_timing(self.rank, {"batch": name, "n": len(members), **seconds})
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.run.note_timing(self.rank, {"batch": name, "n": len(members), **seconds, "at": at})
 
     def _halve(self, batch: Batch, error: OutOfMemoryError) -> tuple[Batch, Batch]:
         """Record in the plan that a batch is answered in two halves."""

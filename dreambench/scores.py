@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dreambench.documents import JSON, digest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Estimate", "Protocol", "Score", "TaskResult"]
+__all__ = ["Better", "Cells", "Estimate", "Protocol", "Score", "TaskResult"]
+
+Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,41 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """The cells of scores.parquet whose mean a score is: `column`, where it is not null, in the rows that have the values of `where`.
+
+    Rows with equal values in the column `cluster` belong together. All cells lie within `bounds`; an upper bound of None is none.
+    """
+
+    column: str
+    cluster: str | None = None
+    where: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+    bounds: tuple[float, float | None] = (0.0, 1.0)
+
+    def select(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of scores.parquet whose cells these are."""
+        chosen = table[self.column].notna()
+        for name, value in self.where.items():
+            chosen &= table[name] == value
+        return table.loc[chosen]
+
+    def to_json(self) -> JSON:
+        return {"column": self.column, "cluster": self.cluster, "where": dict(self.where), "bounds": list(self.bounds)}
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, JSON]) -> Cells:
+        low, high = line["bounds"]
+        return cls(line["column"], line["cluster"], line["where"], (low, high))
+
+
+@dataclass(frozen=True)
 class Score:
     """One number of a table.
 
     `n` counts the units that were scored; `unscored` counts those that could not be (errors, undecided answers, failed judgements),
     whose possible effect is in `bounds`. `interval` is None only where `interval_method` says why. `notes` are sentences a reader must
-    see beside the number.
+    see beside the number. `better` is None where neither direction is better, as for baselines and lengths. `cells` let others compute the
+    score again from scores.parquet; it is None for a score that is no mean of cells, such as a distance between sets.
     """
 
     metric: str
@@ -81,10 +112,12 @@ class Score:
     interval_method: str = ""
     bounds: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
+    better: Better | None = None
+    cells: Cells | None = None
 
     @classmethod
     def of(cls, metric: str, estimate: Estimate, protocol: str, **fields: Any) -> Score:
-        """An estimate under a protocol; `fields` are the score's others: group, unscored, bounds, notes, value."""
+        """An estimate under a protocol; `fields` are the score's others."""
         known: dict[str, Any] = {
             "value": estimate.value,
             "unit": estimate.unit,
@@ -114,12 +147,17 @@ class Score:
             line["bounds"] = list(self.bounds)
         if self.notes:
             line["notes"] = list(self.notes)
+        if self.better is not None:
+            line["better"] = self.better
+        if self.cells is not None:
+            line["cells"] = self.cells.to_json()
         return line
 
     @classmethod
     def from_json(cls, line: Mapping[str, JSON]) -> Score:
         pairs: dict[str, Any] = {name: tuple(line[name]) if line.get(name) else None for name in ("interval", "bounds")}
-        known: dict[str, Any] = {**line, **pairs, "notes": tuple(line.get("notes", ()))}
+        cells = Cells.from_json(line["cells"]) if line.get("cells") else None
+        known: dict[str, Any] = {**line, **pairs, "notes": tuple(line.get("notes", ())), "cells": cells}
         return cls(**known)
 
 

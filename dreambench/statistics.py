@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,7 +32,10 @@ from dreambench.intervals import (
     student_quantile,
     wilson_interval,
 )
-from dreambench.scores import Estimate
+from dreambench.scores import Estimate, Score
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "McNemar",
@@ -47,6 +50,7 @@ __all__ = [
     "normal_interval",
     "normal_quantile",
     "paired_difference",
+    "recompute",
     "required_questions",
     "standard_error",
     "student_quantile",
@@ -54,6 +58,23 @@ __all__ = [
     "wilcoxon_signed_rank",
     "wilson_interval",
 ]
+
+
+def recompute(score: Score, table: pd.DataFrame) -> Estimate:
+    """A score that has `cells`, computed again from scores.parquet.
+
+    Raises:
+        ValueError: the table has none of the score's cells, or one out of its bounds.
+    """
+    cells = score.cells
+    if cells is None or any(name not in table for name in (cells.column, *cells.where, *filter(None, [cells.cluster]))):
+        raise ValueError(f"{score.metric} is no mean of cells of this table")
+    rows = cells.select(table)
+    clusters = None if cells.cluster is None else rows[cells.cluster].tolist()
+    scores, (low, high) = rows[cells.column].to_numpy(dtype=np.float64), cells.bounds
+    bounds = low, math.inf if high is None else high
+    return mean_estimate(scores, clusters, unit=score.unit, bounds=bounds, confidence=score.confidence)
+
 
 # --- two systems on the same questions --------------------------------------------------------------------------------
 

@@ -190,9 +190,19 @@ class RunFolder:
         return {name for path in files for _, name in read_json_lines(path, RunError, torn=True, damaged=damaged)}
 
     def note_timing(self, rank: int, timing: Mapping[str, JSON]) -> None:
-        """Seconds per batch, apart from everything that is scored."""
+        """Seconds and time of day of a batch, apart from everything that is scored."""
         path = self.path / "timings.jsonl" if rank == 0 else self.path / f"timings-{rank:05d}.jsonl"
         append_lines(path, [canonical_json(dict(timing)) + "\n"], sync=False)
+
+    def timings(self) -> list[dict[str, JSON]]:
+        """What `note_timing` noted, of all processes; torn lines are left out."""
+        found: list[dict[str, JSON]] = []
+        for path in sorted(self.path.glob("timings*.jsonl")):
+            for line in path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError):
+                    timing = json.loads(line)
+                    found += [timing] if isinstance(timing, dict) else []
+        return found
 
     def responses(self) -> Answers:
         """All answers of complete batches, by request id."""

@@ -32,7 +32,7 @@ from dreambench.metrics.set_metrics import (
     precision_recall_density_coverage,
 )
 from dreambench.progress import say
-from dreambench.scores import Estimate, Protocol, Score
+from dreambench.scores import Better, Estimate, Protocol, Score
 from dreambench.statistics import mean_estimate
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ __all__ = [
 
 NEIGHBOURS = 5
 SPLITS = 10
+DISTANCES = ("fid", "fd[", "kid", "kd[")
 MANIFOLD_LIMIT = 10_000
 """Above so many images on a side, precision, recall, density and coverage are left out: their cost grows with the square."""
 
@@ -157,11 +158,18 @@ def compare(
         found += _further_scores(features, reference.features, extractor, baseline, manifold=left_out is None)
     found += _network_scores(generated, extractor, keys, cluster_name)
     return [
-        Score.of(metric, estimate, protocol, unscored=unscored, notes=notes)
+        Score.of(metric, estimate, protocol, unscored=unscored, notes=notes, better=_better(metric))
         if isinstance(estimate, Estimate)
         else Score(metric, None, "", len(features), protocol, unscored=unscored, interval_method=estimate, notes=notes)
         for metric, estimate, notes in found
     ]
+
+
+def _better(metric: str) -> Better | None:
+    """Of a distance lower is better, of all else higher; of baselines neither."""
+    if metric.endswith(("-real-vs-real", "-shuffled")):
+        return None
+    return "lower" if metric.startswith(DISTANCES) else "higher"
 
 
 _Found = tuple[str, Estimate | str, tuple[str, ...]]

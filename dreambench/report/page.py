@@ -21,7 +21,16 @@ from dreambench.report.documents import document_cards
 from dreambench.report.images import SIDE, captioned_sheet, saved_reference_images, thumbnail
 from dreambench.report.runs import COUNT, CompleteRun, choose
 from dreambench.report.tables import Line, incomparable, lines, saved_tables
-from dreambench.report.text import decimals, interval_text, method_text, number, printable, unscored_text, value_text
+from dreambench.report.text import (
+    decimals,
+    flat,
+    interval_text,
+    method_text,
+    number,
+    printable,
+    unscored_text,
+    value_text,
+)
 from dreambench.scores import Score
 
 __all__ = ["page", "write_page", "write_sheet"]
@@ -93,8 +102,8 @@ def _section(run: CompleteRun, count: int) -> dict[str, Any]:
         "protocols": _side_by_side(run.metrics["protocols"]),
         "tables": saved_tables(run.run.path),
         "errors": _errors(run),
-        "system": _flat(run.metrics["system"]),
-        "environment": _flat(
+        "system": flat(run.metrics["system"]),
+        "environment": flat(
             {**environment.get("device", {}), **environment.get("machine", {}), **environment.get("versions", {})}
         ),
     }
@@ -147,23 +156,12 @@ def _errors(run: CompleteRun) -> list[tuple[str, int, str, str]]:
 
 def _side_by_side(protocols: Mapping[str, Mapping[str, JSON]]) -> list[tuple[str, list[JSON]]]:
     """For each field its value in each protocol; a single value where all agree."""
-    flat = {id_: dict(_flat(fields)) for id_, fields in protocols.items()}
+    flattened = {id_: dict(flat(fields)) for id_, fields in protocols.items()}
     found: list[tuple[str, list[JSON]]] = []
-    for name in dict.fromkeys(name for fields in flat.values() for name in fields):
-        values = [fields.get(name, "–") for fields in flat.values()]
+    for name in dict.fromkeys(name for fields in flattened.values() for name in fields):
+        values = [fields.get(name, "–") for fields in flattened.values()]
         found.append((name, values[:1] if len({str(value) for value in values}) == 1 else values))
     return found
-
-
-def _flat(value: JSON, name: str = "") -> list[tuple[str, JSON]]:
-    """Nested fields as ``outer.inner``; lists as one line."""
-    if isinstance(value, dict) and value:
-        return [pair for key, inner in value.items() for pair in _flat(inner, f"{name}.{key}" if name else str(key))]
-    if isinstance(value, list):
-        return [(name, ", ".join(str(item) for item in value) or "none")]
-    if isinstance(value, bool):
-        return [(name, "yes" if value else "no")]
-    return [(name, "–" if value is None or value in ("", {}) else value)]
 
 
 def _bar(score: Score) -> tuple[float, float, float] | None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreambench.documents import JSON, document_text
 from dreambench.errors import RunError
@@ -18,6 +19,10 @@ from dreambench.report.text import decimals, number
 from dreambench.requests import Response, Sample
 from dreambench.scores import Score
 from dreambench.store import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 __all__ = ["COUNT", "CompleteRun", "Examples", "choose", "load", "load_all", "shown_documents", "shown_images"]
 
@@ -82,8 +87,22 @@ class CompleteRun:
         return str(self.metrics["model"]).partition(":")[0] == "blind"
 
     @cached_property
+    def date(self) -> str | None:
+        """When its last answer was stored: ISO 8601, UTC. None for runs of versions that did not note it."""
+        return max((str(timing["at"]) for timing in self.run.timings() if timing.get("at")), default=None)
+
+    @cached_property
     def rows(self) -> list[dict[str, JSON]]:
         """scores.parquet: one row per sample."""
+        return self._table.to_pylist()
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """scores.parquet as a data frame, from which `dreambench.statistics.recompute` computes scores again."""
+        return self._table.to_pandas()
+
+    @cached_property
+    def _table(self) -> pa.Table:
         import pyarrow as pa
 
         path = self.run.path / "scores.parquet"
@@ -92,7 +111,7 @@ class CompleteRun:
         if wanted is not None and path.is_file() and sha256_file(path) != wanted:
             raise RunError(f"{path} is missing or damaged (not the table of these metrics): {again}")
         try:
-            return read_table(path).to_pylist()
+            return read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
             raise RunError(f"{path} is missing or damaged: {again}") from error
 

@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from dreambench.documents import JSON
 from dreambench.safety import printable
 from dreambench.scores import Score
 
-__all__ = ["decimals", "headline", "interval_text", "latex", "markdown", "method_text", "number", "printable"]
+__all__ = ["decimals", "flat", "headline", "interval_text", "latex", "markdown", "method_text", "number", "printable"]
 __all__ += ["unscored_text", "value_text"]
 
 MOST_DECIMALS = 8
@@ -83,6 +84,17 @@ def headline(score: Score) -> str:
     if score.bounds is not None and score.unscored:
         unscored += f" (between {number(score.bounds[0], here)} and {number(score.bounds[1], here)} with them)"
     return f"{name} {value_text(score, places)} {interval}, n = {score.n}{unscored}, protocol {score.protocol}"
+
+
+def flat(value: JSON, name: str = "") -> list[tuple[str, JSON]]:
+    """Nested fields as ``outer.inner``; lists as one line."""
+    if isinstance(value, dict) and value:
+        return [pair for key, inner in value.items() for pair in flat(inner, f"{name}.{key}" if name else str(key))]
+    if isinstance(value, list):
+        return [(name, ", ".join(str(item) for item in value) or "none")]
+    if isinstance(value, bool):
+        return [(name, "yes" if value else "no")]
+    return [(name, "–" if value is None or value in ("", {}) else value)]
 
 
 # --- escaping ---------------------------------------------------------------------------------------------------------

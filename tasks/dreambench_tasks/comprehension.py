@@ -17,7 +17,7 @@ from dreambench.documents import JSON, Image, Text, document_text
 from dreambench.files import cache_folder
 from dreambench.interfaces import Task
 from dreambench.requests import Kind, Request, Response, Sample, sample_seed
-from dreambench.scores import Score
+from dreambench.scores import Cells, Score
 from dreambench.statistics import mean_estimate
 
 if TYPE_CHECKING:
@@ -112,20 +112,27 @@ def mean_score(
     unscored: int = 0,
     bounds: tuple[float, float] | None = None,
     notes: tuple[str, ...] = (),
+    cells: Cells | None = None,
 ) -> Score:
     """A mean of scores in [0, 1], in percent, with its interval (`mean_estimate`).
 
     `value`, in percent, replaces the mean where the benchmark's own order of summation decides the last digit. `bounds` default to the
-    mean if all `unscored` scores were 0, and if all were 1.
+    mean if all `unscored` scores were 0, and if all were 1. `cells` of scores.parquet hold these scores.
     """
     values = np.asarray(scores, dtype=np.float64)
     n = values.size
     if unscored and bounds is None:
         total = float(values.sum())
         bounds = 100 * total / (n + unscored), 100 * (total + unscored) / (n + unscored)
-    fields: dict[str, Any] = {"group": group, "unscored": unscored, "bounds": bounds, "notes": notes}
+    fields: dict[str, Any] = {
+        "group": group,
+        "unscored": unscored,
+        "bounds": bounds,
+        "notes": notes,
+        "better": "higher",
+    }
     if n == 0:
         return Score(metric, None, "%", 0, protocol, interval_method="none: nothing was scored", **fields)
     if value is not None:
         fields["value"] = value
-    return Score.of(metric, mean_estimate(values, clusters, cluster_name=cluster_name), protocol, **fields)
+    return Score.of(metric, mean_estimate(values, clusters, cluster_name=cluster_name), protocol, cells=cells, **fields)

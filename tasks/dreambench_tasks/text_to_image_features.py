@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,12 @@ from dreambench.files import read_arrays, sha256_file, write_arrays
 from dreambench.metrics.compare import Reference, compare, image_notes, network_outputs, read_reference
 from dreambench.metrics.features import identity_of, image_features, listing_notes
 from dreambench.metrics.frechet import load_statistics, save_statistics
+from dreambench.metrics.set_metrics import CLIP_WEIGHT
 from dreambench.progress import say
 from dreambench.report.images import save_reference_images, saved_reference_images
 from dreambench.report.runs import shown_images
 from dreambench.requests import Response, Sample
-from dreambench.scores import Score, TaskResult
+from dreambench.scores import Cells, Score, TaskResult
 from dreambench.store import RunFolder
 from dreambench_tasks.coco import COCO_FILE_NAME
 
@@ -197,8 +199,22 @@ def score_features(run: RunFolder, samples: Sequence[Sample], responses: Mapping
         keys = [str(rows[name]["image_id"]) for name in generated["ids"].tolist()]
         extractor = fields["extractor"]["name"]
         unscored = len(samples) - len(keys)
-        scores += compare(generated, reference, extractor, id_, unscored=unscored, keys=keys)
+        found = compare(generated, reference, extractor, id_, unscored=unscored, keys=keys)
+        scores += _with_cells(found, rows, generated) if number == 0 else found
     return TaskResult(list(rows.values()), scores)
+
+
+def _with_cells(
+    scores: list[Score], rows: Mapping[str, Mapping[str, JSON]], generated: Mapping[str, Any]
+) -> list[Score]:
+    """The scores, CLIPScore with its cells unless the rows have those of the CLIP that chose among candidates."""
+    if "clip_scores" not in generated:
+        return scores
+    pairs = zip(generated["ids"].tolist(), generated["clip_scores"].tolist(), strict=True)
+    in_rows = all(rows[name]["clip_score"] == value for name, value in pairs)
+    cells = Cells("clip_score", "image_id", bounds=(0.0, CLIP_WEIGHT))
+    own = [score.metric.startswith("clip_score[") and score.better is not None and in_rows for score in scores]
+    return [replace(score, cells=cells) if mine else score for score, mine in zip(scores, own, strict=True)]
 
 
 def _sample_rows(run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> list[dict[str, JSON]]:

@@ -22,8 +22,10 @@ import dreambench
 from dreambench.api import Result, score_run
 from dreambench.errors import DataError, RunError, UsageError
 from dreambench.metrics.compare import compare_folders, save_folder_statistics
+from dreambench.report.runs import load
 from dreambench.requests import sample_seed
 from dreambench.spec import RunSpec
+from dreambench.statistics import recompute
 from dreambench_tasks import playground
 from dreambench_tasks.coco import image_index, read_captions
 from dreambench_tasks.coco_fid import CocoFid
@@ -367,6 +369,8 @@ def test_with_clip_features_each_image_has_a_score_and_the_mean_an_interval(worl
     assert mean["own"].interval[0] > mean["flat"].interval[1], "captions fit their scenes better than flat colours"
     rows = _rows(own.folder)
     assert mean["own"].value == pytest.approx(sum(row["clip_score"] for row in rows) / len(rows))  # type: ignore[misc]
+    again = recompute(mean["own"], load(own.folder).table)
+    assert (again.value, again.interval) == (pytest.approx(mean["own"].value), pytest.approx(mean["own"].interval))
 
 
 def _score(result: Result, metric: str) -> dreambench.Score:

@@ -6,6 +6,7 @@ its document), ``real.npz`` those of the reference images, and ``documents.npz``
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from dreambench.report.images import save_reference_images, saved_reference_imag
 from dreambench.report.runs import shown_documents, shown_images
 from dreambench.report.tables import save_tables
 from dreambench.requests import Response, Sample
-from dreambench.scores import Score, TaskResult
+from dreambench.scores import Cells, Score, TaskResult
 from dreambench.store import RunFolder
 from dreambench_tasks.interleaved import metrics
 from dreambench_tasks.interleaved.data import FREE, RESIZE, reference_documents
@@ -373,7 +374,7 @@ def _topic_score(
     name = metric_name("frechet", extractor)
     if min(n, len(reference)) > dim:
         estimate = frechet_jackknife(generated, GaussianStatistics.from_features(reference), keys=keys)
-        return Score.of(name, estimate, protocol, group=group)
+        return Score.of(name, estimate, protocol, group=group, better="lower")
     kernel = metric_name("kernel", extractor)
     if min(n, len(reference)) < 2:
         why = f"none: {n} generated and {len(reference)} reference images are too few for a distance"
@@ -382,7 +383,7 @@ def _topic_score(
         f"topics with at most {dim} images have {kernel} instead of {name}, which so few images bias for {dim} features; it is below 0"
         " where images are closer to the references of their own document than these are to each other"
     )
-    return Score.of(kernel, kernel_distance(generated, reference), protocol, group=group, notes=(note,))
+    return Score.of(kernel, kernel_distance(generated, reference), protocol, group=group, notes=(note,), better="lower")
 
 
 def _document_scores(part: _Part, rows: Sequence[Row]) -> Iterator[Score]:
@@ -393,8 +394,14 @@ def _document_scores(part: _Part, rows: Sequence[Row]) -> Iterator[Score]:
         scored = [row for row in rows if row[name] is not None]
         if scored:
             values, documents = [row[name] for row in scored], [row["document_id"] for row in scored]
-            estimate = metrics.metric_estimate(name, values, documents)
-            yield Score.of(name, estimate, part.id, unscored=len(rows) - len(scored))
+            estimate, metric = (
+                metrics.metric_estimate(name, values, documents),
+                metrics.METRICS.get(name, metrics.JUDGED),
+            )
+            high = None if math.isinf(metric.high) else metric.high
+            cells = Cells(name, "document_id", {"mode": part.fields["name"]}, (metric.low, high))
+            unscored = len(rows) - len(scored)
+            yield Score.of(name, estimate, part.id, unscored=unscored, better=metric.better, cells=cells)
         elif name not in metrics.METRICS:
             why = "none: no document has a grade; judgements.jsonl has the reasons"
             yield Score(name, None, "", 0, part.id, unscored=len(rows), interval_method=why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from dreambench.files import not_led_out, replacing, sha256_file
 from dreambench.interfaces import sample_choice
 from dreambench.judges import GradeRequest, Judge, JudgementLog, grade_missing, judged, missing
 from dreambench.requests import Request, Response, Sample
-from dreambench.scores import Protocol, Score, TaskResult
+from dreambench.scores import Cells, Protocol, Score, TaskResult
 from dreambench.spec import RunSpec
 from dreambench.store import RunFolder
 from dreambench_tasks.comprehension import (
@@ -227,9 +228,12 @@ class MMBenchTask(ComprehensionTask):
         images = {int(sample.id): image_name(sample) for sample in samples}
         for number, (id_, protocol) in enumerate(protocols.items()):
             copies, circular = _units(samples, responses, rows, protocol)
-            scores += _scores("circular_accuracy", circular, images, id_) if circular is not None else []
-            scores += _scores("vanilla_accuracy", vanilla_units(copies), images, id_)
-            if number == 0:
+            first = number == 0  # the protocol whose hits the rows have
+            if circular is not None:
+                scores += _scores("circular_accuracy", circular, images, id_, Cells("circular_hit") if first else None)
+            vanilla = Cells("hit", where={"rotation": 0}) if first else None
+            scores += _scores("vanilla_accuracy", vanilla_units(copies), images, id_, vanilla)
+            if first:
                 _add_hits(rows, copies, circular or [])
         return TaskResult(list(rows.values()), scores)
 
@@ -314,6 +318,7 @@ def _result(sample: Sample, response: Response) -> dict[str, JSON]:
         "split": row.split,
         "l2_category": row.l2_category,
         "category": row.category,
+        "image_id": image_name(sample),
         "answer": reply,
         "letter": letter,
         "rule": rule,
@@ -350,14 +355,18 @@ def _add_hits(rows: Mapping[str, dict[str, JSON]], copies: Sequence[Unit], circu
             row[column] = None if hit is None else float(hit)
 
 
-def _scores(metric: str, units: Sequence[Unit], images: Mapping[int, str], protocol: str) -> list[Score]:
-    """`images` names the image of each index: questions about one image are not independent."""
+def _scores(
+    metric: str, units: Sequence[Unit], images: Mapping[int, str], protocol: str, cells: Cells | None
+) -> list[Score]:
+    """`images` names the image of each index: questions about one image are not independent. `cells` have all hits of the metric."""
     if not units:
         return [mean_score(metric, None, [], protocol)]
     scores: list[Score] = []
     for group, members in grouped(units).items():
         decided = [unit for unit in members if unit.hit is not None]
         unscored = len(members) - len(decided)
+        name, _, value = (group or "").partition("=")
+        where = {name: value} if group else {}
         note = "the lower bound is VLMEvalKit's score without a judge: there a reply that no rule decides is wrong"
         scores.append(
             mean_score(
@@ -369,6 +378,7 @@ def _scores(metric: str, units: Sequence[Unit], images: Mapping[int, str], proto
                 cluster_name="image",
                 unscored=unscored,
                 notes=(note,) if unscored and group is None else (),
+                cells=cells and replace(cells, cluster="image_id", where={**cells.where, **where}),
             )
         )
     return scores

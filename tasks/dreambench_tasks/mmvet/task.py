@@ -27,7 +27,7 @@ from dreambench.judges import (
 )
 from dreambench.progress import progress_bar, say
 from dreambench.requests import Request, Response, Sample
-from dreambench.scores import Protocol, Score, TaskResult
+from dreambench.scores import Cells, Protocol, Score, TaskResult
 from dreambench.store import RunFolder
 from dreambench_tasks.comprehension import (
     DREAMLLM_DECODING,
@@ -241,7 +241,9 @@ def _rows(
         graded = [*grades.get(sample.id, ()), *[Grade("", "not graded", None)] * scored.runs][: scored.runs]
         row: dict[str, JSON] = {
             "id": sample.id,
+            "image_id": sample.group,
             "integration": integration_name(sample.targets["capabilities"]),
+            **{f"capability={name}": name in sample.targets["capabilities"] for name in scored.capabilities},
             "answer": answers.get(sample.id),
             "score": scored.question_means[sample.id],
             "reason": next((grade.content for grade in graded if grade.score is None), None),
@@ -259,21 +261,24 @@ def _scores(
     notes = [f"total of each grading run: {totals}"]
     if scored.total.unscored:
         notes.append(f"unscored counts grades, {scored.runs} for each question")
-    scores = [_group(None, scored.total, questions, scored, images, protocol, tuple(notes))]
+    scores = [_group(None, {}, scored.total, questions, scored, images, protocol, tuple(notes))]
     if scored.runs > 1:
         spread = f"none: the population standard deviation of the totals of {scored.runs} grading runs"
         scores.append(Score("score_std", scored.std, "%", scored.runs, protocol, interval_method=spread))
     for name, group in scored.capabilities.items():
         members = [question for question in questions if name in capabilities[question]]
-        scores.append(_group(f"capability={name}", group, members, scored, images, protocol))
+        scores.append(
+            _group(f"capability={name}", {f"capability={name}": True}, group, members, scored, images, protocol)
+        )
     for name, group in scored.integrations.items():
         members = [question for question in questions if integration_name(capabilities[question]) == name]
-        scores.append(_group(f"integration={name}", group, members, scored, images, protocol))
+        scores.append(_group(f"integration={name}", {"integration": name}, group, members, scored, images, protocol))
     return scores
 
 
 def _group(
     group: str | None,
+    where: Mapping[str, JSON],
     score: GroupScore,
     questions: Sequence[str],
     scored: MMVetScores,
@@ -281,7 +286,10 @@ def _group(
     protocol: str,
     notes: tuple[str, ...] = (),
 ) -> Score:
-    """The interval is over questions, of their mean grades over the runs, so it includes the judge's spread."""
+    """The interval is over questions, of their mean grades over the runs, so it includes the judge's spread.
+
+    Where grades are missing, the score is no mean of these means, because it counts grades, not questions.
+    """
     means = {question: mean for question in questions if (mean := scored.question_means[question]) is not None}
     return mean_score(
         "score",
@@ -294,6 +302,7 @@ def _group(
         unscored=score.unscored,
         bounds=(score.lower, score.upper) if score.unscored else None,
         notes=notes,
+        cells=None if score.unscored else Cells("score", "image_id", where),
     )
 
 

@@ -17,7 +17,7 @@ from dreambench.errors import DataError, counted
 from dreambench.files import write_atomically
 from dreambench.interfaces import sample_choice
 from dreambench.requests import Request, Response, Sample
-from dreambench.scores import Protocol, Score, TaskResult
+from dreambench.scores import Cells, Protocol, Score, TaskResult
 from dreambench.store import RunFolder
 from dreambench_tasks.coco import image_index
 from dreambench_tasks.comprehension import (
@@ -205,14 +205,15 @@ def _table(rows: Iterator[Mapping[str, JSON]], types: Mapping[str, str]) -> pd.D
 
 def _scores(table: pd.DataFrame, column: str, rule: Rule, protocol: str) -> list[Score]:
     """Overall, by answer type, by question type; a question without an answer is counted, not scored."""
-    scores = [_mean(None, table, column, rule, protocol)]
+    scores = [_mean({}, table, column, rule, protocol)]
     if scores[0].n:
         for name in ("answer_type", "question_type"):
-            scores += [_mean(f"{name}={value}", part, column, rule, protocol) for value, part in table.groupby(name)]
+            scores += [_mean({name: value}, part, column, rule, protocol) for value, part in table.groupby(name)]
     return scores
 
 
-def _mean(group: str | None, table: pd.DataFrame, column: str, rule: Rule, protocol: str) -> Score:
+def _mean(where: Mapping[str, JSON], table: pd.DataFrame, column: str, rule: Rule, protocol: str) -> Score:
+    group = next((f"{name}={value}" for name, value in where.items()), None)
     scored = table[table[column].notna()]
     accuracies = scored[column].tolist()
     value = percent(accuracies) if accuracies else None
@@ -227,4 +228,5 @@ def _mean(group: str | None, table: pd.DataFrame, column: str, rule: Rule, proto
         cluster_name="image",
         unscored=len(table) - len(scored),
         notes=notes,
+        cells=Cells(column, "image_id", where),
     )

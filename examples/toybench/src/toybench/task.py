@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from dreambench import Image, Protocol, Request, Response, Sample, Score, Task, TaskResult, Text
+from dreambench import Cells, Image, Protocol, Request, Response, Sample, Score, Task, TaskResult, Text
 from dreambench.documents import JSON, document_text
 from dreambench.files import read_json_lines, sha256_file
 from dreambench.images import BrokenImageError, decode_rgb
@@ -73,7 +73,7 @@ class Toy(Task):
         for kind in ("generate_text", "generate_image"):
             members = [row for row in rows if row["kind"] == kind]
             if members:
-                scores.append(mean_score(members, protocol, group=f"kind={kind}"))
+                scores.append(mean_score(members, protocol, kind=kind))
         return TaskResult(rows, scores)
 
 
@@ -99,8 +99,13 @@ def image_colors(response: Response) -> list[str] | None:
         return None
 
 
-def mean_score(rows: Sequence[Mapping[str, JSON]], protocol: str, group: str | None = None) -> Score:
-    """The share of correct answers in percent. Questions about one image are not independent: the interval is clustered by image."""
+def mean_score(rows: Sequence[Mapping[str, JSON]], protocol: str, **where: JSON) -> Score:
+    """The share of correct answers in percent. Questions about one image are not independent: the interval is clustered by image.
+
+    `where` are the columns and values that all rows have in common. From the score's `cells`, `dreambench compare` and
+    `dreambench leaderboard --verify` compute it again.
+    """
+    group = next((f"{name}={value}" for name, value in where.items()), None)
     scored = [row for row in rows if row["correct"] is not None]
     unscored = len(rows) - len(scored)
     if not scored:
@@ -108,4 +113,5 @@ def mean_score(rows: Sequence[Mapping[str, JSON]], protocol: str, group: str | N
     estimate = mean_estimate(
         [float(row["correct"]) for row in scored], [row["group"] for row in scored], cluster_name="image"
     )
-    return Score.of("accuracy", estimate, protocol, group=group, unscored=unscored)
+    cells = Cells("correct", "group", where)
+    return Score.of("accuracy", estimate, protocol, group=group, unscored=unscored, better="higher", cells=cells)
