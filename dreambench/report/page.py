@@ -47,9 +47,9 @@ COLUMNS = {
 }
 
 
-def write_page(runs: Sequence[CompleteRun], target: Path) -> None:
+def write_page(runs: Sequence[CompleteRun], target: Path, comparison: Any = None) -> None:
     """``report RUN... --html FILE``: runs as one self-contained HTML file."""
-    _write(target, "--html", page(runs).encode())
+    _write(target, "--html", page(runs, comparison).encode())
 
 
 def write_sheet(run: CompleteRun, target: Path) -> None:
@@ -65,8 +65,11 @@ def _write(target: Path, option: str, data: bytes) -> None:
     say(f"wrote {target} ({len(data) / 1e6:.1f} MB)")
 
 
-def page(runs: Sequence[CompleteRun]) -> str:
-    """The HTML of one or several runs, images as ``data:`` URLs. The same runs give the same bytes."""
+def page(runs: Sequence[CompleteRun], comparison: Any = None) -> str:
+    """The HTML of one or several runs, images as ``data:`` URLs. The same runs give the same bytes.
+
+    A `comparison` of the runs stands first; ``comparison.html.j2`` shows it under that name.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -86,6 +89,7 @@ def page(runs: Sequence[CompleteRun]) -> str:
     with_images = sum(run.has_images for run in runs)
     return environment.get_template("page.html.j2").render(
         sections=[_section(run, max(2, COUNT // max(with_images, 1))) for run in runs],
+        comparison=comparison,
         overview=_overview(found),
         incomparable=incomparable(found),
     )
