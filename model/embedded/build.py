@@ -32,7 +32,7 @@ from dreamllm.training.assemble import assemble, merge
 from dreamllm.training.run import train
 from loop import reproducible
 from surrogate_clip import CONTEXT, build_clip, build_encoder
-from surrogate_diffusion import build_autoencoder, build_diffusion
+from surrogate_diffusion import build_autoencoder, build_baseline, build_diffusion
 from surrogate_language import build_language
 
 __all__ = ["STEPS", "build"]
@@ -48,7 +48,7 @@ def build(directory: Path, step: str | None = None) -> None:
     """Run one of ``STEPS``, or all steps of the embedded model, in ``directory``."""
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    for name in [name for name in STEPS if name != "clip"] if step is None else [step]:
+    for name in [name for name in STEPS if name not in APART] if step is None else [step]:
         print(f"{name}: {directory}", flush=True)
         STEPS[name](directory)
 
@@ -140,13 +140,19 @@ STEPS: dict[str, Callable[[Path], object]] = {
     "ship": ship,
     "card": card,
     "clip": build_clip,
+    "baseline": build_baseline,
 }
+APART = ("clip", "baseline")  # no steps of the embedded model
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("directory", type=Path, help="folder for the results and checkpoints of all steps")
-    parser.add_argument("--step", choices=STEPS, help="run only this step; clip is the feature extractor")
+    parser.add_argument(
+        "--step",
+        choices=STEPS,
+        help="run only this step; clip is the feature extractor, baseline a diffusion pipeline",
+    )
     options = parser.parse_args()
     try:
         build(options.directory, options.step)

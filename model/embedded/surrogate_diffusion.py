@@ -26,11 +26,12 @@ from transformers import CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
 
 from dreambench.errors import DataError
 from dreambench.files import replacing
-from dreambench_tasks.playground import SIDE, Rng, Scene, captions, draw_scene, render_many
+from dreambench_tasks.playground import SIDE, Rng, Scene, captions, clip_directory, draw_scene, render_many
+from dreamllm import checkpoint
 from loop import CHECKPOINT, Settings, generator_of, is_finished, object_mask, pixels_of, reproducible, train
-from surrogate_clip import CONTEXT, WIDTH
+from surrogate_clip import CONTEXT, WIDTH, clip_tokenizer
 
-__all__ = ["build_autoencoder", "build_diffusion", "text_ids"]
+__all__ = ["build_autoencoder", "build_baseline", "build_diffusion", "text_ids"]
 
 AUTOENCODER = Settings(steps=1600, batch=32, learning_rate=2e-3, weight_decay=0.0)
 DECODER = Settings(steps=1200, batch=32, learning_rate=1.5e-3, seed=1, weight_decay=0.0)
@@ -41,6 +42,7 @@ PHASES = [
     replace(_FIRST, steps=2000, learning_rate=1.2e-3, average=0.998),
     replace(_FIRST, steps=800, learning_rate=8e-4, average=0.995),
 ]
+BASELINE = replace(_FIRST, steps=800, learning_rate=1e-3, average=0.99)
 PIXEL_WEIGHT = 5.0  # of the autoencoder's errors where objects are: they cover little of an image
 LATENT_WEIGHT = 4.0  # of the third phase's errors in latents where objects are
 ABSOLUTE_WEIGHT = 0.2  # of the absolute error beside the squared one in the second training of the decoder
@@ -167,11 +169,43 @@ def build_diffusion(directory: Path) -> None:
     _train_text_tower(directory, data)
     for phase in (2, 3, 4):
         _train_unet(folder, data, phase)
+    tower = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
+    vae, unet = _load(_Autoencoder, directory / "vae_fine"), _load(_UNet, folder / "unet4")
+    _save_pipeline(folder, vae, tower, tokenizer, unet)
+
+
+def build_baseline(directory: Path) -> None:
+    """``directory/diffusion`` from the shipped checkpoint, in minutes: its UNet and autoencoder, which DreamLLM's stages do not train,
+    and a text tower, which it does not hold. That of playground-clip is trained anew through the frozen UNet.
+    """
+    folder = directory / "diffusion"
+    if (folder / "model_index.json").is_file():
+        return
+    decoder = checkpoint.load(dtype="float32")[0].image_decoder
+    if not is_finished(directory / "vae"):
+        decoder.vae.save_pretrained(directory / "vae")
+    data, settings = _data(directory), BASELINE
+    tokenizer = clip_tokenizer(CONTEXT)
+    with reproducible(settings.seed):
+        tower: Any = CLIPTextModel.from_pretrained(clip_directory(), dtype=torch.float32, local_files_only=True)
+        tower.set_attn_implementation("eager")
+        unet = decoder.unet.requires_grad_(requires_grad=False)
+
+        def loss_of(step: int) -> Tensor:
+            chosen, texts = _batch(data, settings, step, 0)
+            return _velocity_loss(unet, tower(text_ids(tokenizer, texts))[0], data.latents[chosen], settings.seed, step)
+
+        train(directory / "tower", tower, loss_of, settings)
+    _save_pipeline(folder, decoder.vae, tower, tokenizer, unet)
+
+
+def _save_pipeline(folder: Path, vae: Any, tower: Any, tokenizer: Any, unet: Any) -> None:
     _Pipeline(
-        vae=_load(_Autoencoder, directory / "vae_fine"),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True),
-        tokenizer=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True),
-        unet=_load(_UNet, folder / "unet4"),
+        vae=vae,
+        text_encoder=tower,
+        tokenizer=tokenizer,
+        unet=unet,
         scheduler=DDIMScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,

@@ -12,7 +12,7 @@ import torch
 from adapters.images_for_tests import image
 from adapters.tiny import save_llava, save_qwen
 
-from dreambench.adapters.transformers_model import Decoding, SeededSampling, VisionLanguageModel
+from dreambench.adapters.transformers_model import Decoding, SeededSampling, VisionLanguageModel, _lengthened
 from dreambench.documents import Document, Image, Text, document_text
 from dreambench.errors import DataError, MissingWeightsError, ModelError, UsageError
 from dreambench.interfaces import ModelOptions, OutOfMemoryError
@@ -274,3 +274,10 @@ def test_seeded_sampling_draws_from_the_warped_distribution() -> None:
     )  # the likeliest tokens have 0.56, 0.77 and 0.86 of it
     kept = likely(torch.zeros(200, 1, dtype=torch.long), logits.repeat(200, 1)).argmax(-1)
     assert set(kept.tolist()) == {0, 1, 3}
+
+
+def test_what_follows_a_prompt_is_attended_with_a_mask_of_ones() -> None:
+    inputs = {"input_ids": torch.tensor([[5, 6, 0], [5, 6, 7]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    mask = _lengthened("attention_mask", inputs, [2, 3], [[8], [9, 9]], 0)
+    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert _lengthened("input_ids", inputs, [2, 3], [[8], [9, 9]], 0).tolist() == [[5, 6, 8, 0, 0], [5, 6, 7, 9, 9]]

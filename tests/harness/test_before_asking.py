@@ -9,11 +9,13 @@ from typing import ClassVar
 import pytest
 
 import dreambench
+from dreambench import api
 from dreambench.adapters.echo import Echo
 from dreambench.documents import Image, Text
 from dreambench.errors import DataError, UsageError
 from dreambench.interfaces import ModelOptions
-from dreambench.requests import Request, Response, Sample
+from dreambench.requests import Kind, Request, Response, Sample
+from dreambench.spec import RunSpec
 from toybench import Toy
 
 LOADED: list[str] = []
@@ -73,3 +75,19 @@ def test_generation_settings_mean_nothing_to_answers_made_elsewhere(tmp_path: Pa
         dreambench.run("interleaved", f"documents:{tmp_path}", generation=["max_new_tokens=5"], out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     assert dreambench.run("mmvet", f"responses:{answers}", **arguments).scores[0].n == 1
+
+
+def test_a_model_that_does_not_exist_is_an_error_before_the_data_are_read() -> None:
+    api.check(RunSpec(task="vqav2", model="echo"))
+    with pytest.raises(UsageError, match="nosuch"):
+        api.check(RunSpec(task="vqav2", model="nosuch"))
+
+
+def test_echo_answers_each_kind_in_its_form() -> None:
+    kinds: tuple[Kind, ...] = ("generate_text", "generate_image", "generate_interleaved")
+    requests = [Request(kind, kind, (Text("a red ring"),)) for kind in kinds]
+    text, image, document = Echo(ModelOptions("echo")).answer(requests)
+    assert (text.document, text.prompt_tokens, text.new_tokens) == ((Text("ring"),), 3, 1)
+    assert [type(part) for part in image.document] == [Image]
+    assert [type(part) for part in document.document] == [Text, Image, Text]
+    assert document.new_tokens == 4

@@ -126,3 +126,13 @@ def test_a_process_that_comes_after_process_0_has_gone_takes_the_lock_of_its_lau
         with lock.RunLock(tmp_path) as first:  # a process 0 that comes later still joins
             assert sorted(path.name for path in first.path.glob("rank-*")) == ["rank-00000.json", "rank-00001.json"]
     assert not (tmp_path / "lock").exists()
+
+
+def test_a_lock_of_its_own_is_held_by_any_process_of_a_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scoring of a run is the turn of one process, whichever it is: none waits for process 0."""
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    with lock.RunLock(tmp_path, name="scoring", alone=True) as turn:
+        assert [path.name for path in turn.path.glob("rank-*")] == ["rank-00000.json"]
+        with pytest.raises(RunError), lock.RunLock(tmp_path, name="scoring", alone=True):
+            pass

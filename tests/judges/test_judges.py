@@ -201,3 +201,8 @@ def test_two_judges_in_one_log_do_not_mix_and_are_not_replayed_as_one(tmp_path: 
     assert [judged({"name": name}, [item], read)[0].score for name in ("one", "two")] == [1.0, 0.0]
     with pytest.raises(JudgeError, match="2 judges"):
         parse_judge(f"replay:{path}")
+
+
+def test_a_judge_without_a_price_estimates_nothing(tmp_path: Path) -> None:
+    """What ``--dry-run`` prints of a rule or of stored grades."""
+    assert list(parse_judge("rule").estimate([])) == []

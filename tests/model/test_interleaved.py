@@ -424,3 +424,10 @@ def test_inputs_that_do_not_match_are_errors(model, processor) -> None:
     right = {name: tensor.flip(1) for name, tensor in batch.items()}
     with pytest.raises(InputError, match="padded on the left"):
         model.generate_interleaved(right, processor)
+
+
+def test_a_span_that_has_lost_some_of_its_patch_tokens_is_an_error() -> None:
+    whole, cut = torch.tensor([[7, 5, 5, 5, 1]]), torch.tensor([[7, 5, 5, 1, 1]])
+    assert find_spans(whole, 7, 5, 3)[1].tolist() == [[1, 2, 3]]
+    with pytest.raises(InputError, match="has 2 of its 3 patch tokens"):
+        find_spans(cut, 7, 5, 3)

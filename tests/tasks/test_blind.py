@@ -55,6 +55,11 @@ def test_types_are_first_words_and_ties_are_alphabetical() -> None:
     assert majority_answers([("a", "y"), ("a", "x"), ("b", "x")]) == {"a": "x", "b": "x", "none of the above": "x"}
 
 
+def test_it_remembers_how_it_was_asked_for(tmp_path: Path) -> None:
+    path = annotations(tmp_path / "annotations.json")
+    assert load(path).options.location == str(path)
+
+
 def test_of_lettered_options_the_one_that_equals_the_answer_is_chosen(tmp_path: Path) -> None:
     model = load(annotations(tmp_path / "data" / "v2_mscoco_train2014_annotations.json").parent)
     options = "A. 3\nB. 2\nC. 4\nAnswer with the option's letter from the given choices directly."

@@ -360,6 +360,24 @@ def test_an_image_that_is_missing_in_a_folder_is_counted_and_named(world: Path, 
     assert result.scores[0].unscored == 1
 
 
+def test_a_run_keeps_the_reference_images_that_its_report_shows(world: Path, tmp_path: Path) -> None:
+    from dreambench.report.images import saved_reference_images
+    from dreambench.store import RunFolder
+
+    folder = run_task(world, tmp_path, limit=5).folder
+    shown = saved_reference_images(RunFolder(folder))
+    assert len(shown) == 5
+    assert all(path is not None and path.is_file() for path in shown.values())
+
+
+def test_two_images_on_a_side_are_enough_for_a_distance(world: Path, tmp_path: Path) -> None:
+    for number, file in enumerate(sorted((world / "val2017").iterdir())[:2]):
+        (tmp_path / "two").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "two" / f"{number}.png")
+    (head, *_) = compare_folders(tmp_path / "two", tmp_path / "two", ["clean"], "playground-clip")
+    assert abs(head.value or 0) < 1e-6
+
+
 def test_with_clip_features_each_image_has_a_score_and_the_mean_an_interval(world: Path, tmp_path: Path) -> None:
     own = run_task(world, tmp_path / "own", model=f"folder:{world / 'val2017'}")
     flat = run_task(world, tmp_path / "flat")
