@@ -247,6 +247,7 @@ def execute(
     if not fresh and (metrics := folder.metrics()) is not None:
         for name in ("lock", "scoring"):
             RunLock(folder.path, name=name).clear_dead()
+        remove_leftovers(folder.path)  # a lock may be interrupted between its last file and its end
         changed = tuple(_changed_code(folder, planned, metrics))
         for line in changed:
             say(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -11,6 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+import dreambench
+from dreambench.files import temporary_name
 
 RESULTS = ("scores.parquet", "metrics.json")
 
@@ -159,3 +163,12 @@ def test_interrupted_it_says_so_and_goes_on(
     assert "Traceback" not in errors
     subprocess.run(command(out), env=outside_environment, check=True, capture_output=True)
     assert results(out) == undisturbed
+
+
+def test_a_complete_run_that_is_started_again_clears_what_a_lock_left_behind(tmp_path: Path) -> None:
+    run = dreambench.run("toy", "echo", out=tmp_path).folder
+    name = temporary_name(run / "scoring").name
+    left = run / name.replace(f"-{os.getpid()}-", "-999999999-")
+    left.mkdir()
+    assert dreambench.run("toy", "echo", out=tmp_path).repeated
+    assert not left.exists()

@@ -62,6 +62,8 @@ def _case(server: Server, verb: Verb, strikes: list[Strike], expected: dict[str,
             before = leftovers(folder)  # of an earlier kill: a signal may come before they are cleared
             outcome = server.run(verb.arguments, folder, strike)
             new = sorted(set(leftovers(folder)) - set(before))
+            if outcome.status == 2 and tree(folder) == expected:
+                continue  # the verb was done, and says so
             if complaint := _after_the_signal(strike, outcome, new):
                 complaints.append(complaint)
         final = server.run(verb.arguments, folder)
