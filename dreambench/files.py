@@ -43,6 +43,7 @@ __all__ = [
     "inside",
     "not_led_out",
     "parse_json",
+    "parse_yaml",
     "plain_or_gzip",
     "process_started",
     "read_arrays",
@@ -125,6 +126,26 @@ def parse_json(text: str) -> JSON:
         # A literal may also stand in a text before; the words around it then mislead, but not the error itself.
         at = max(text.find(reason.literal), 0)
         raise ValueError(f"{reason}, near {text[max(at - 60, 0) : at + 20]!r}") from None
+
+
+def parse_yaml(text: str) -> JSON:
+    """The value of a YAML (or JSON) text. Raises `ValueError`, in one line, for what is neither and for a key twice in one mapping."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """PyYAML takes the last of two equal keys."""
+
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(keys)) < len(keys):
+                raise ValueError(f"a key stands twice in one mapping ({', '.join(keys)})")
+            return node
+
+    try:
+        return yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: also a date that is none
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

@@ -1,4 +1,4 @@
-"""run, score, rerun, report."""
+"""run, score, rerun, report, compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreambench.spec import RunSpec, words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["report", "rerun", "run", "score"]
+__all__ = ["compare", "report", "rerun", "run", "score"]
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for runs.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start from scratch, even if this run exists.")]
@@ -201,3 +201,34 @@ def report(
         write_sheet(found[0], sheet)
     if not chosen and html is None and sheet is None:
         print_runs(found)
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Runs; each is compared with the first, the baseline.")
+    ],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare the common samples of runs that do not measure the same.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML page.")
+    ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the differences as JSON.")
+    ] = None,
+) -> None:
+    """Compare runs of the same measurement sample by sample: difference, interval, test, and what their n could show.
+
+    Example: dreambench compare runs/vqav2-blind-1a2b3c4d runs/vqav2-dreamllm-5e6f7a8b
+    """
+    from dreambench.compare import compare, load_runs
+    from dreambench.report.comparison import print_comparison, write_json
+
+    comparison = compare(load_runs(runs), anyway=anyway)
+    print_comparison(comparison)
+    if as_json is not None:
+        write_json(comparison, as_json)
+    if html is not None:
+        from dreambench.report.page import write_page
+
+        write_page(comparison.runs, html, comparison)

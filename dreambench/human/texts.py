@@ -7,13 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from dreambench.documents import JSON, Document, Image, Text, canonical_json
 from dreambench.errors import UsageError
-from dreambench.files import read_text
+from dreambench.files import parse_yaml, read_text
 from dreambench.human.design import Mode
 from dreambench.human.study import Answer, Question
 
@@ -94,26 +93,13 @@ def read_texts(file: Path | None, mode: Mode, **given: str | None) -> Texts:
 
 
 def _parsed(file: Path) -> JSON:
-    import yaml
-
     if not file.is_file():
         raise UsageError(f"--questions {file}: no such file")
-
-    class Loader(yaml.SafeLoader):
-        """PyYAML takes the last of two equal keys."""
-
-        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-            node = super().compose_mapping_node(anchor)
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if len(set(keys)) < len(keys):
-                raise ValueError(f"a key stands twice in one mapping ({', '.join(keys)})")
-            return node
-
     text = read_text(file, UsageError)
     try:
-        return yaml.load(text, Loader)  # noqa: S506  (a SafeLoader); JSON is YAML, too
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: also a date that is none
-        raise UsageError(f"--questions {file}: neither YAML nor JSON ({' '.join(str(error).split())})") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"--questions {file}: neither YAML nor JSON ({error})") from error
 
 
 # --- training and attention -------------------------------------------------------------------------------------------

@@ -85,6 +85,10 @@ def page(runs: Sequence[CompleteRun], comparison: Any = None) -> str:
     filters: dict[str, Any] = {"number": number, "method": method_text, "bar": _bar}
     for name, text in {"value": value_text, "interval": interval_text, "unscored": unscored_text}.items():
         filters[name] = partial(text, places=places)
+    if comparison is not None:
+        from dreambench.report.comparison import FILTERS
+
+        filters |= FILTERS
     environment.filters.update(filters)
     with_images = sum(run.has_images for run in runs)
     return environment.get_template("page.html.j2").render(
