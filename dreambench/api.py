@@ -291,6 +291,7 @@ def _run_file(planned: RunPlan) -> JSON:
         "model": planned.spec.model,
         "protocols": {protocol.id: protocol.to_json() for protocol in planned.protocols},
         "system": planned.system,
+        "parameters": planned.model.parameters(),
         "notes": list(planned.model.notes()),
         "environment": {"device": dict(planned.model.environment()), "versions": versions(), "machine": machine()},
         "code": {"model": code_sha256(type(planned.model))},

@@ -83,6 +83,10 @@ class Model(ABC):
         """Device, dtype and the like: recorded, and the same when a run is resumed."""
         return {}
 
+    def parameters(self) -> int | None:
+        """The number of weights; None where it is unknown. Recorded, for leaderboards."""
+        return None
+
     def notes(self) -> Sequence[str]:
         """Sentences to print beside every score, for instance that the weights are untrained."""
         return ()

@@ -102,6 +102,7 @@ class RunFile(TypedDict):
     environment: _Environment
     plan: _Plan
     code: NotRequired[_Fields]
+    parameters: NotRequired[_Count | None]
     inputs: NotRequired[str | None]
     """Digest of what the run began on; None where the task does not say what it reads."""
     files: NotRequired[dict[str, str]]

@@ -107,6 +107,10 @@ class Pipeline(Model):
             "safety_checker": getattr(self.pipeline, "safety_checker", None) is not None,
         }
 
+    def parameters(self) -> int:
+        parts = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        return sum(weights.numel() for part in parts for weights in part.parameters())
+
     def environment(self) -> Mapping[str, JSON]:
         return {
             "device": str(self.device),

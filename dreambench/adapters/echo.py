@@ -50,6 +50,9 @@ class Echo(Model):
     def identity(self) -> Mapping[str, JSON]:
         return {"name": "echo", "version": 1}
 
+    def parameters(self) -> int:
+        return 0
+
     def notes(self) -> Sequence[str]:
         return ("echo is a toy: its scores only show that the harness runs",)
 

@@ -181,6 +181,9 @@ class VisionLanguageModel(Model):
             "chat_template_sha256": digest(self.chat_template),
         }
 
+    def parameters(self) -> int:
+        return sum(weights.numel() for weights in self.model.parameters())
+
     def environment(self) -> Mapping[str, JSON]:
         attention = getattr(self.model.config, "_attn_implementation", None)
         return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."), "attention": attention}

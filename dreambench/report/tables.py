@@ -28,7 +28,18 @@ from dreambench.scores import Score
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Line", "Table", "incomparable", "lines", "save_tables", "saved_tables", "to_csv", "to_latex", "to_markdown"]
+__all__ = [
+    "Line",
+    "Table",
+    "csv_cell",
+    "incomparable",
+    "lines",
+    "save_tables",
+    "saved_tables",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+]
 
 COLUMNS = ("metric", "group", "value", "interval", "interval method", "n", "unscored", "protocol")
 CSV_COLUMNS = [
@@ -129,10 +140,10 @@ def to_csv(runs: Sequence[CompleteRun]) -> str:
         }
         for run, score in ((line.run, line.score) for line in lines(runs))
     ]
-    return pd.DataFrame(rows, columns=CSV_COLUMNS, dtype=object).map(_csv_cell).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(rows, columns=CSV_COLUMNS, dtype=object).map(csv_cell).to_csv(index=False, lineterminator="\n")
 
 
-def _csv_cell(value: object) -> object:
+def csv_cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     return printable(f"'{value}" if value.startswith(FORMULA) else value)

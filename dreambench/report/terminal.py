@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -32,6 +33,9 @@ def print_result(result: Result) -> None:
     if result.repeated:
         _print_line(f"{result.folder} is complete (--fresh starts anew)")
     _print_run(CompleteRun(RunFolder(result.folder), result.metrics), most_groups=MOST_GROUPS)
+    _print_line(
+        f"add it to the leaderboards: dreambench leaderboard {shlex.quote(str(result.folder))} --out leaderboards"
+    )
 
 
 def print_runs(runs: Sequence[CompleteRun]) -> None:
