@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers.utils import is_flash_attn_2_available
 
-from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, checkpoint
+from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, checkpoint, files
 from dreamllm.errors import CheckpointError, UsageError
 from dreamllm.recipe import Recipe, make_recipe
 from dreamllm.training import run
@@ -248,6 +248,18 @@ def test_one_of_two_processes_on_the_cpu_is_the_main_one(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert (done.stdout.count("True"), done.stdout.count("False")) == (1, 1)
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_first_file_starts_again(
+    data: Path, tiny: Path, tmp_path: Path
+) -> None:
+    raw = recipe_dict("comprehension", data, tiny, tmp_path / "out", max_steps=1)
+    with files.temporary(tmp_path / "out" / "recipe.json") as unfinished:
+        name = unfinished.name
+    left = tmp_path / "out" / name.replace(f"-{os.getpid()}-", "-999999999-")
+    left.write_text("{")
+    assert run.check_output(make_recipe(raw), "auto") is None
+    assert not left.exists()
 
 
 def test_a_complete_run_is_not_repeated_and_another_recipe_is_rejected(data: Path, tiny: Path, tmp_path: Path) -> None:

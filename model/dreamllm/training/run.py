@@ -14,7 +14,7 @@ from dreamllm import checkpoint
 from dreamllm.data import Collator, training_dataset
 from dreamllm.data.sources import locate
 from dreamllm.errors import CheckpointError, DreamLLMError, UsageError, first_line, one_line
-from dreamllm.files import find_checkpoint, read_json, write_json
+from dreamllm.files import find_checkpoint, read_json, remove_leftovers, write_json
 from dreamllm.image_decoder import make_scheduler
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.options import Resume, choose
@@ -94,6 +94,7 @@ def check_output(recipe: Recipe, resume: str, main: bool = True) -> str | None:
                 f"{folder} holds a run of another recipe ({different[0]} differs): choose another output, or remove that folder"
             )
     elif main:
+        remove_leftovers(folder)
         # A start that failed may have left an empty folder for checkpoints, and tables of the data.
         ignored = [folder / DRY_RUN]
         if recipe.data.cache is not None and folder.resolve() in (cache := Path(recipe.data.cache).resolve()).parents:
