@@ -60,31 +60,30 @@ class CompleteRun:
 
     @cached_property
     def blind_notes(self) -> list[str]:
-        """A sentence for each score over all samples that the model `blind` reaches without seeing an image.
+        """A sentence for each score over all samples, of which higher is better, that a blind baseline reaches.
 
         Its run is one beside this run or in the same folder, with the same protocol, and so of the same samples. metrics.json does not
-        have these sentences: it depends on its own run only.
+        have these sentences: it depends on its own run only. Of a distance between sets there is none: real images of other captions
+        have a low one, because it does not see the captions.
         """
         if self.is_blind:
             return []
-        found: list[str] = []
         ours = {(score.metric, score.protocol): score for score in self.scores if score.group is None}
+        reached: dict[tuple[str, str], tuple[Score, Score]] = {}
         for other in (*self.beside, *_blind_siblings(self)):
             for theirs in other.scores if other.is_blind else ():
                 score = ours.get((theirs.metric, theirs.protocol)) if theirs.group is None and theirs.interval else None
                 if score is None or score.value is None or theirs.value is None or score.value > theirs.value:
                     continue
-                here, there = (number(one.value, decimals([one])[one.metric, one.unit]) for one in (score, theirs))
-                found.append(
-                    f"{score.metric}: the blind baseline, which sees no image, has {there} {score.unit}; this model's"
-                    f" {here} {score.unit} is {'below it' if score.value < theirs.value else 'no higher'}"
-                )
-        return list(dict.fromkeys(found))
+                key = theirs.metric, str(other.metrics["model"])
+                if score.better == "higher" and (key not in reached or (reached[key][1].value or 0) < theirs.value):
+                    reached[key] = score, theirs  # of several seeds the highest
+        return [_blind_note(model, *pair) for (_, model), pair in reached.items()]
 
     @property
     def is_blind(self) -> bool:
-        """Whether it is a run of the majority-answer baseline."""
-        return str(self.metrics["model"]).partition(":")[0] == "blind"
+        """Whether it is a run of a blind baseline: of `blind`, or of a model without images, `text-only`."""
+        return str(self.metrics["model"]).partition(":")[0] in ("blind", "text-only")
 
     @cached_property
     def date(self) -> str | None:
@@ -135,12 +134,21 @@ class CompleteRun:
 
 
 def _blind_siblings(run: CompleteRun) -> list[CompleteRun]:
-    """The complete runs of `blind` in the folder that holds a run. A damaged one is left to who reports it."""
+    """The complete runs of blind baselines in the folder that holds a run. A damaged one is left to who reports it."""
     found: list[CompleteRun] = []
-    for folder in sorted(run.run.path.resolve().parent.glob("[!.]*-blind*")):
+    runs = run.run.path.resolve().parent
+    for folder in sorted([*runs.glob("[!.]*-blind*"), *runs.glob("[!.]*-text-only*")]):
         with suppress(RunError):
             found.append(load(folder))
     return found
+
+
+def _blind_note(model: str, score: Score, theirs: Score) -> str:
+    here, there = (
+        f"{number(one.value, decimals([one])[one.metric, one.unit])} {one.unit}".strip() for one in (score, theirs)
+    )
+    how = "below it" if (score.value or 0) < (theirs.value or 0) else "no higher"
+    return f"{score.metric}: the blind baseline {model} has {there}; this model's {here} is {how}"
 
 
 def load(folder: Path) -> CompleteRun:

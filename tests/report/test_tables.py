@@ -216,7 +216,12 @@ def test_a_run_without_scores_still_has_its_header(tmp_path: Path) -> None:
 
 def test_a_blind_baseline_that_is_no_worse_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the same protocol only, from the same folder or given with the run, and never in metrics.json."""
-    low = [score(metric="circular_accuracy", value=4.0), score(value=50.0), score(value=1.0, group="kind=a")]
+    low = [
+        score(metric="circular_accuracy", value=4.0, better="higher"),
+        score(value=50.0, better="higher"),
+        score(value=1.0, group="kind=a", better="higher"),
+        score(metric="distance", value=1.0, better="lower"),
+    ]
     folder = text_run(tmp_path / "runs" / "made-model-1", ["a"], low)
     before = (folder / "metrics.json").read_bytes()
     assert load(folder).blind_notes == []
@@ -225,11 +230,12 @@ def test_a_blind_baseline_that_is_no_worse_is_a_note(tmp_path: Path, capsys: pyt
         score(value=50.0),
         score(value=9.0, group="kind=a"),
         score(metric="accuracy", value=99.0, protocol="other@1-0"),
+        score(metric="distance", value=2.0),
     ]
     baseline = text_run(tmp_path / "runs" / "made-blind-2", ["a"], blind, model="blind")
     expected = [
-        "circular_accuracy: the blind baseline, which sees no image, has 6.80 %; this model's 4.00 % is below it",
-        "accuracy: the blind baseline, which sees no image, has 50.00 %; this model's 50.00 % is no higher",
+        "circular_accuracy: the blind baseline blind has 6.80 %; this model's 4.00 % is below it",
+        "accuracy: the blind baseline blind has 50.00 %; this model's 50.00 % is no higher",
     ]
     (run,) = load_all([folder])
     assert run.blind_notes == expected
@@ -246,6 +252,10 @@ def test_a_blind_baseline_that_is_no_worse_is_a_note(tmp_path: Path, capsys: pyt
     (tmp_path / "runs" / "made-blind-3").mkdir()
     (tmp_path / "runs" / "made-blind-3" / "run.json").write_text("{")
     assert load(folder).blind_notes == [], "a damaged run beside it is not this run's affair"
+    for seed, value in enumerate((50.5, 52.0, 51.0)):
+        text_run(tmp_path / "runs" / f"made-text-only-x-{seed}", ["a"], [score(value=value)], model="text-only:x")
+    note = "accuracy: the blind baseline text-only:x has 52.00 %; this model's 50.00 % is below it"
+    assert load(folder).blind_notes == [note], "of several seeds the highest"
 
 
 def test_decimals_of_a_metric_agree_in_every_row(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 import dreambench
@@ -74,7 +75,7 @@ def test_no_argument_is_ignored(tmp_path: Path) -> None:
 
 
 def test_only_training_answers_are_accepted(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither v2_mscoco_train2014_annotations"):
+    with pytest.raises(DataError, match=r"neither v2_mscoco_train2014_annotations"):
         load(annotations(tmp_path / "val" / "v2_mscoco_val2014_annotations.json", "val2014").parent)
     for path in (tmp_path / "plain" / "annotations.json", tmp_path / "val.json.gz"):
         with pytest.raises(DataError, match="those of train"):
@@ -103,3 +104,54 @@ def test_it_needs_no_images(tmp_path: Path) -> None:
     result = dreambench.run("vqav2", "blind", data=data, out=tmp_path / "runs")
     assert result.scores[0].n == 120
     assert 5 < (result.scores[0].value or 0) < 70
+
+
+def images(model: Blind, *texts: str, seed: int = 0, **settings: object) -> list[bytes]:
+    request = Request("1", "generate_image", tuple(map(Text, texts)), settings, seed)
+    (response,) = model.answer([request])
+    return [part.read() for part in response.document if isinstance(part, Image)]
+
+
+def test_a_caption_is_answered_by_a_training_image_that_has_nothing_to_do_with_it() -> None:
+    model = Blind(ModelOptions("blind"))
+    training = playground.ensure_default(split="train") / "train2017"
+    known = {path.read_bytes() for path in training.iterdir()}
+    assert images(model, "a red circle") == images(model, "two blue squares")
+    assert len({*images(model, "a red circle"), *images(model, "a red circle", seed=7)}) == 2
+    four = images(model, "a red circle", candidates=4)
+    assert len(set(four)) == 4
+    assert known.issuperset(four)
+
+
+def test_a_folder_of_training_images_answers_captions_only(tmp_path: Path) -> None:
+    for name, colour in {"a": "red", "b": "blue"}.items():
+        PIL.Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+    model = Blind(ModelOptions("blind", str(tmp_path)))
+    assert model.capabilities == {"generate_image"}
+    assert images(model, "x", seed=3) == [(tmp_path / "b.png").read_bytes()]
+    before = model.identity()
+    annotations(tmp_path / "annotations.json")
+    both = Blind(ModelOptions("blind", str(tmp_path)))
+    assert both.capabilities == {"generate_image", "generate_text"}
+    with_answers = both.identity()
+    assert with_answers != before
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    assert Blind(ModelOptions("blind", str(tmp_path))).identity() != with_answers
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match=r"neither v2_mscoco_train2014_annotations.* nor images"):
+        Blind(ModelOptions("blind", str(empty)))
+
+
+def test_its_clip_score_is_that_of_shuffled_captions_and_its_documents_show_the_floor_of_image_metrics(
+    tmp_path: Path,
+) -> None:
+    data = playground.write(tmp_path / "world", n=40, formats=["coco"])
+    run = dreambench.run("coco_fid", "blind", data=data, features="playground-clip", out=tmp_path)
+    (clip,) = [score for score in run.scores if score.metric == "clip_score[playground-clip]"]
+    assert any("no better than with captions of other images" in note for note in clip.notes)
+    run = dreambench.run("interleaved", "blind", protocol=["free"], limit=8, out=tmp_path)
+    scores = {score.metric: score for score in run.scores}
+    assert scores["fd[playground-clip]"].value is None
+    assert scores["images"].value == scores["image_count_match"].value == 0
+    assert (scores["words"].value or 0) > 10
