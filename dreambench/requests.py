@@ -20,6 +20,13 @@ def sample_seed(seed: int, sample_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\0{sample_id}".encode()).digest()[:8], "big") >> 1
 
 
+def choice_order(key: str) -> int:
+    """A number in [0, 2**63) by which a benchmark draws samples: the same in every run. What is drawn belongs to the protocol, whereas the seed
+    of a run is the system's, so that runs of several seeds measure the same.
+    """
+    return sample_seed(0, key)
+
+
 def parse_number(value: object) -> int:
     """An id that is a whole number from 0 to 2**63 - 1, or its digits as text. `ValueError` for anything else."""
     if type(value) is int or (isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20):

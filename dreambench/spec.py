@@ -148,7 +148,7 @@ class RunSpec(BaseModel):
     ids: Annotated[tuple[str, ...] | None, BeforeValidator(_ids)] = _option(
         None, "FILE", "Only the samples whose ids are in FILE, one per line."
     )
-    seed: int = _option(0, "N", "Seed for caption choice, noise and sampling; each sample derives its own.")
+    seed: int = _option(0, "N", "Seed for noise and sampling; each sample derives its own.")
     batch_size: Annotated[PositiveInt | None, BeforeValidator(_batch_size)] = _option(
         None, "N|auto", "Requests per batch; auto leaves it to the model."
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dreambench.documents import JSON, Text
 from dreambench.errors import UsageError
-from dreambench.requests import Sample, sample_seed
+from dreambench.requests import Sample, choice_order
 from dreambench_tasks.coco import Captions, find_images, read_captions
 from dreambench_tasks.text_to_image import TextToImageTask
 
@@ -37,19 +37,19 @@ class CocoFid(TextToImageTask):
         return read_captions(self.data, self.split[0])
 
     def samples(self) -> list[Sample]:
-        """One caption per image by (seed, image id); of 30,000, the images whose own number by (seed, image id) is lowest."""
-        seed, (_, wanted) = self.spec.seed, self.split
+        """One caption per image by the image's id; of 30,000, the images whose own number by their id is lowest."""
+        _, wanted = self.split
         images = list(self.captions.by_image)
         if wanted is not None:
             if len(images) < wanted:
                 raise UsageError(
                     f"--split {self.split[0]}-30k: the file has only {len(images)} images; --split {self.split[0]} takes all"
                 )
-            images = sorted(sorted(images, key=lambda image: sample_seed(seed, f"image {image}"))[:wanted])
+            images = sorted(sorted(images, key=lambda image: choice_order(f"image {image}"))[:wanted])
         samples: list[Sample] = []
         for image in images:
             captions = self.captions.by_image[image]
-            caption = captions[sample_seed(seed, f"caption {image}") % len(captions)]
+            caption = captions[choice_order(f"caption {image}") % len(captions)]
             targets = {"image_id": image, "caption_id": caption.id}
             samples.append(Sample(str(image), (Text(caption.text),), targets, group=str(image)))
         return samples
@@ -58,7 +58,7 @@ class CocoFid(TextToImageTask):
         return {
             "split": self.split[0],
             "annotations_sha256": self.captions.sha256,
-            "caption_choice": {"rule": "one per image, by sha256 of (seed, image id)", "seed": self.spec.seed},
+            "caption_choice": {"rule": "one per image, by sha256 of (seed, image id)", "seed": 0},
             "images_taken": self.split[1] or "all",
         }
 

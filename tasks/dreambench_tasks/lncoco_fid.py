@@ -12,7 +12,7 @@ from typing import ClassVar
 from dreambench.documents import JSON, Text
 from dreambench.errors import DataError, UsageError
 from dreambench.files import plain_or_gzip, read_json_lines, sha256_file
-from dreambench.requests import Sample, parse_number, sample_seed
+from dreambench.requests import Sample, choice_order, parse_number
 from dreambench_tasks.coco import find_images
 from dreambench_tasks.text_to_image import TextToImageTask
 
@@ -67,7 +67,7 @@ class LnCocoFid(TextToImageTask):
         """(image id, narrative, turn), image after image, again and again."""
         for turn in count():
             for image, texts in self.narratives.by_image.items():
-                yield image, sample_seed(self.spec.seed, f"narrative {image} {turn}") % len(texts), turn
+                yield image, choice_order(f"narrative {image} {turn}") % len(texts), turn
 
     def _sample(self, image: int, narrative: int, turn: int) -> Sample:
         id_ = f"{image}-{narrative}" if turn == 0 else f"{image}-{narrative}-{turn}"
@@ -79,7 +79,7 @@ class LnCocoFid(TextToImageTask):
         return {
             "split": self.split,
             "annotations_sha256": self.narratives.sha256,
-            "caption_choice": {"rule": self.rules[self.split], "seed": self.spec.seed},
+            "caption_choice": {"rule": self.rules[self.split], "seed": 0},
         }
 
     def reference_images(self) -> list[Path]:

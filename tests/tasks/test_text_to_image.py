@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +95,7 @@ def test_folders_without_a_task_give_the_same_distance(world: Path, tmp_path: Pa
     assert [score.value for score in alone if score.metric == "fd[playground-clip]"] == pytest.approx(ours, rel=1e-9)
 
 
-def test_one_caption_of_each_image_chosen_by_seed_and_image_alone(world: Path, tmp_path: Path) -> None:
+def test_one_caption_of_each_image_chosen_by_the_image_alone(world: Path, tmp_path: Path) -> None:
     whole = run_task(world, tmp_path)
     chosen = {row["image_id"]: row["caption_id"] for row in _rows(whole.folder)}
     captions = read_captions(world, "val2017").by_image
@@ -106,7 +105,9 @@ def test_one_caption_of_each_image_chosen_by_seed_and_image_alone(world: Path, t
     part = run_task(world, tmp_path, ids=["5", "9", "60"])
     assert all(chosen[row["image_id"]] == row["caption_id"] for row in _rows(part.folder))
     other = run_task(world, tmp_path, seed=1)
-    assert {row["image_id"]: row["caption_id"] for row in _rows(other.folder)} != chosen
+    assert {row["image_id"]: row["caption_id"] for row in _rows(other.folder)} == chosen
+    assert other.folder != whole.folder
+    assert other.scores[0].protocol == whole.scores[0].protocol, "seeds are of the system: their runs can be compared"
 
 
 def test_every_narrative_once_one_per_image_or_oversampled(world: Path, tmp_path: Path) -> None:
@@ -122,18 +123,16 @@ def test_every_narrative_once_one_per_image_or_oversampled(world: Path, tmp_path
     assert len({score.protocol for score in (every.scores[0], single.scores[0], over.scores[0])}) == 3
 
 
-def test_thirty_thousand_are_as_many_and_of_images_a_draw_that_the_seed_decides(world: Path) -> None:
+def test_thirty_thousand_are_as_many_and_of_images_a_draw_that_is_always_the_same(world: Path) -> None:
     turns = LnCocoFid(RunSpec(task="lncoco_fid", data=world, split="val2017-30k")).samples()
     assert len(turns) == 30_000
-    drawn: list[list[Any]] = []
     for seed in (0, 1):
         task = CocoFid(RunSpec(task="coco_fid", data=world, seed=seed))
         everything = [sample.targets["image_id"] for sample in task.samples()]
         task.__dict__["split"] = ("val2017", 10)  # as if 30,000 of 40,504 were 10 of 96
-        drawn.append([sample.targets["image_id"] for sample in task.samples()])
-        lowest = sorted(everything, key=lambda image: sample_seed(seed, f"image {image}"))[:10]
-        assert drawn[-1] == [image for image in everything if image in lowest]
-    assert drawn[0] != drawn[1]
+        drawn = [sample.targets["image_id"] for sample in task.samples()]
+        lowest = sorted(everything, key=lambda image: sample_seed(0, f"image {image}"))[:10]
+        assert drawn == [image for image in everything if image in lowest]
 
 
 def test_the_best_of_several_is_best_for_its_own_caption_and_repeats(world: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dreambench.documents import JSON, Document, Image, Text, from_json, to_json
 from dreambench.errors import DataError, UsageError, counted
 from dreambench.interfaces import Task, sample_choice
-from dreambench.requests import Request, Response, Sample, sample_seed
+from dreambench.requests import Request, Response, Sample, choice_order, sample_seed
 from dreambench.scores import Protocol, TaskResult
 from dreambench.spec import RunSpec
 from dreambench.store import RunFolder
@@ -123,7 +123,7 @@ class InterleavedTask(Task):
         return read_documents(ensure_documents(), self.spec.images)
 
     def documents(self) -> list[ReferenceDocument]:
-        """All documents, or of each topic the ``documents_per_topic`` whose numbers by (seed, document id) are lowest."""
+        """All documents, or of each topic the ``documents_per_topic`` whose numbers by document id are lowest."""
         documents, wanted = self.data.documents, self.generation["documents_per_topic"]
         if not wanted:
             return documents
@@ -142,7 +142,7 @@ class InterleavedTask(Task):
         chosen = {
             document.id
             for members in topics.values()
-            for document in sorted(members, key=lambda one: sample_seed(self.spec.seed, f"document {one.id}"))[:wanted]
+            for document in sorted(members, key=lambda one: choice_order(f"document {one.id}"))[:wanted]
         }
         return [document for document in documents if document.id in chosen]
 
