@@ -24,7 +24,7 @@ from dreambench.documents import JSON, digest
 from dreambench.errors import DataError
 from dreambench.files import read_arrays, read_json, read_table, sha256_file
 from dreambench.records import check_protocols, first_complaint, parse, parse_score
-from dreambench.scores import Score
+from dreambench.scores import Protocol, Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,6 +186,11 @@ def _facts(folder: Path, files: Mapping[str, JSON], again: str) -> Mapping[str, 
         *(["another format"] if found["format"] != FORMAT else []),
         *(["a run of another name"] if found["run"] != folder.name else []),
         *(["an unknown table"] if found["table"] not in TABLES else []),
+        *(
+            f"a protocol that is not {id_}"
+            for id_, one in found["protocols"].items()
+            if Protocol.from_json(one).id != id_
+        ),
         *(f"the unknown protocol {one.protocol}" for one in scores if one.protocol not in found["protocols"]),
         *(f"no {CELLS} for {one.metric}" for one in scores if one.cells is not None and CELLS not in files),
         *(f"the unknown file {one['file']}" for one in found["frechet"] if one["file"] not in files),

@@ -123,9 +123,8 @@ def _rankings(rows: Sequence[Measured]) -> Iterator[Ranking]:
 def _csv(rows: Sequence[Mapping[str, JSON]], header: Sequence[str]) -> bytes:
     import pandas as pd
 
-    lines = [[row.get(name) for name in header] for row in rows]
-    table = pd.DataFrame(lines, columns=list(header), dtype=object)
-    return table.map(csv_cell).to_csv(index=False, lineterminator="\n").encode()
+    lines = [[csv_cell(row.get(name)) for name in header] for row in rows]
+    return pd.DataFrame(lines, columns=list(header), dtype=object).to_csv(index=False, lineterminator="\n").encode()
 
 
 def _rank_text(row: Mapping[str, JSON]) -> str:
