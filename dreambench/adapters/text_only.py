@@ -47,6 +47,9 @@ class TextOnly(Model):
     def environment(self) -> Mapping[str, JSON]:
         return self.model.environment()
 
+    def parameters(self) -> int | None:
+        return self.model.parameters()
+
     def batch_size(self, kind: Kind) -> int:
         return self.model.batch_size(kind)
 

@@ -24,6 +24,7 @@ from dreambench.documents import JSON, digest
 from dreambench.errors import DataError
 from dreambench.files import read_arrays, read_json, read_table, sha256_file
 from dreambench.records import check_protocols, first_complaint, parse, parse_score
+from dreambench.report.runs import BLIND
 from dreambench.scores import Protocol, Score
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Evidence:
     @property
     def is_blind(self) -> bool:
         """Whether its model answers without seeing the images."""
-        return str(self.facts["model"]).partition(":")[0] == "blind"
+        return str(self.facts["model"]).partition(":")[0] in BLIND
 
     @cached_property
     def table(self) -> pd.DataFrame:

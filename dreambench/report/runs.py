@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["COUNT", "CompleteRun", "Examples", "choose", "load", "load_all", "shown_documents", "shown_images"]
+__all__ = ["BLIND", "COUNT", "CompleteRun", "Examples", "choose", "load", "load_all", "shown_documents", "shown_images"]
 
+BLIND = ("blind", "text-only")
+"""Models that answer without seeing the images."""
 COUNT = 12
 """Samples in each part of a gallery, and documents."""
 Row = Mapping[str, JSON]
@@ -83,7 +85,7 @@ class CompleteRun:
     @property
     def is_blind(self) -> bool:
         """Whether it is a run of a blind baseline: of `blind`, or of a model without images, `text-only`."""
-        return str(self.metrics["model"]).partition(":")[0] in ("blind", "text-only")
+        return str(self.metrics["model"]).partition(":")[0] in BLIND
 
     @cached_property
     def date(self) -> str | None:
