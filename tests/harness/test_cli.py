@@ -28,6 +28,7 @@ VERBS = [
     "score",
     "rerun",
     "report",
+    "leaderboard",
     "fid",
     "fid-stats",
     "playground write",
