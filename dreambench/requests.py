@@ -21,8 +21,9 @@ def sample_seed(seed: int, sample_id: str) -> int:
 
 
 def choice_order(key: str) -> int:
-    """A number in [0, 2**63) by which a benchmark draws samples: the same in every run. What is drawn belongs to the protocol, whereas the seed
-    of a run is the system's, so that runs of several seeds measure the same.
+    """A number in [0, 2**63) by which a benchmark draws samples: the same in every run.
+
+    What is drawn belongs to the protocol, whereas a run's seed is the system's: runs of several seeds measure the same.
     """
     return sample_seed(0, key)
 
