@@ -10,15 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
-from dreambench.documents import JSON, digest
-from dreambench.errors import DataError, ModelError, UsageError
+from dreambench.documents import JSON, Image, Text, digest
+from dreambench.errors import DataError, ModelError, RunError, UsageError, counted
 from dreambench.files import read_json_lines
 from dreambench.requests import Kind, Request, Response, Sample, parse_id
 from dreambench.scores import Protocol, TaskResult
 from dreambench.spec import RunSpec
 from dreambench.store import RunFolder, StoredSamples
 
-__all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "sample_choice", "unique_answers"]
+__all__ = ["Model", "ModelOptions", "OutOfMemoryError", "Task", "every_answer", "sample_choice", "unique_answers"]
 
 
 class OutOfMemoryError(ModelError):
@@ -186,6 +186,50 @@ class Task(ABC):
     def system(self) -> Mapping[str, JSON]:
         """What the benchmark leaves open and this run decides: prompt wording and decoding."""
         return {"generation": dict(self.generation)}
+
+    # --- beyond a run ---------------------------------------------------------------------------------------------------
+
+    submission: ClassVar[tuple[str, ...]] = ()
+    """Suffixes of the benchmark's own result file, which `write_submission` writes; empty: the task has none."""
+
+    def write_submission(
+        self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response], path: Path
+    ) -> None:
+        """Write the file that the benchmark's server or official evaluator takes. `RunError` where a sample has no answer."""
+        raise UsageError(f"{self.name} has no result file of its own")
+
+    def benchmark_texts(self, sample: Sample) -> Iterable[str]:
+        """Texts of a sample that training data should not hold: those of its prompt, and the long lines of its references."""
+        yield from (part.text for part in sample.prompt if isinstance(part, Text))
+        yield from _long_lines(sample.targets)
+
+    def benchmark_images(self, sample: Sample) -> Iterable[Image]:
+        """Images of a sample that training data should not hold: those of its prompt; a task adds its reference images."""
+        return (part for part in sample.prompt if isinstance(part, Image))
+
+
+def _long_lines(value: JSON) -> Iterator[str]:
+    """Lines with at least eight words, however deep they lie; shorter ones, such as "yes", belong to no sample in particular."""
+    if isinstance(value, str):
+        yield from (line for line in value.splitlines() if len(line.split()) >= 8)
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _long_lines(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _long_lines(inner)
+
+
+def every_answer(run: RunFolder, answers: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """The answers by sample id, for a submission: `RunError` if one is missing, because servers accept whole splits only."""
+    found = dict(answers)
+    missing = [id_ for id_, answer in found.items() if answer is None]
+    if missing:
+        raise RunError(
+            f"{run.path}: {len(missing)} of {counted(len(found), 'sample')} have no answer, the first {missing[0]}, and a submission"
+            " must answer all: `dreambench report` shows the errors, and a run with --fresh asks again"
+        )
+    return {id_: answer for id_, answer in found.items() if answer is not None}
 
 
 def sample_choice(samples: Sequence[Sample]) -> JSON:

@@ -15,7 +15,7 @@ from dreambench.documents import JSON
 from dreambench.errors import UsageError
 from dreambench.safety import holds_secret, secret_name
 
-__all__ = ["RunSpec", "one_line", "parse_arguments", "words"]
+__all__ = ["RunSpec", "one_line", "pairs", "parse_arguments", "words"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -46,6 +46,14 @@ def _pairs(value: Any) -> Any:
             raise ValueError(f"{key} is given twice")
         found[key] = text
     return found
+
+
+def pairs(value: Sequence[str] | None, option: str) -> dict[str, str]:
+    """``KEY=VALUE`` words of an option as a mapping. Raises `UsageError`."""
+    try:
+        return dict(_pairs(value))
+    except ValueError as error:
+        raise UsageError(f"{option} {error}") from None
 
 
 def _ids(value: Any) -> Any:

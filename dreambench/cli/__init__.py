@@ -118,7 +118,7 @@ def _drop_output() -> None:
 
 def _build() -> typer.Typer:
     """The whole application. No verb loads its machinery before it runs, so that ``--help`` is quick."""
-    from dreambench.cli import human, leaderboard, runs, tools
+    from dreambench.cli import exchange, human, leaderboard, runs, tools
 
     app = typer.Typer(
         cls=_Commands,
@@ -139,6 +139,8 @@ def _build() -> typer.Typer:
 
     for verb in (runs.run, runs.score, runs.rerun, runs.report, runs.compare, tools.fid, tools.fid_stats, tools.doctor):
         app.command(verb.__name__.replace("_", "-"))(verb)
+    app.command("export")(exchange.export)
+    app.command("contamination")(exchange.contamination)
     app.command("list")(tools.list_)
     app.command("leaderboard")(leaderboard.leaderboard)
     app.add_typer(human.human, name="human")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +21,7 @@ from dreambench.requests import Request, Response, Sample, sample_seed
 from dreambench.scores import Protocol, TaskResult
 from dreambench.spec import RunSpec
 from dreambench.store import RunFolder
+from dreambench_tasks.coco import COCO_FILE_NAME
 
 if TYPE_CHECKING:
     from dreambench.metrics.features import Extractor
@@ -213,6 +214,18 @@ class TextToImageTask(Task):
             # The path of the folder is not part of what is measured.
             system["generation"]["rerank"] = self.generation["rerank"].partition(":")[0]
         return system
+
+    # --- what training data should not hold ---------------------------------------------------------------------------------
+
+    def benchmark_images(self, sample: Sample) -> Iterable[Image]:
+        """The image that the caption describes."""
+        path = self._images_by_id.get(sample.targets["image_id"])
+        return [] if path is None else [Image(path)]
+
+    @cached_property
+    def _images_by_id(self) -> dict[int, str]:
+        found = ((COCO_FILE_NAME.fullmatch(path.name), str(path)) for path in self._reference_files)
+        return {int(match[1]): path for match, path in found if match}
 
     # --- facts for scoring ----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ baseline that any text-to-image model can run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -191,6 +191,15 @@ class InterleavedTask(Task):
         """``--limit`` counts documents."""
         documents = list(dict.fromkeys(sample.targets["document_id"] for sample in samples))[:n]
         return [sample for sample in samples if sample.targets["document_id"] in set(documents)]
+
+    def benchmark_texts(self, sample: Sample) -> Iterable[str]:
+        """The instruction and the texts of the reference document."""
+        texts = (part.text for part in from_json(sample.targets["reference"]) if isinstance(part, Text))
+        return filter(None, (sample.targets["instruction"], *texts))
+
+    def benchmark_images(self, sample: Sample) -> Iterable[Image]:
+        """The images of the reference document."""
+        return (part for part in from_json(sample.targets["reference"]) if isinstance(part, Image))
 
     def request(self, sample: Sample) -> Request:
         """Free: the prompt is one user turn. Teacher-forced: the instruction is the user's turn and the rest begins the answer."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from dreambench.documents import JSON, Image, Text
-from dreambench.errors import DataError, UsageError, counted
+from dreambench.errors import DataError, RunError, UsageError, counted
 from dreambench.files import not_led_out, replacing, sha256_file
-from dreambench.interfaces import sample_choice
+from dreambench.interfaces import every_answer, sample_choice
 from dreambench.judges import GradeRequest, Judge, JudgementLog, grade_missing, judged, missing
 from dreambench.requests import Request, Response, Sample
 from dreambench.scores import Cells, Protocol, Score, TaskResult
@@ -62,6 +62,7 @@ class MMBenchTask(ComprehensionTask):
         "loglikelihood": "the option letter that the model gives the highest log-likelihood; exact ties are unscored",
     }
     uses: ClassVar[frozenset[str]] = frozenset({"split", "judge", "dataset"})
+    submission: ClassVar[tuple[str, ...]] = (".xlsx", ".tsv")
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
         "default": {
             **GREEDY,
@@ -195,21 +196,25 @@ class MMBenchTask(ComprehensionTask):
         """The judge's matches of undecided replies, or the submission where the answers are held back, into the run."""
         fields = next(iter(run.run_file()["protocols"].values()))
         if fields["answers"] == HELD_BACK:
-            self._write_submission(run, samples, responses)
+            if any(_reply(sample, responses[sample.id]) is None for sample in samples):
+                return
+            for suffix in (".tsv", ".xlsx") if find_spec("openpyxl") else (".tsv",):
+                self.write_submission(run, samples, responses, run.path / f"submission{suffix}")
         elif fields["judge"] is not None:
             items, log = _undecided(samples, responses), JudgementLog(run.path / JUDGEMENTS)
             if self.matcher is not None and missing(fields["judge"], items, log):
                 grade_missing(self.matcher, items, log)
 
-    def _write_submission(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
-        replies = {sample.id: _reply(sample, responses[sample.id]) for sample in samples}
-        answered = {id_: reply for id_, reply in replies.items() if reply is not None}
-        if len(answered) < len(replies):
-            return
-        rows = [row for row in self.benchmark.rows if str(row.index) in answered]
-        for suffix in ("tsv", "xlsx") if find_spec("openpyxl") else ("tsv",):
-            with replacing(run.path / f"submission.{suffix}") as path:
-                write_submission(path, rows, answered)
+    def write_submission(
+        self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response], path: Path
+    ) -> None:
+        """The sheet for the MMBench server: the file's own rows with a `prediction`, every row answered."""
+        replies = every_answer(run, ((sample.id, _reply(sample, responses[sample.id])) for sample in samples))
+        made_on = next(iter(run.run_file()["protocols"].values()))["data_sha256"]
+        if sha256_file(self.path) != made_on:
+            raise RunError(f"{self.path} has changed since {run.path} was made on it: restore it")
+        with replacing(path) as temporary:
+            write_submission(temporary, [row for row in self.benchmark.rows if str(row.index) in replies], replies)
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         protocols = run.run_file()["protocols"]

@@ -11,7 +11,7 @@ from typing import ClassVar
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, UsageError, counted
 from dreambench.files import read_json, sha256_file, write_atomically
-from dreambench.interfaces import sample_choice
+from dreambench.interfaces import every_answer, sample_choice
 from dreambench.judges import (
     GradeRequest,
     GradesFile,
@@ -61,6 +61,7 @@ class MMVetTask(ComprehensionTask):
         "grades": "--judge grades:FILE: grades made elsewhere, in the official evaluator's file format",
     }
     uses: ClassVar[frozenset[str]] = frozenset({"images", "judge", "dataset"})
+    submission: ClassVar[tuple[str, ...]] = (".json",)
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
         # The question as it stands.
         "default": {**GREEDY, "max_new_tokens": 512},
@@ -167,6 +168,13 @@ class MMVetTask(ComprehensionTask):
             with progress_bar("grading") as progress:
                 grade_missing(self.judge, items, log, progress)
         write_grades(run.path / GRADES, _graded(identity, samples, responses, runs, log))
+
+    def write_submission(
+        self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response], path: Path
+    ) -> None:
+        """The file of the official evaluator: ``{"v1_0": "..."}``, every question answered."""
+        answers = every_answer(run, ((sample.id, answer_text(responses[sample.id])) for sample in samples))
+        write_atomically(path, (json.dumps(answers, indent=4, ensure_ascii=False) + "\n").encode())
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         id_, fields = next(iter(run.run_file()["protocols"].items()))

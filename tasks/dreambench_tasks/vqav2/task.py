@@ -15,7 +15,7 @@ import numpy as np
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, counted
 from dreambench.files import write_atomically
-from dreambench.interfaces import sample_choice
+from dreambench.interfaces import every_answer, sample_choice
 from dreambench.requests import Request, Response, Sample
 from dreambench.scores import Cells, Protocol, Score, TaskResult
 from dreambench.store import RunFolder
@@ -59,6 +59,7 @@ class VQAv2Task(ComprehensionTask):
         "dreamllm-evaluator": "DreamLLM's copy of the evaluator: a reference counts when it occurs inside the answer; much higher",
     }
     uses: ClassVar[frozenset[str]] = frozenset({"images", "split", "dataset"})
+    submission: ClassVar[tuple[str, ...]] = (".json",)
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
         "default": {
             **GREEDY,
@@ -122,13 +123,17 @@ class VQAv2Task(ComprehensionTask):
     # --- scoring --------------------------------------------------------------------------------------------------------
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
-        """Where the references are held back, the upload file for EvalAI: ``[{question_id, answer}]``, every question answered."""
-        if not _held_back(run):
-            return
-        answers = {sample.id: self._answer(responses[sample.id]) for sample in samples}
-        if None not in answers.values():
-            entries = [{"question_id": int(id_), "answer": answer} for id_, answer in answers.items()]
-            write_atomically(run.path / UPLOAD, json.dumps(entries, ensure_ascii=False).encode())
+        """Where the references are held back, the upload file for EvalAI, if every question is answered."""
+        if _held_back(run) and all(responses[sample.id].error is None for sample in samples):
+            self.write_submission(run, samples, responses, run.path / UPLOAD)
+
+    def write_submission(
+        self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response], path: Path
+    ) -> None:
+        """The official results JSON, which EvalAI takes: ``[{question_id, answer}]``, every question answered."""
+        answers = every_answer(run, ((sample.id, self._answer(responses[sample.id])) for sample in samples))
+        entries = [{"question_id": int(id_), "answer": answer} for id_, answer in answers.items()]
+        write_atomically(path, json.dumps(entries, ensure_ascii=False).encode())
 
     def _answer(self, response: Response) -> str | None:
         """The answer that is scored; None where the request failed."""
