@@ -50,14 +50,14 @@ class Ranking:
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """Rows as texts, with their whiskers in percent of the width that all rows span."""
+        """Rows as texts, with their whiskers in percent of the plot's width: 0 to 100 %, or what the rows span."""
         scores = [row.score for row in self.rows]
         places = decimals(scores)
         ends = [end for one in scores for end in (*(one.interval or ()), *([] if one.value is None else [one.value]))]
-        low, width = min(ends, default=0.0), (max(ends, default=0.0) - min(ends, default=0.0)) or 1.0
+        first, last = (0.0, 100.0) if self.of["unit"] == "%" else (min(ends, default=0.0), max(ends, default=0.0))
 
         def x(value: float) -> float:
-            return round(100 * (value - low) / width, 2)
+            return round(100 * (value - first) / ((last - first) or 1.0), 2)
 
         return [
             {

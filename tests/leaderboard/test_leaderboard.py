@@ -480,6 +480,8 @@ def test_a_run_names_the_command_that_adds_it(
     with pytest.raises(SystemExit) as left:
         main(command)
     assert left.value.code == 0
-    assert [row.cells["task"] for row in measured_rows([read(p) for p in evidence_folders(Path("leaderboards"))])] == [
-        "vqav2"
-    ]
+    (evidence,) = map(read, evidence_folders(Path("leaderboards")))
+    (row,) = measured_rows([evidence])
+    assert (row.cells["task"], row.cells["parameters"], row.cells["seed"]) == ("vqav2", 0, 0)
+    assert row.cells["prompt"].startswith("prompt: ")
+    assert row.cells["unknown"] == "precision, device"
