@@ -137,7 +137,17 @@ def _build() -> typer.Typer:
             print(f"dreambench {metadata.version('dreambench')}")
             raise typer.Exit
 
-    for verb in (runs.run, runs.score, runs.rerun, runs.report, runs.compare, tools.fid, tools.fid_stats, tools.doctor):
+    for verb in (
+        runs.run,
+        runs.score,
+        runs.rerun,
+        runs.report,
+        runs.compare,
+        tools.fid,
+        tools.fid_stats,
+        tools.bench,
+        tools.doctor,
+    ):
         app.command(verb.__name__.replace("_", "-"))(verb)
     app.command("export")(exchange.export)
     app.command("contamination")(exchange.contamination)

@@ -1,4 +1,4 @@
-"""fid, fid-stats, list, doctor."""
+"""fid, fid-stats, bench, list, doctor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from dreambench.cli.options import with_spec_options
 from dreambench.spec import RunSpec
 
-__all__ = ["doctor", "fid", "fid_stats", "list_"]
+__all__ = ["bench", "doctor", "fid", "fid_stats", "list_"]
 
 
 def _checked(options: dict[str, Any]) -> RunSpec:
@@ -58,6 +58,45 @@ def fid_stats(
     given = _checked(options)
     n = save_folder_statistics(folder, out, protocol, str(given.features), given.device, given.offline)
     say(f"wrote the statistics of {n} images under {protocol} to {out}")
+
+
+class Size(StrEnum):
+    """How much of each benchmark is measured, and with which model."""
+
+    tiny = "tiny"
+    standard = "standard"
+    seven_b = "7b"
+
+
+@with_spec_options("model", "model_arg", "device", "dtype", "offline")
+def bench(
+    options: dict[str, Any],
+    size: Annotated[
+        Size,
+        typer.Option(
+            "--size", help="A few samples; enough for 10 to 30 s of an idle core; those of a 7B model, random weights."
+        ),
+    ] = Size.standard,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", metavar="TASK[,TASK...]", help="Benchmarks to measure; default: all.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", metavar="N", min=1, help="Repetitions; default: 3, of tiny 1.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the measurements as pytest-benchmark does.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", metavar="FILE", help="Compare with such a file of an earlier time.")
+    ] = None,
+) -> None:
+    """Measure the speed of benchmarks, each as the whole command that a user waits for, beside the score it gives.
+
+    Example: dreambench bench --size tiny --json bench.json
+    """
+    from dreambench.throughput import bench as measure_all
+
+    measure_all(task, size.value, rounds, options, json=json, compare=compare)
 
 
 class Listed(StrEnum):
