@@ -169,6 +169,10 @@ def report(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML page.")
     ] = None,
+    every_sample: Annotated[
+        bool,
+        typer.Option("--all", help="With --html: write every sample, as numbered pages into the folder FILE-samples."),
+    ] = False,
     sheet: Annotated[
         Path | None,
         typer.Option("--sheet", metavar="FILE", help="Write up to 48 random generated images of a run to a PNG."),
@@ -190,13 +194,15 @@ def report(
     chosen = {name: form for name, (wanted, form) in forms.items() if wanted}
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} print the same table: choose one")
+    if every_sample and html is None:
+        raise UsageError("--all writes the samples beside a page: give --html FILE, too")
     found = load_all(runs)
     if sheet is not None and len(found) > 1:
         raise UsageError("--sheet takes one run")
     for form in chosen.values():
         print(form(found), end="")
     if html is not None:
-        write_page(found, html)
+        write_page(found, html, every_sample=every_sample)
     if sheet is not None:
         write_sheet(found[0], sheet)
     if not chosen and html is None and sheet is None:

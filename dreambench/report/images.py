@@ -9,13 +9,13 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambench.documents import Image
 from dreambench.errors import DataError, RunError, UsageError
-from dreambench.files import inside, write_atomically
+from dreambench.files import inside, read_arrays, temporary, write_atomically
 from dreambench.images import BrokenImageError, contact_sheet, decode
 from dreambench.report.runs import CompleteRun, choose
 from dreambench.report.text import printable
@@ -25,43 +25,65 @@ if TYPE_CHECKING:
     import PIL.Image
     from PIL import ImageFont
 
-__all__ = ["SIDE", "captioned_sheet", "save_reference_images", "saved_reference_images", "thumbnail"]
+__all__ = ["SIDE", "captioned_sheet", "nearest_reference_images", "save_reference_images", "saved_reference_images"]
+__all__ += ["thumbnail"]
 
-SIDE = 256
+SIDE = 160
 """Pixels of a thumbnail's longer side, at most."""
+NEAREST = 3
+"""Nearest reference images that a page shows of a generated image."""
 
 
-def _read(path: Path) -> PIL.Image.Image:
+def _read(image: Path | bytes) -> PIL.Image.Image:
     try:
-        return decode(path.read_bytes(), path.name)
+        return decode(image, "an image") if isinstance(image, bytes) else decode(image.read_bytes(), image.name)
     except (OSError, BrokenImageError) as error:
-        raise DataError(f"{path}: not a readable image ({error})") from error
+        where = "" if isinstance(image, bytes) else f"{image}: "
+        raise DataError(f"{where}not a readable image ({error})") from error
 
 
-def thumbnail(path: Path, side: int = SIDE) -> bytes:
+def thumbnail(image: Path | bytes, side: int = SIDE) -> bytes:
     """The image as a JPEG whose longer side is at most `side` pixels. Raises `DataError` where it cannot be decoded."""
     from PIL import Image as Pillow
 
-    image = _read(path)
-    image.thumbnail((side, side), Pillow.Resampling.LANCZOS)
+    pixels = _read(image)
+    pixels.thumbnail((side, side), Pillow.Resampling.LANCZOS)
     buffer = io.BytesIO()
     # Full colour resolution: chroma subsampling frays the edges of small images.
-    image.save(buffer, format="JPEG", quality=85, subsampling=0, optimize=True)
+    pixels.save(buffer, format="JPEG", quality=85, subsampling=0, optimize=True)
     return buffer.getvalue()
 
 
 def save_reference_images(
-    run: RunFolder, reference_images: Mapping[int, Path | None] | Mapping[str, Path | None]
+    run: RunFolder,
+    images: Mapping[int, Path | bytes | None] | Mapping[str, Path | bytes | None],
+    *,
+    skip_broken: bool = False,
 ) -> None:
-    """Write thumbnails of images, by image id, into the run, and their index last, so that it names no missing file."""
-    names: dict[str, str | None] = {}
-    for image_id, path in reference_images.items():
+    """Add thumbnails of images, by image id, to those in the run, and write their index last, so that it names no missing file.
+
+    Raises:
+        DataError: an image cannot be read, unless `skip_broken`.
+    """
+    before = {id_: None if path is None else path.name for id_, path in saved_reference_images(run).items()}
+    names = dict(before)
+    for image_id, image in images.items():
         stem = f"{image_id:012d}" if isinstance(image_id, int) else hashlib.sha256(image_id.encode()).hexdigest()[:32]
-        names[str(image_id)] = None if path is None else f"{stem}.jpg"
-        if path is not None:
-            write_atomically(run.path / "thumbnails" / f"{stem}.jpg", thumbnail(path))
-    index = json.dumps(names, indent=1, sort_keys=True) + "\n"
-    write_atomically(run.path / "thumbnails" / "reference_images.json", index.encode())
+        try:
+            data = None if image is None else thumbnail(image)
+        except DataError:
+            if skip_broken:
+                continue
+            raise
+        names[str(image_id)] = None if data is None else f"{stem}.jpg"
+        if data is not None:
+            # Not synced one by one: there may be a thousand, and each can be made again.
+            with temporary(run.path / "thumbnails" / f"{stem}.jpg") as unfinished:
+                unfinished.write_bytes(data)
+                unfinished.replace(run.path / "thumbnails" / f"{stem}.jpg")
+    if names != before:
+        index = json.dumps(names, indent=1, sort_keys=True) + "\n"
+        write_atomically(run.path / "thumbnails" / "reference_images.json", index.encode())
 
 
 def saved_reference_images(run: RunFolder) -> dict[str, Path | None]:
@@ -75,6 +97,35 @@ def saved_reference_images(run: RunFolder) -> dict[str, Path | None]:
         return {image_id: None if name is None else inside(folder, name) for image_id, name in names.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{index} is damaged: remove it, and `dreambench score {run.path}` writes it again") from error
+
+
+def nearest_reference_images(run: RunFolder, ids: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
+    """The ids of the reference images whose features are most similar to each of these samples' image, with the cosines.
+
+    Empty where the run keeps no features of both sides (``features/<protocol>/``); of several protocols, the first counts.
+    """
+    import numpy as np
+
+    found: dict[str, list[tuple[str, float]]] = {}
+    for protocol in run.run_file()["protocols"]:
+        folder = run.path / "features" / protocol
+        if not all((folder / name).is_file() for name in ("generated.npz", "real.npz")):
+            continue
+        generated, real = (read_arrays(folder / name, RunError) for name in ("generated.npz", "real.npz"))
+        try:
+            places = {id_: place for place, id_ in reversed(list(enumerate(generated["ids"].tolist())))}
+            wanted = [id_ for id_ in ids if id_ in places and id_ not in found]
+            known = np.array([str(key) != "-1" for key in real["ids"].tolist()], dtype=bool)
+            keys = [str(key) for key in real["ids"][known].tolist()]
+            ours, theirs = generated["features"][[places[id_] for id_ in wanted]], real["features"][known]
+            lengths = np.linalg.norm(ours, axis=1)[:, None] * np.linalg.norm(theirs, axis=1)[None]
+            cosines = ours @ theirs.T / np.maximum(lengths, np.finfo(np.float32).tiny)
+        except (KeyError, IndexError, ValueError) as error:
+            raise RunError(f"{folder} is damaged: remove it, and `dreambench score` computes it again") from error
+        for id_, row in zip(wanted, cosines, strict=True):
+            order = np.argsort(-row, kind="stable")[:NEAREST].tolist()
+            found[id_] = [(keys[place], float(row[place])) for place in order]
+    return found
 
 
 # --- the contact sheet ------------------------------------------------------------------------------------------------

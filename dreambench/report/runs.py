@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["BLIND", "COUNT", "CompleteRun", "Examples", "choose", "load", "load_all", "shown_documents", "shown_images"]
+__all__ = ["BLIND", "COUNT", "CompleteRun", "Examples", "choose", "load", "load_all", "random_order"]
+__all__ += ["shown_documents", "shown_images", "shown_samples"]
 
 BLIND = ("blind", "text-only")
 """Models that answer without seeing the images."""
 COUNT = 12
-"""Samples in each part of a gallery, and documents."""
+"""Worst and best generated images, and the random samples that a page shows without its script."""
+SHOWN, SHOWN_IMAGES, SHOWN_DOCUMENTS = 1024, 200, 48
+"""Samples of text generation, image generation and interleaved generation on a page, at most."""
 Row = Mapping[str, JSON]
 
 
@@ -97,6 +101,29 @@ class CompleteRun:
         """scores.parquet: one row per sample."""
         return self._table.to_pylist()
 
+    def rows_of(self, ids: Iterable[str]) -> dict[str, dict[str, JSON]]:
+        """The rows of some samples, by id."""
+        places = [self._places[id_] for id_ in ids if id_ in self._places]
+        return {row["id"]: row for row in self._table.take(places).to_pylist()}
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {id_: place for place, id_ in enumerate(self.ids)}
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of scores.parquet."""
+        return self._table.column_names
+
+    def count(self, column: str) -> int:
+        """How many samples have a value in a column of scores.parquet, 0 for a column that it has not."""
+        return len(self._table) - self._table[column].null_count if column in self._table.column_names else 0
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all samples, in the order of the run."""
+        return self._table["id"].to_pylist()
+
     @cached_property
     def table(self) -> pd.DataFrame:
         """scores.parquet as a data frame, from which `dreambench.statistics.recompute` computes scores again."""
@@ -132,7 +159,7 @@ class CompleteRun:
     @property
     def has_images(self) -> bool:
         """Whether its samples have generated images."""
-        return any(row.get("image") for row in self.rows)
+        return self.count("image") > 0
 
 
 def _blind_siblings(run: CompleteRun) -> list[CompleteRun]:
@@ -186,7 +213,7 @@ def load_all(paths: Sequence[Path]) -> list[CompleteRun]:
     return [replace(run, beside=blind) for run in runs]
 
 
-# --- examples ---------------------------------------------------------------------------------------------------------
+# --- samples to show --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -199,13 +226,18 @@ class Examples:
     random: list[Row]
 
 
+def random_order(id_: str) -> bytes:
+    """A key that puts samples into random order, the same in every call: the sha256 of the id."""
+    return hashlib.sha256(id_.encode(errors="surrogatepass")).digest()
+
+
 def choose(rows: Sequence[Row], metric: str = "", count: int = COUNT) -> Examples:
     """The `count` worst rows (worst first), the `count` best (best first) and `count` random ones, the same in every call.
 
-    Rows are ranked by the column named `metric`, or else by the first column of fractions; higher is better. Random rows are those
-    whose ids have the lowest sha256, which also breaks ties. No row is both among the worst and the best.
+    Rows are ranked by the column named `metric`, or else by the first column of fractions; higher is better. Ties are in random order.
+    No row is both among the worst and the best.
     """
-    shuffled = sorted(rows, key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest())
+    shuffled = sorted(rows, key=lambda row: random_order(str(row["id"])))
     columns = [name for name in (rows[0] if rows else ()) if any(_is_number(row[name]) for row in rows)]
     column = metric if metric in columns else next(iter(columns), None)
     ranked: list[Row] = []
@@ -215,15 +247,24 @@ def choose(rows: Sequence[Row], metric: str = "", count: int = COUNT) -> Example
     return Examples(column, ranked[:half], ranked[::-1][:half], shuffled[:count])
 
 
+def shown_samples(ids: Iterable[str], errors: Collection[str], count: int = SHOWN) -> list[str]:
+    """The samples of text generation that a page shows: errors first, then random ones. A run keeps thumbnails of their images."""
+    return heapq.nsmallest(count, ids, key=lambda id_: (id_ not in errors, random_order(id_)))
+
+
 def shown_images(rows: Sequence[Row]) -> list[Row]:
-    """The rows with a generated image that a gallery may show, each once. A run keeps thumbnails of their reference images."""
-    chosen = choose([row for row in rows if row["image"]])
-    return list({row["id"]: row for row in (*chosen.worst, *chosen.best, *chosen.random)}.values())
+    """The rows with a generated image that a page shows, each once: worst, best, then random ones.
+
+    A run keeps thumbnails of their reference images and of the nearest ones.
+    """
+    generated = [row for row in rows if row["image"]]
+    extreme, chosen = choose(generated), choose(generated, count=SHOWN_IMAGES)
+    return list({row["id"]: row for row in (*extreme.worst, *extreme.best, *chosen.random)}.values())[:SHOWN_IMAGES]
 
 
 def shown_documents(rows: Sequence[Row]) -> list[Row]:
     """Random rows of generated documents (those with the column `images`), which a page shows beside their reference documents."""
-    return choose([row for row in rows if row.get("images") is not None]).random
+    return choose([row for row in rows if row.get("images") is not None], count=SHOWN_DOCUMENTS).random
 
 
 def _is_number(value: JSON) -> bool:

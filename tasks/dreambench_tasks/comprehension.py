@@ -5,7 +5,7 @@ A benchmark adds its files, its prompt, its scorer and its protocols.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dreambench.documents import JSON, Image, Text, document_text
+from dreambench.errors import DataError
 from dreambench.files import cache_folder
 from dreambench.interfaces import Task
+from dreambench.progress import say
+from dreambench.report.images import save_reference_images, saved_reference_images
+from dreambench.report.runs import shown_samples
 from dreambench.requests import Kind, Request, Response, Sample, sample_seed
 from dreambench.scores import Cells, Score
 from dreambench.statistics import mean_estimate
+from dreambench.store import Answers, RunFolder, StoredSamples
 
 if TYPE_CHECKING:
     from dreambench_tasks.copies import CopyMapping
@@ -82,6 +87,31 @@ class ComprehensionTask(Task):
         document = (*system, image, Text(text + options["prompt"]))
         seed = sample_seed(self.spec.seed, sample.id)
         return Request(sample.id, kind, document, settings, seed, sample.group, choices)
+
+    # --- images for reports -----------------------------------------------------------------------------------------------
+
+    def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
+        """Store thumbnails of the images of the samples that a report shows. No score depends on them."""
+        ids = samples.ids() if isinstance(samples, StoredSamples) else (sample.id for sample in samples)
+        errors = responses.errors if isinstance(responses, Answers) else {}
+        wanted = set(shown_samples(ids, errors))
+        chosen = samples.pick(wanted) if isinstance(samples, StoredSamples) else samples
+        saved = saved_reference_images(run)
+        images = {self.image_key(sample): sample for sample in chosen if sample.id in wanted}
+        try:
+            missing = {key: self.image_data(sample) for key, sample in sorted(images.items()) if key not in saved}
+            save_reference_images(run, missing, skip_broken=True)
+        except DataError as error:
+            say(f"reports of this run will show no images: {error}")
+
+    def image_key(self, sample: Sample) -> str:
+        """What the column `image_id` of scores.parquet names a sample's image by."""
+        return str(sample.group)
+
+    def image_data(self, sample: Sample) -> Path | bytes:
+        """The image of a sample that was read back from a run. Raises `DataError` where the data are gone."""
+        image = sample.prompt[0]
+        return Path(image.path or "") if isinstance(image, Image) else b""
 
 
 def question_text(sample: Sample) -> str:

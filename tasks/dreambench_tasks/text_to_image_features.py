@@ -22,7 +22,7 @@ from dreambench.metrics.features import identity_of, image_features, listing_not
 from dreambench.metrics.frechet import load_statistics, save_statistics
 from dreambench.metrics.set_metrics import CLIP_WEIGHT
 from dreambench.progress import say
-from dreambench.report.images import save_reference_images, saved_reference_images
+from dreambench.report.images import nearest_reference_images, save_reference_images, saved_reference_images
 from dreambench.report.runs import shown_images
 from dreambench.requests import Response, Sample
 from dreambench.scores import Cells, Score, TaskResult
@@ -134,16 +134,20 @@ def collect_reference_images(
     responses: Mapping[str, Response],
     reference: Path | Callable[[], list[Path]],
 ) -> None:
-    """Store a thumbnail of each reference image that a report may show beside a generated image.
+    """Store a thumbnail of each reference image that a report may show: the sample's own, and those nearest to the generated image.
 
     An image that the reference does not hold (statistics, another folder) is noted as unknown.
     """
-    wanted = sorted({int(row["image_id"]) for row in shown_images(_sample_rows(run, samples, responses))})
-    if {str(image_id) for image_id in wanted} <= saved_reference_images(run).keys():
+    rows = shown_images(_sample_rows(run, samples, responses))
+    wanted = {int(row["image_id"]) for row in rows}
+    nearest = nearest_reference_images(run, [row["id"] for row in rows])
+    wanted |= {int(key) for found in nearest.values() for key, _ in found}
+    missing = sorted(wanted - {int(key) for key in saved_reference_images(run)})
+    if not missing:
         return
     try:
         known = {} if isinstance(reference, Path) else {_image_id(path): path for path in reference()}
-        save_reference_images(run, {image_id: known.get(image_id) for image_id in wanted})
+        save_reference_images(run, {image_id: known.get(image_id) for image_id in missing})
     except DataError as error:
         # Only where a run is scored again without its data. No score depends on these images.
         say(f"reports of this run will show no reference images: {error}")

@@ -25,7 +25,7 @@ from dreambench.metrics.features import Features, image_features, metric_name
 from dreambench.metrics.frechet import GaussianStatistics, frechet_jackknife
 from dreambench.metrics.set_metrics import kernel_distance
 from dreambench.progress import say
-from dreambench.report.images import save_reference_images, saved_reference_images
+from dreambench.report.images import nearest_reference_images, save_reference_images, saved_reference_images
 from dreambench.report.runs import shown_documents, shown_images
 from dreambench.report.tables import save_tables
 from dreambench.requests import Response, Sample
@@ -226,17 +226,20 @@ def _shown_rows(part: _Part) -> list[Row]:
 
 def _collect_reference_images(run: RunFolder, samples: Sequence[Sample], rows: Sequence[Row]) -> None:
     documents = reference_documents(samples)
-    wanted = {str(row["image_id"]) for row in shown_images(rows)}
+    images = shown_images(rows)
+    nearest = nearest_reference_images(run, [row["id"] for row in images])
+    wanted = {str(row["image_id"]) for row in images} | {key for found in nearest.values() for key, _ in found}
     for row in shown_documents(rows):
         wanted |= {f"{row['document_id']}/{k}" for k in range(len(documents[str(row["document_id"])]))}
     paths: dict[str, Path | None] = {}
     for key in sorted(wanted):
         id_, _, k = key.rpartition("/")
         paths[key] = Path(documents[id_][int(k)].path or "")
-    if paths.keys() <= saved_reference_images(run).keys():
+    missing = paths.keys() - saved_reference_images(run).keys()
+    if not missing:
         return
     try:
-        save_reference_images(run, paths)
+        save_reference_images(run, {key: paths[key] for key in sorted(missing)})
     except DataError as error:
         # Only where a run is scored again without its data. No score depends on these images.
         say(f"reports of this run will show no reference images: {error}")

@@ -194,6 +194,7 @@ class MMBenchTask(ComprehensionTask):
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         """The judge's matches of undecided replies, or the submission where the answers are held back, into the run."""
+        super().collect_artifacts(run, samples, responses)
         fields = next(iter(run.run_file()["protocols"].values()))
         if fields["answers"] == HELD_BACK:
             if any(_reply(sample, responses[sample.id]) is None for sample in samples):
@@ -204,6 +205,19 @@ class MMBenchTask(ComprehensionTask):
             items, log = _undecided(samples, responses), JudgementLog(run.path / JUDGEMENTS)
             if self.matcher is not None and missing(fields["judge"], items, log):
                 grade_missing(self.matcher, items, log)
+
+    def image_key(self, sample: Sample) -> str:
+        return image_name(sample)
+
+    def image_data(self, sample: Sample) -> bytes:
+        row = self._rows_by_id.get(sample.id)
+        data = b"" if row is None else self.benchmark.image_bytes(row)
+        # Where a run is scored again, the file may be another one.
+        return data if hashlib.sha256(data).hexdigest()[:8] in image_name(sample) else b""
+
+    @cached_property
+    def _rows_by_id(self) -> dict[str, Row]:
+        return {str(row.index): row for row in self.benchmark.rows}
 
     def write_submission(
         self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response], path: Path

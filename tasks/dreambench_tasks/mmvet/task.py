@@ -153,6 +153,7 @@ class MMVetTask(ComprehensionTask):
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         """Every grade into the run: ``judgements.jsonl`` one by one, then all in ``grades.json`` in the official form."""
+        super().collect_artifacts(run, samples, responses)
         fields = next(iter(run.run_file()["protocols"].values()))
         identity, runs = fields["judge"], fields["grading_runs"]
         if identity["name"] == "grades":

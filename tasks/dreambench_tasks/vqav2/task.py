@@ -124,6 +124,7 @@ class VQAv2Task(ComprehensionTask):
 
     def collect_artifacts(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> None:
         """Where the references are held back, the upload file for EvalAI, if every question is answered."""
+        super().collect_artifacts(run, samples, responses)
         if _held_back(run) and all(responses[sample.id].error is None for sample in samples):
             self.write_submission(run, samples, responses, run.path / UPLOAD)
 
