@@ -161,8 +161,11 @@ def _items(path: Path) -> Iterator[tuple[int, JSON]]:
     """The items of a list, or COCO's captions with the names of their images."""
     content = read_json(path)
     if isinstance(content, dict) and {"images", "annotations"} <= set(content):
-        names = {image.get("id"): image.get("file_name") for image in content["images"]}
-        content = [{**each, "image": names.get(each.get("image_id"))} for each in content["annotations"]]
+        try:
+            names = {image["id"]: image["file_name"] for image in content["images"]}
+            content = [{**each, "image": names.get(each["image_id"])} for each in content["annotations"]]
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} does not have the layout of COCO's captions ({error!r})") from error
     if not isinstance(content, list):
         raise DataError(f"{path}: neither a list of records nor COCO's captions")
     return enumerate(content, 1)

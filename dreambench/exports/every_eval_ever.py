@@ -94,9 +94,7 @@ def _write(run: CompleteRun, out: Path, settings: Settings) -> Iterator[str]:
             "checksum": sha256_file(samples),
             "total_rows": n,
         }
-    write_atomically(
-        out / folder / f"{name}.json", (json.dumps(aggregate, indent=1, ensure_ascii=False) + "\n").encode()
-    )
+    write_atomically(out / folder / f"{name}.json", (json.dumps(aggregate, indent=1) + "\n").encode())
     yield f"wrote {out / folder / name}.json: {counted(len(shown), 'score')}, {counted(n, 'sample')}"
     if left := sorted({score.metric for score in run.scores if score.better is None}):
         yield f"left out, because the form wants lower or higher to be better: {', '.join(left)}"
@@ -190,9 +188,10 @@ def _write_samples(run: CompleteRun, scores: Sequence[Score], head: Mapping[str,
         return 0
     n = 0
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In ASCII, because the form's own reader takes characters such as U+2028 for the end of a line.
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for n, line in enumerate(_samples(run, scores, head), 1):  # noqa: B007 - the number of the last is what is asked
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps(line) + "\n")
     return n
 
 

@@ -109,10 +109,11 @@ def write_eval_results(runs: Sequence[CompleteRun], out: Path, settings: Mapping
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     run = one(runs, "eval-results")
-    for name in {"dataset", "task_id"} - set(settings):
-        raise UsageError(
-            f"--to eval-results needs --set {name}=...: the Hub's benchmark, dataset=OWNER/NAME and task_id=ID"
-        )
+    for name in ("dataset", "task_id"):
+        if name not in settings:
+            raise UsageError(
+                f"--to eval-results needs --set {name}=...: the Hub's benchmark, dataset=OWNER/NAME task_id=ID"
+            )
     known = parse_arguments(EntrySettings, settings, "--set")
     score = run.scores[0] if run.scores else None
     if score is None or score.value is None:

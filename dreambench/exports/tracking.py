@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from dreambench.documents import digest
 from dreambench.errors import MissingExtraError, UsageError, counted
 from dreambench.report.runs import CompleteRun
-from dreambench.report.text import flat
+from dreambench.report.text import flat, printable
 from dreambench.spec import parse_arguments
 
 __all__ = ["Settings", "write_mlflow", "write_trackio"]
@@ -85,7 +85,9 @@ def write_trackio(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str,
         if Path(TRACKIO_DIR).resolve() != folder:
             raise UsageError(f"--out {out}: trackio already writes to {TRACKIO_DIR} in this process; start another one")
         tracker: Any = trackio
-        present = {each.name for each in tracker.Api().runs(known.project)} if any(folder.glob("*.db")) else set()
+        present: set[str] = set()
+        with contextlib.suppress(ValueError):  # there is no such project yet
+            present = {each.name for each in tracker.Api().runs(known.project)}
         added = [run for run in runs if run.name not in present]
         for run in added:
             config = {**_parameters(run), "date": str(run.date)}
@@ -134,7 +136,7 @@ def _parameters(run: CompleteRun) -> dict[str, str]:
         "protocol": run.metrics.get("protocol"),
         "protocols": run.metrics["protocols"],
     }
-    named = {re.sub(r"[^\w. /-]", "_", name)[:200]: str(value) for name, value in flat(fields)}
+    named = {re.sub(r"[^\w. /-]", "_", name)[:200]: printable(str(value)) for name, value in flat(fields)}
     return {name: value if len(value) <= LONGEST else f"{value[:LONGEST]} …" for name, value in named.items()}
 
 

@@ -175,7 +175,7 @@ class MMVetTask(ComprehensionTask):
     ) -> None:
         """The file of the official evaluator: ``{"v1_0": "..."}``, every question answered."""
         answers = every_answer(run, ((sample.id, answer_text(responses[sample.id])) for sample in samples))
-        write_atomically(path, (json.dumps(answers, indent=4, ensure_ascii=False) + "\n").encode())
+        write_atomically(path, (json.dumps(answers, indent=4) + "\n").encode())
 
     def score(self, run: RunFolder, samples: Sequence[Sample], responses: Mapping[str, Response]) -> TaskResult:
         id_, fields = next(iter(run.run_file()["protocols"].items()))
