@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,7 +117,7 @@ def _rankings(rows: Sequence[Measured]) -> Iterator[Ranking]:
         for row in sorted(members, key=lambda row: row.order):
             metrics.setdefault(row.cells["metric"], []).append(row)
         for same in metrics.values():
-            same.sort(key=lambda row: (row.cells.get("rank") or len(same) + 1, row.cells["system"], row.cells["run"]))
+            same.sort(key=lambda row: (row.cells.get("rank") or math.inf, row.cells["system"], row.cells["run"]))
             yield Ranking(same)
 
 

@@ -1,20 +1,20 @@
 """The rows of the tables, from evidence and published results alone; and who ranks where.
 
-Scores rank together only under equal protocols. A system is ranked by its median attempt, the worse one of two in the middle, so that more
-attempts do not lift it. Its rank interval goes from 1 + the number of systems whose interval lies wholly on the better side of its own to
-N - the number of those on the worse side: orders that differ in between are not shown by these data. Systems whose intervals overlap may
-still differ: `dreambench compare` tests pairs, which is sharper.
+Scores rank together only under equal protocols. A system is ranked by its median attempt, the worse one of two in the middle, so that
+more attempts do not lift it; where that one is barred, so is the system. Its rank interval goes from 1 + the number of systems whose
+interval lies wholly on the better side of its own to N - the number of those on the worse side: these data do not show which order
+holds in between. Systems whose intervals overlap may still differ: `dreambench compare` tests pairs, which is sharper.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from dreambench.documents import JSON, canonical_json
+from dreambench.documents import JSON
 from dreambench.errors import DataError
 from dreambench.leaderboard.evidence import TABLES, Evidence
 from dreambench.metrics.compare import DISTANCES
@@ -49,7 +49,7 @@ COLUMNS = {
     "rank_last": "worst rank that the intervals leave open: N - the number of systems whose interval is wholly worse",
     "ranked": "N, how many systems are ranked",
     "barred": "why the row has no rank",
-    "attempts": "how many runs of this system under this protocol, or one that differs in its seed only, are here",
+    "attempts": "how many runs of this system under this protocol are here, of whatever seed",
     "attempt_best": "the best value of these attempts",
     "attempt_median": "the median of these attempts, the worse one of two in the middle",
     "attempt_worst": "the worst value of these attempts",
@@ -97,8 +97,6 @@ class Measured(Row):
     score: Score
     evidence: Evidence
     order: int
-    key: str
-    """Equal for attempts: task, metric, system, and the protocol but for its seed."""
 
 
 def columns(table: str) -> list[str]:
@@ -114,18 +112,18 @@ def measured_rows(evidence: Sequence[Evidence]) -> list[Measured]:
     rows = [row for one in evidence for row in _rows(one)]
     order = ("task", "protocol", "metric", "system", "system_id", "seed", "run")
     rows.sort(key=lambda row: [str(row.cells[name]) for name in order])
-    for row in rows:
-        row.cells["barred"] = _barred(row, rows)
-    for attempts in _grouped(rows, lambda row: row.key):
-        _note_attempts(attempts)
-    for others in _grouped(rows, lambda row: canonical_json([row.cells[name] for name in order[:3]])):
-        _rank(others)
+    for same in _grouped(rows, order[:3]):
+        for row in same:
+            row.cells["barred"] = _barred(row, same)
+        for attempts in _grouped(same, ("system", "system_id")):
+            _note_attempts(attempts)
+        _rank(same)
     return rows
 
 
-def _grouped(rows: Sequence[Measured], key: Callable[[Measured], str]) -> Iterator[list[Measured]]:
-    for _, members in groupby(sorted(rows, key=key), key):
-        yield list(members)
+def _grouped(rows: Sequence[Measured], names: Sequence[str]) -> list[list[Measured]]:
+    """The rows with equal cells of these names, which follow each other."""
+    return [list(members) for _, members in groupby(rows, lambda row: [row.cells[name] for name in names])]
 
 
 def _rows(evidence: Evidence) -> Iterator[Measured]:
@@ -159,9 +157,7 @@ def _rows(evidence: Evidence) -> Iterator[Measured]:
         }
         headed.add(score.protocol)
         cells["unknown"] = _unknown(cells, facts["table"], besides=("unit", "interval_low"))
-        protocol = _without_seed(facts["protocols"][score.protocol])
-        key = canonical_json([facts["task"], score.metric, evidence.system_id, protocol])
-        yield Measured(facts["table"], cells, score, evidence, order, key)
+        yield Measured(facts["table"], cells, score, evidence, order)
 
 
 def _unknown(cells: Mapping[str, JSON], table: str, besides: Sequence[str] = ()) -> str:
@@ -206,21 +202,6 @@ def _card(facts: Mapping[str, JSON]) -> dict[str, JSON]:
     return known
 
 
-def _without_seed(protocol: JSON) -> JSON:
-    """A protocol's fields without a seed and what follows from it: which samples and captions were drawn."""
-    text = canonical_json(protocol)
-    if '"seed":' not in text:
-        return protocol
-    drawn = ("hash", "pairs_sha256", "samples")
-    fields = {name: value for name, value in protocol.items() if name not in drawn}
-    seedless = {
-        name: {key: inner for key, inner in value.items() if key != "seed"} if isinstance(value, dict) else value
-        for name, value in fields.items()
-        if name != "seed"
-    }
-    return {**seedless, "n": (protocol.get("samples") or {}).get("n")}
-
-
 def _barred(row: Measured, rows: Sequence[Measured]) -> str:
     """Why a row is not ranked; empty if it is."""
     score, evidence = row.score, row.evidence
@@ -246,7 +227,7 @@ def _barred(row: Measured, rows: Sequence[Measured]) -> str:
 
 
 def _at_floor(score: Score, interval: tuple[float, float], evidence: Evidence, rows: Sequence[Measured]) -> str:
-    """Where a score shows nothing: it reaches what a blind system has, or no distance from real images is shown."""
+    """Where a score shows nothing: it reaches that of a blind one of `rows`, or no distance from real images is shown."""
     real = f"{score.metric}-real-vs-real"
     value = score.value or 0.0
     for other in evidence.scores:
@@ -260,38 +241,28 @@ def _at_floor(score: Score, interval: tuple[float, float], evidence: Evidence, r
         return ""  # who sees no caption, or copies real images, may have the lowest distance
     for row in rows:
         other, theirs = row.score, row.evidence
-        is_shuffled = theirs.run == evidence.run and other.metric == score.metric + SHUFFLED
-        same = other.protocol == score.protocol and (is_shuffled or (theirs.is_blind and other.metric == score.metric))
-        if same and other.value is not None and interval[0] <= other.value:
+        is_shuffled = other.metric.endswith(SHUFFLED)
+        is_blind = theirs.run == evidence.run if is_shuffled else theirs.is_blind
+        if is_blind and other.value is not None and interval[0] <= other.value:
             return f"not shown to be better than {row.cells['system']}, {number(other.value)}"
     return ""
 
 
 def _note_attempts(rows: Sequence[Measured]) -> None:
-    """Attempts of one system: how many, best, median, worst; within one protocol only the median is ranked."""
-    values, better = _worst_first(rows)
+    """Attempts of one system under one protocol: how many, best, median, worst. Only the median is ranked, unless it is barred."""
+    better, valued = rows[0].score.better, [row for row in rows if row.score.value is not None]
     for row in rows:
-        row.cells["attempts"] = len({other.cells["run"] for other in rows})
-        if values and better is not None:
-            ends = values[-1], values[(len(values) - 1) // 2], values[0]
-            row.cells |= dict(
-                zip(("attempt_best", "attempt_median", "attempt_worst"), (v for _, v in ends), strict=True)
-            )
-    for same in _grouped(rows, lambda row: str(row.cells["protocol"])):
-        eligible = [row for row in same if not row.cells["barred"]]
-        ordered, _ = _worst_first(eligible)
-        for row in eligible:
-            median = ordered[(len(ordered) - 1) // 2][0]
-            if row.cells["run"] != median:
-                row.cells["barred"] = f"another attempt, {median}, is this system's median"
-
-
-def _worst_first(rows: Sequence[Measured]) -> tuple[list[tuple[str, float]], str | None]:
-    """(run, value) from worst to best, equal ones by name; and which direction is better."""
-    better = rows[0].cells["better"] if rows else None
-    sign = -1 if better == "lower" else 1
-    values = [(str(row.cells["run"]), float(row.cells["value"])) for row in rows if row.cells["value"] is not None]
-    return sorted(values, key=lambda pair: (sign * pair[1], pair[0])), better
+        row.cells["attempts"] = len(rows)
+    if better is None or not valued:
+        return
+    sign = 1 if better == "higher" else -1
+    worst_first = sorted(valued, key=lambda row: (sign * (row.score.value or 0.0), row.cells["run"]))
+    median = worst_first[(len(valued) - 1) // 2]
+    of = {"attempt_best": worst_first[-1], "attempt_median": median, "attempt_worst": worst_first[0]}
+    for row in rows:
+        row.cells |= {name: attempt.score.value for name, attempt in of.items()}
+        if row is not median and not row.cells["barred"]:
+            row.cells["barred"] = f"another attempt, {median.cells['run']}, is this system's median"
 
 
 def _rank(rows: Sequence[Measured]) -> None:
