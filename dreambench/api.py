@@ -76,10 +76,12 @@ def run(task: str, model: str = "dreamllm", *, out: str | Path = "runs", fresh: 
     return execute(RunSpec(task=task, model=model, **options), Path(out), fresh=fresh)
 
 
-def check(spec: RunSpec) -> None:
-    """Raise for every mistake in a spec that can be found without reading data or weights."""
-    load_task(spec)
+def check(spec: RunSpec, *, data: bool = False) -> None:
+    """Raise for every mistake in a spec that can be found without the model's weights; without `data`, without reading data, too."""
+    task = load_task(spec)
     model_class(parse_model(spec.model)[0])
+    if data:
+        task.protocols(_chosen(spec, task))
 
 
 def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None, *, fresh: bool = False) -> RunPlan:
@@ -97,9 +99,7 @@ def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None, *,
             protocols = [Protocol.from_json(fields) for fields in run_file["protocols"].values()]
             size = run_file["plan"]["batch_size"]
             return RunPlan(spec, task, model, samples, protocols, system, size, begun.plan(), inputs, begun.path)
-    samples = choose(task.samples(), spec.ids)
-    if spec.limit is not None:
-        samples = task.first(samples, spec.limit)
+    samples = _chosen(spec, task)
     protocols = task.protocols(samples)
     images = (model_class(parse_model(spec.model)[0]) if model is None else type(model)).sees
     ordered, hashed = _survey(task, samples, protocols, images=images)
@@ -114,6 +114,11 @@ def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None, *,
     folder = out / f"{_name(spec, task)}-{hashed.hexdigest()[:8]}"
     size = spec.batch_size or min(map(model.batch_size, ordered.kinds))
     return RunPlan(spec, task, model, samples, protocols, system, size, ordered.cut(size), inputs, folder)
+
+
+def _chosen(spec: RunSpec, task: Task) -> Sequence[Sample]:
+    samples = choose(task.samples(), spec.ids)
+    return samples if spec.limit is None else task.first(samples, spec.limit)
 
 
 def _name(spec: RunSpec, task: Task) -> str:

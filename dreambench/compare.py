@@ -270,11 +270,11 @@ def _values(run: CompleteRun, metric: str, cells: Cells) -> pd.DataFrame:
 
 def _paired(score: Score, cells: Cells, ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference | None:
     """The difference over the samples that both runs scored."""
-    both = ours.join(theirs["value"], how="inner", rsuffix="_second")
+    both = ours.join(theirs["value"].rename("second"), how="inner")
     if both.empty:
         return None
     scale = 100.0 if score.unit == "%" else 1.0
-    first, second = scale * both["value"].to_numpy(), scale * both["value_second"].to_numpy()
+    first, second = scale * both["value"].to_numpy(), scale * both["second"].to_numpy()
     cluster, (low, high) = cells.cluster, cells.bounds
     found = paired_difference(
         second,

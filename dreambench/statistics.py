@@ -148,7 +148,8 @@ def paired_difference(
     if math.isnan(error):
         method = f"none: a single {'question' if clusters is None else cluster_name}"
     elif error == 0 and test == "t":
-        method = "none: all differences are equal"
+        equal = clusters is None or np.allclose(difference, value)
+        method = "none: all differences are equal" if equal else f"none: equal for every {cluster_name}"
     else:
         half = error * (student_quantile(confidence, degrees) if test == "t" else normal_quantile(confidence))
         limit = math.inf if bounds is None else bounds[1] - bounds[0]

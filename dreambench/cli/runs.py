@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dreambench.cli.options import with_spec_options
-from dreambench.errors import UsageError
+from dreambench.errors import DreambenchError, UsageError, refusal
 from dreambench.spec import RunSpec, words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["compare", "report", "rerun", "run", "score"]
+    from dreambench.api import Result
+    from dreambench.report.runs import CompleteRun
+
+__all__ = ["compare", "next_commands", "report", "rerun", "run", "score"]
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for runs.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start from scratch, even if this run exists.")]
@@ -35,16 +40,24 @@ def _repeated(option: str, what: str) -> Any:
 
 @with_spec_options(*(name for name in RunSpec.model_fields if name != "task"))
 def run(
-    task: Annotated[
-        list[str],
-        typer.Option("--task", metavar="TASK[,TASK...]", help="Benchmarks to run; see `dreambench list tasks`."),
-    ],
     options: dict[str, Any],
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", metavar="TASK[,TASK...]", help="Benchmarks to run; see `dreambench list tasks`."),
+    ] = None,
     max_errors: MaxErrors = None,
     max_unscored: MaxUnscored = None,
     out: Out = Path("runs"),
     fresh: Fresh = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without running it.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="SWEEP.yaml", help="Runs from a file, in place of --task and its options."),
+    ] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option("--summary", metavar="DIR", help="With --config: folder for its summary; default: in --out."),
+    ] = None,
 ) -> None:
     """Run a model on benchmarks and score its answers.
 
@@ -52,26 +65,40 @@ def run(
 
     Example: dreambench run --task coco_fid --model dreamllm:DIR --data coco --features efficientnet-lite0
     """
-    tasks = words(task)
+    thresholds = max_errors, max_unscored
+    if config is not None:
+        unused = ["--task"] * bool(task) + [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+        if unused:
+            raise UsageError(
+                f"--config {config} says what runs: leave {', '.join(unused)} out, or write them into the file"
+            )
+        _execute_sweep(config, out, summary, thresholds, fresh=fresh, dry_run=dry_run)
+        return
+    tasks = words(task or [])
     if not tasks:
-        raise UsageError("--task: name at least one; `dreambench list tasks` shows them")
+        raise UsageError("--task: name at least one (`dreambench list tasks` shows them), or give --config SWEEP.yaml")
+    if summary is not None:
+        raise UsageError("--summary is of a sweep: leave it out, or give --config SWEEP.yaml")
     specs = [RunSpec(task=name, **options) for name in tasks]
-    _execute(specs, out, fresh=fresh, dry_run=dry_run, max_errors=max_errors, max_unscored=max_unscored)
+    _execute(specs, out, thresholds, fresh=fresh, dry_run=dry_run)
+
+
+Thresholds = tuple[int | None, int | None]
+"""--max-errors and --max-unscored."""
 
 
 def _execute(
     specs: Sequence[RunSpec],
     out: Path,
+    thresholds: Thresholds = (None, None),
     *,
     fresh: bool,
     dry_run: bool = False,
-    max_errors: int | None = None,
-    max_unscored: int | None = None,
 ) -> None:
     """Execute specs in turn, after all of them have been checked."""
-    from dreambench.api import check, execute, plan
-    from dreambench.progress import progress_bar, say
-    from dreambench.report.terminal import missed_thresholds, print_plan, print_result
+    from dreambench.api import check, plan
+    from dreambench.progress import say
+    from dreambench.report.terminal import missed_thresholds, print_plan
 
     for spec in specs:
         check(spec)
@@ -80,14 +107,102 @@ def _execute(
         if dry_run:
             print_plan(plan(spec, out))
             continue
-        with progress_bar(spec.task) as progress:
-            result = execute(spec, out, fresh=fresh, progress=progress, say=say)
-        print_result(result)
-        missed += missed_thresholds(result, max_errors, max_unscored)
+        result = _execute_one(spec, out, fresh=fresh)
+        for line in next_commands(result):
+            print(line)
+        missed += missed_thresholds(result, *thresholds)
     for line in missed:
         say(line)
     if missed:
         raise typer.Exit(1)
+
+
+def _execute_one(spec: RunSpec, out: Path, *, fresh: bool) -> Result:
+    from dreambench.api import execute
+    from dreambench.progress import progress_bar, say
+    from dreambench.report.terminal import print_result
+
+    with progress_bar(spec.task) as progress:
+        result = execute(spec, out, fresh=fresh, progress=progress, say=say)
+    print_result(result)
+    return result
+
+
+def next_commands(result: Result) -> Iterator[str]:
+    """What one may do with a run that is complete, as commands to copy."""
+    from dreambench.report.runs import equal_run
+
+    if result.metrics is not None:
+        yield f"next: dreambench report {shlex.quote(str(result.folder))} --html report.html"
+        other = equal_run(result.folder, result.metrics)
+        if other is not None:
+            first, second = (shlex.quote(str(path)) for path in (other, result.folder))
+            yield f"next: dreambench compare {first} {second}"
+
+
+def _execute_sweep(
+    config: Path, out: Path, summary: Path | None, thresholds: Thresholds, *, fresh: bool, dry_run: bool
+) -> None:
+    """Execute the runs of a file in turn, after all of them have been checked. One that fails does not stop the others."""
+    from dreambench.api import plan
+    from dreambench.progress import say
+    from dreambench.report.runs import load
+    from dreambench.report.terminal import missed_thresholds, print_plan
+    from dreambench.sweep import check_all, label, read_sweep
+
+    specs = read_sweep(config)
+    check_all(specs)
+    complete: list[tuple[RunSpec, CompleteRun]] = []
+    failed: list[str] = []
+    missed: list[str] = []
+    for number, spec in enumerate(specs, 1):
+        say(f"{number} of {len(specs)}: {label(spec)}")
+        try:
+            if dry_run:
+                print_plan(plan(spec, out))
+                continue
+            result = _execute_one(spec, out, fresh=fresh)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            failed.append(f"{label(spec)}: {_reason(error)}")
+            say(f"failed: {failed[-1]}")
+            continue
+        missed += [f"{label(spec)}: {line}" for line in missed_thresholds(result, *thresholds)]
+        if result.metrics is not None:
+            complete.append((spec, load(result.folder)))
+    if complete:
+        _summarize(complete, len(specs), summary or out / f"summary-{config.stem}")
+    for line in [*missed, *(f"failed: {line}" for line in failed)]:
+        say(line)
+    if failed or missed:
+        raise typer.Exit(2 if failed else 1)
+
+
+def _reason(error: Exception) -> str:
+    """An error as one line; a bug's traceback is printed before."""
+    if isinstance(error, DreambenchError):
+        return str(error)
+    if isinstance(error, OSError):
+        return refusal(error)
+    if not isinstance(error, MemoryError):
+        traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _summarize(complete: Sequence[tuple[RunSpec, CompleteRun]], n: int, folder: Path) -> None:
+    """Print and write what the complete runs of a sweep say together."""
+    from dreambench.progress import say
+    from dreambench.report.summary import print_summary, write_summary
+    from dreambench.sweep import curves, summarize
+
+    summaries, points = summarize(complete), curves(complete)
+    print_summary(summaries, points)
+    for path in write_summary(folder, summaries, points):
+        say(f"wrote {path}")
+    if len(complete) < n:
+        say(f"the summary is of {len(complete)} of {n} runs: the same command does the others")
+    print(f"next: dreambench report {shlex.quote(str(complete[0][1].run.path.parent))} --html report.html")
 
 
 @with_spec_options("data", "images", "protocol", "split", "judge", "limit", "offline")
@@ -137,7 +252,7 @@ def score(
     if not responses.is_file():
         raise UsageError(f"--responses {responses}: no such file")
     spec = RunSpec(task=task, model=f"responses:{responses.absolute()}", **options)
-    _execute([spec], out, fresh=fresh, max_errors=max_errors, max_unscored=max_unscored)
+    _execute([spec], out, (max_errors, max_unscored), fresh=fresh)
 
 
 def rerun(

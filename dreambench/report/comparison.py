@@ -22,7 +22,6 @@ __all__ = ["FILTERS", "Whisker", "cells", "flips", "p_text", "print_comparison",
 
 FIRST = 5
 """Ids of flipped samples that the terminal prints."""
-EXACTLY_SAME = "none: all differences are equal"
 
 
 def verdict(found: Difference) -> str:
@@ -44,13 +43,9 @@ def verdict(found: Difference) -> str:
     if found.shown:
         return f"{_outcome(found)}: {change}{test}, {n}"
     if estimate.interval is None:
-        same = estimate.method == EXACTLY_SAME
-        why = "every sample differs by the same" if same else estimate.method.removeprefix("none: ")
-        return (
-            f"all {estimate.n} samples score the same"
-            if same and not estimate.value
-            else f"{change}, no test ({why}), {n}"
-        )
+        if found.paired and not found.higher and not found.lower:
+            return f"all {estimate.n} samples score the same"
+        return f"{change}, no test ({estimate.method.removeprefix('none: ')}), {n}"
     could = "" if not found.detectable else f"; this n could show {_could_show(found)}"
     return f"no difference is shown: {change}{test}, {n}{could}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import heapq
 import math
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["BLIND", "COUNT", "CompleteRun", "Examples", "choose", "load", "load_all", "random_order"]
+__all__ = ["BLIND", "COUNT", "CompleteRun", "Examples", "choose", "equal_run", "load", "load_all", "random_order"]
 __all__ += ["shown_documents", "shown_images", "shown_samples"]
 
 BLIND = ("blind", "text-only")
@@ -34,6 +35,8 @@ COUNT = 12
 """Worst and best generated images, and the random samples that a page shows without its script."""
 SHOWN, SHOWN_IMAGES, SHOWN_DOCUMENTS = 1024, 200, 48
 """Samples of text generation, image generation and interleaved generation on a page, at most."""
+MOST_OTHERS = 50
+"""Runs among which one is looked for that a new one may be compared with."""
 Row = Mapping[str, JSON]
 
 
@@ -178,6 +181,18 @@ def _blind_note(model: str, score: Score, theirs: Score) -> str:
     )
     how = "below it" if (score.value or 0) < (theirs.value or 0) else "no higher"
     return f"{score.metric}: the blind baseline {model} has {there}; this model's {here} is {how}"
+
+
+def equal_run(folder: Path, metrics: Mapping[str, JSON]) -> Path | None:
+    """Another complete run beside `folder`, of the headline's protocol, to compare it with: a blind baseline rather than another."""
+    stem = folder.name.partition("-")[0]
+    for prefix in (*(f"{stem}-{model}" for model in BLIND), f"{stem}-"):
+        for path in sorted(folder.parent.glob(f"{glob.escape(prefix)}*/metrics.json"))[:MOST_OTHERS]:
+            if path.parent.name != folder.name:
+                with suppress(RunError):
+                    if load(path.parent).metrics.get("protocol") == metrics.get("protocol"):
+                        return path.parent
+    return None
 
 
 def load(folder: Path) -> CompleteRun:

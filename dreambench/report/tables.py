@@ -144,6 +144,7 @@ def to_csv(runs: Sequence[CompleteRun]) -> str:
 
 
 def csv_cell(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula, its control characters written out."""
     if not isinstance(value, str):
         return value
     return printable(f"'{value}" if value.startswith(FORMULA) else value)
