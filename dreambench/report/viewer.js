@@ -181,9 +181,16 @@
     };
     for (const one of [status, run, group, order]) one.addEventListener("change", update);
     search.addEventListener("input", update);
+    showDisagreement = () => {
+      status.value = "disagree";
+      update();
+    };
     body.replaceChildren(tools, said, list, pager);
     update();
   };
+
+  let showDisagreement = () => {};
+  for (const link of document.querySelectorAll("a.disagree")) link.addEventListener("click", () => showDisagreement());
 
   const body = element("div");
   if (data.sets.length > 1) {

@@ -201,10 +201,8 @@ def test_a_table_that_does_not_fit_is_damage_and_no_traceback(tmp_path: Path) ->
 
 
 def test_seeds_and_settings_are_differences_of_the_system(tmp_path: Path) -> None:
-    runs = [
-        run("vqav2", "echo", out=tmp_path, limit=6, **more)
-        for more in ({}, {"seed": 3, "generation": "max_new_tokens=3"})
-    ]
+    other: dict[str, Any] = {"seed": 3, "generation": "max_new_tokens=3"}
+    runs = [run("vqav2", "echo", out=tmp_path, limit=6), run("vqav2", "echo", out=tmp_path, limit=6, **other)]
     (pair,) = compare(load_runs([one.folder for one in runs])).pairs
     assert {"seed", "generation.max_new_tokens"} <= {field.field for field in pair.system}
     assert not pair.environment
