@@ -196,10 +196,12 @@ class Conversation:
         except openai.APIStatusError as error:
             if error.status_code in (400, 413, 422):
                 raise RefusedError(f"HTTP {error.status_code}: {_message(error.response)}") from None
+            if (why := cut_short(error.response)) is not None:
+                raise MalformedReplyError(f"HTTP {error.status_code}: {why}") from None
             raise ServerUnavailableError(self._status_advice(error.response)) from None
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, BrokeOffError):
-                raise MalformedReplyError("the reply broke off") from None
+                raise MalformedReplyError(_line(str(error.__cause__))) from None
             raise ServerUnavailableError(self._no_reply_advice(error)) from None
         except CancelledError:
             raise ServerUnavailableError("interrupted") from None

@@ -29,7 +29,7 @@ _CUT = "dreambench_cut"
 
 
 class BrokeOffError(httpx2.ReadError):
-    """The connection was lost within a reply."""
+    """The connection was lost within a reply, or the reply is no HTTP."""
 
 
 def cut_short(response: httpx2.Response) -> str | None:
@@ -51,6 +51,10 @@ class _Bounded(httpx2.AsyncHTTPTransport):
                 response = await super().handle_async_request(request)
         except TimeoutError:
             raise httpx2.ReadTimeout("no answer", request=request) from None
+        except httpx2.RemoteProtocolError as error:
+            if "disconnected" in str(error):  # without a byte: it may have gone
+                raise
+            raise BrokeOffError(f"the reply is no HTTP ({error})", request=request) from error
         body, cut = bytearray(), None
         if response.headers.get("content-encoding", "identity") != "identity":
             cut = "the reply is compressed, which was not asked for"  # and has no bound once it is unpacked

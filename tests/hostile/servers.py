@@ -87,6 +87,8 @@ def _received(connection: socket.socket) -> tuple[str, str, bytes]:
     while b"\r\n\r\n" not in data:
         data += connection.recv(65536) or b"\r\n\r\n"
     head, _, body = data.partition(b"\r\n\r\n")
+    if not head:
+        raise ConnectionError  # the client gave up
     length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
     while len(body) < length and (piece := connection.recv(65536)):
         body += piece
