@@ -28,7 +28,7 @@ __all__ = ["COLUMNS", "add", "read_all"]
 COLUMNS = {
     "task": "the benchmark",
     "model": "the model",
-    "size": "shapes of the model: tiny or 7b",
+    "size": "of `dreambench bench`: tiny, standard or 7b",
     "rate": "items per time, of the whole command",
     "unit": "of the rate",
     "p50_s": "median seconds per item",
