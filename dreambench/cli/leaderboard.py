@@ -39,6 +39,8 @@ def leaderboard(
         from dreambench.leaderboard import update
 
         default = [Path("runs")] if benchmarks is None and Path("runs").is_dir() else []
+        if not (runs or default or benchmarks or out.is_dir()):
+            raise UsageError(f"there is neither runs/ nor {out}: give the runs to add")
         update(runs or default, out, benchmarks, say=say)
         return
     if runs or benchmarks is not None:

@@ -206,7 +206,9 @@ def _unpacked(arrays: Mapping[str, Any], side: str) -> GaussianStatistics:
 
     from dreambench.metrics.frechet import GaussianStatistics
 
-    mean, n = arrays[f"{side}_mean"], int(arrays[f"{side}_n"])
+    mean, triangle, n = (arrays[f"{side}_{name}"] for name in ("mean", "triangle", "n"))
+    if mean.ndim != 1 or triangle.shape != (mean.size * (mean.size + 1) // 2,) or n.shape != ():
+        raise ValueError(f"shapes {mean.shape}, {triangle.shape} and {n.shape}")
     upper = np.zeros((mean.size, mean.size))
-    upper[np.triu_indices(mean.size)] = arrays[f"{side}_triangle"]
-    return GaussianStatistics.from_moments(mean, upper + np.triu(upper, 1).T, None if n < 0 else n)
+    upper[np.triu_indices(mean.size)] = triangle
+    return GaussianStatistics.from_moments(mean, upper + np.triu(upper, 1).T, None if n < 0 else int(n))

@@ -14,7 +14,7 @@ from dreambench.documents import JSON
 from dreambench.errors import counted
 from dreambench.files import write_atomically
 from dreambench.leaderboard import throughput
-from dreambench.leaderboard.evidence import LARGE, TABLES, Evidence
+from dreambench.leaderboard.evidence import TABLES, Evidence
 from dreambench.leaderboard.rows import COLUMNS, UNSCORED, Measured, columns, measured_rows, published_rows
 from dreambench.report.tables import csv_cell
 from dreambench.report.text import decimals, flat, interval_text, markdown, number, printable, value_text
@@ -51,14 +51,16 @@ class Ranking:
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """Rows as texts, with their whiskers in percent of the plot's width: 0 to 100 %, or what the rows span."""
+        """Rows as texts, with their whiskers in percent of the plot's width, which all rows span."""
         scores = [row.score for row in self.rows]
         places = decimals(scores)
         ends = [end for one in scores for end in (*(one.interval or ()), *([] if one.value is None else [one.value]))]
-        first, last = (0.0, 100.0) if self.of["unit"] == "%" else (min(ends, default=0.0), max(ends, default=0.0))
+        if len(scores) == 1 and self.of["unit"] == "%":
+            ends = [0.0, 100.0]
+        first, width = min(ends, default=0.0), (max(ends, default=0.0) - min(ends, default=0.0)) or 1.0
 
         def x(value: float) -> float:
-            return round(100 * (value - first) / ((last - first) or 1.0), 2)
+            return round(100 * (value - first) / width, 2)
 
         return [
             {
@@ -102,7 +104,6 @@ def render(out: Path, evidence: Sequence[Evidence]) -> dict[str, bytes]:
     of_papers = {table: [row.cells for row in published if row.table == table] for table in TABLES}
     files["README.md"] = _readme(shown, of_papers, speeds).encode()
     files["index.html"] = _page(shown, of_papers, speeds, evidence).encode()
-    files[".gitignore"] = f"# Too large for version control; manifest.json has hash and location.\n*{LARGE}\n".encode()
     return files
 
 
@@ -234,7 +235,7 @@ def _page(
     by_task: dict[str, dict[str, list[Mapping[str, JSON]]]] = {table: {} for table in TABLES}
     for table, rows in published.items():
         for row in rows:
-            by_task[table].setdefault(f"{row['task']}: {row['metric']}", []).append(row)
+            by_task[table].setdefault(row["task"], []).append(row)
     return environment.get_template("page.html.j2").render(
         titles=TITLES,
         counts={table: _counts(shown[table], published[table]) for table in TABLES},

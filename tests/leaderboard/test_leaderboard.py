@@ -345,7 +345,7 @@ def test_statistics_of_many_features_are_kept_by_hash_and_place(
     out, path = tmp_path / "out", image_run(tmp_path / "far-1", 50, 1.0)
     update([path], out)
     (large,) = (out / "measured/far-1").glob("*.large.npz")
-    assert "*.large.npz" in (out / ".gitignore").read_text()
+    assert "*.large.npz" in (ROOT / ".gitignore").read_text().splitlines()
     with_it = verify(out)
     manifest = json.loads((out / "measured/far-1" / MANIFEST).read_text())
     manifest["files"][large.name]["location"] = "https://example.org/release/1"
@@ -416,7 +416,18 @@ def test_broken_evidence_is_named(copy: Path, name: str, content: str | None, wo
     assert "good-1" in problems[0]
 
 
-def test_what_is_no_run_and_no_leaderboard_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_of_impossible_shapes_are_named_before_memory_is_asked_for(copy: Path) -> None:
+    (path,) = (copy / "measured/far-1").glob("statistics-*.npz")
+    write_arrays(path, **{**np.load(path), "generated_mean": np.zeros(10**6)})
+    seal(path.parent)
+    assert "cannot be computed again" in verify(copy).problems[0]
+
+
+def test_what_is_no_run_and_no_leaderboard_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "give the runs to add" in refused([], capsys)
     (tmp_path / "nothing").mkdir()
     assert "holds no runs" in refused([tmp_path / "nothing", "--out", tmp_path / "out"], capsys)
     assert "is no leaderboard" in refused(["--verify", "--out", tmp_path / "nothing"], capsys)
