@@ -182,7 +182,11 @@ def _check(answers: int, part: str, becomes: str, outcome: Outcome, folder: Path
     if leaks:
         return f"the key is in {', '.join(leaks)}"
     if outcome.status == 2:
-        return None if becomes in ("down", "anything") else f"the run ended: {outcome.stderr.splitlines()[-1]}"
+        return (
+            None
+            if becomes in ("down", "fails or down", "anything")
+            else f"the run ended: {outcome.stderr.splitlines()[-1]}"
+        )
     return None if becomes == "anything" else _answers(answers, part, becomes, folder)
 
 
@@ -208,7 +212,9 @@ def _answers(answers: int, part: str, becomes: str, folder: Path) -> str | None:
     wanted = answers + 12 if part == "judge" else answers
     if len(lines) != wanted:
         return f"{len(lines)} of {wanted} answers"
-    allowed = {"good": (0,), "fails": (1, answers), "good or fails": (0, 1, answers)}[becomes]
+    allowed = {"good": (0,), "fails": (1, answers), "good or fails": (0, 1, answers), "fails or down": (1, answers)}[
+        becomes
+    ]
     if len(failures) not in allowed:
         return f"{len(failures)} failures, not {allowed}: {failures[:2]}"
     if any(len(str(failure)) > 500 for failure in failures):
