@@ -116,7 +116,7 @@ def cases(scratch: Path, seed: int, count: int | None, only: str = "") -> Iterat
 def _case(data: Path, answers: int, part: str, misbehaviour: Misbehaviour) -> Case:
     becomes = str(misbehaviour.becomes)
     if part == "all of a model":
-        becomes = {"fails": "down", "good or fails": "anything"}.get(becomes, becomes)
+        becomes = {"fails": "down", "fails or down": "down", "good or fails": "anything"}.get(becomes, becomes)
     becomes = "fails" if becomes == "no text" else becomes
     return Case(
         f"servers/{part}",
