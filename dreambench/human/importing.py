@@ -156,7 +156,7 @@ def _stored(study: Path, key: Study, sources: Iterable[SourceReport]) -> list[Ra
     questions, ratings = {question.id: question for question in key.questions}, list[Rating]()
     items, raters = {item.id for item in key.items}, {rater.id for rater in key.raters}
     for source in sources:
-        path = study / RATINGS / f"{source.sha256}.jsonl"
+        path, before = study / RATINGS / f"{source.sha256}.jsonl", len(ratings)
         try:
             for _, value in read_json_lines(path):
                 rating = Rating.model_validate(value)
@@ -165,6 +165,8 @@ def _stored(study: Path, key: Study, sources: Iterable[SourceReport]) -> list[Ra
                 if not questions[rating.question].allows(rating.answer):
                     raise ValueError(rating.answer)
                 ratings.append(rating)
+            if len(ratings) - before != source.accepted:
+                raise ValueError(source.accepted)
         except (KeyError, ValueError) as error:  # pydantic's errors are ValueErrors
             raise DataError(f"{path} is damaged: remove {study / REPORT} and import the files again") from error
     return ratings

@@ -17,8 +17,8 @@ from dreamllm.errors import CheckpointError, UsageError, library_errors
 from dreamllm.files import check_new_folder, find_checkpoint, new_folder, read_json_object
 from dreamllm.image_decoder import check_config
 from dreamllm.modeling import DreamLLMForConditionalGeneration
-from dreamllm.options import Dtype, Layout, choose
-from dreamllm.processing import DreamLLMProcessor
+from dreamllm.options import Dtype, Layout, choose, has_type
+from dreamllm.processing import DreamLLMProcessor, check_image_processor
 from dreamllm.released import shards
 from dreamllm.tokenizer import check_ids
 
@@ -48,9 +48,7 @@ def load(
     `model.config.untrained` is true for random weights.
     """
     folder = find_checkpoint(folder_or_id)
-    for path in folder.iterdir():
-        if path.suffix in (".json", ".jinja", ".model") and not path.is_file():  # the libraries would pass over it
-            raise CheckpointError(f"{path} is no file: the checkpoint is damaged")
+    check_files(folder)
     if released.is_released(folder):
         clip, diffusion = released.find_submodels(folder, clip, diffusion)
         plugins = folder if plugins is None else Path(plugins)
@@ -70,6 +68,50 @@ def load(
         module: Any = model  # the library's decorated `to` has lost its types
         module.to(torch.device(device))
     return model, processor
+
+
+def check_files(folder: Path) -> None:
+    """CheckpointError for damaged files that transformers would pass over, and for values in them that it would misread."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".model") and not path.is_file():
+            raise CheckpointError(f"{path} is no file: the checkpoint is damaged")
+        if path.name in _READ_BY_LIBRARIES:
+            fields = read_json_object(path)
+            if path.name == "generation_config.json":
+                _check_generation_fields(path, fields)
+            elif path.name == "processor_config.json":
+                check_image_processor(path, fields.get("image_processor", {}))
+            elif path.name == "preprocessor_config.json":
+                check_image_processor(path, fields)
+
+
+_READ_BY_LIBRARIES = (
+    *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+
+
+# Fields of generation_config.json that generation reads; transformers declares no types for them.
+_GENERATION = {
+    bool: "do_sample use_cache output_attentions output_hidden_states output_scores output_logits return_dict_in_generate"
+    " renormalize_logits remove_invalid_values token_healing disable_compile use_mtp",
+    int: "max_length max_new_tokens min_length min_new_tokens num_beams num_beam_groups num_return_sequences top_k"
+    " no_repeat_ngram_size forced_bos_token_id bos_token_id pad_token_id prefill_chunk_size max_cache_len",
+    float: "max_time temperature top_p min_p top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty length_penalty"
+    " diversity_penalty guidance_scale penalty_alpha",
+    int | list[int]: "eos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens",
+    bool | str: "early_stopping",
+    str: "cache_implementation",
+    str | list[str]: "stop_strings",
+}
+
+
+def _check_generation_fields(where: Path, fields: Mapping[str, Any]) -> None:
+    for kind, names in _GENERATION.items():
+        for name in names.split():
+            value = fields.get(name)
+            if value is not None and not has_type(value, kind):
+                raise CheckpointError(f"{where}: {name} is {repr(value)[:80]}, which generation does not take")
 
 
 def _load_native(folder: Path, dtype: str | torch.dtype | None) -> Loaded:
@@ -166,7 +208,10 @@ def from_state(
 def check_processor(folder: Path, processor: DreamLLMProcessor, config: DreamLLMConfig) -> None:
     """CheckpointError for a tokenizer or an image processor that does not work, or not with this model; both are tried."""
     with library_errors(f"{folder}: tokenizer"):
-        ids = list(processor.tokenizer("A red circle.")["input_ids"])
+        ids = list(processor.tokenizer(text := "A red circle.")["input_ids"])
+        if len(ids) > 8 * len(text):
+            raise CheckpointError(f"it makes {len(ids):,} tokens of {text!r}")
+        processor([text, "A"])
     with library_errors(f"{folder}: preprocessor_config.json"):
         pixels = processor.pixel_values([Image.new("RGB", (20, 10), "red")])
     side = config.vision_config.image_size
@@ -178,6 +223,10 @@ def check_processor(folder: Path, processor: DreamLLMProcessor, config: DreamLLM
     if not ids or not all(0 <= i < config.text_config.vocab_size for i in ids):
         raise CheckpointError(
             f"{folder}: the tokenizer gives ids beyond the vocab_size {config.text_config.vocab_size}"
+        )
+    if processor.tokenizer.bos_token_id not in (None, config.bos_token_id):
+        raise CheckpointError(
+            f"{folder}: config.json has bos_token_id {config.bos_token_id}, the tokenizer {processor.tokenizer.bos_token_id}"
         )
     counts = processor.num_image_tokens, processor.num_dream_queries
     if counts != (config.num_image_tokens, config.num_dream_queries):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from types import NoneType
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPVisionConfig, PreTrainedConfig
 
 from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.options import has_type
 
 # Token strings and the configuration field that holds each one's id. Ids differ between checkpoints: never assume an order.
 SPECIAL_TOKEN_FIELDS = {
@@ -63,6 +65,14 @@ def check_sizes(value: Any, where: object, name: str = "") -> None:
             raise CheckpointError(f"{where}: {name} is {value}, must be from 1 to {most}")
 
 
+def _check_types(config: PreTrainedConfig, prefix: str = "") -> None:
+    """CheckpointError for a value of another type than the configuration's own class declares."""
+    for name, annotation in inspect.get_annotations(type(config), eval_str=True).items():
+        if not has_type(value := getattr(config, name), annotation):
+            kind = annotation.__name__ if isinstance(annotation, type) else annotation
+            raise CheckpointError(f"{prefix}{name} is {repr(value)[:80]}, must be {kind}")
+
+
 class ImageDecoderConfig(PreTrainedConfig):
     """A latent diffusion model: diffusers' configurations of its parts as unchanged dicts.
 
@@ -85,6 +95,7 @@ class ImageDecoderConfig(PreTrainedConfig):
         for name in ("vae", "unet", "scheduler"):
             if not isinstance(getattr(self, name), (dict, NoneType)):
                 raise CheckpointError(f"image_decoder_config.{name} is not an object")
+        _check_types(self, "image_decoder_config.")
         self.vae, self.unet, self.scheduler = dict(self.vae or {}), dict(self.unet or {}), dict(self.scheduler or {})
         if self.kind != "stable-diffusion":
             raise UsageError(f"unknown image decoder kind {self.kind!r}; only stable-diffusion is supported")
@@ -162,6 +173,7 @@ class DreamLLMConfig(PreTrainedConfig):
         for name in _PARTS:
             if not isinstance(getattr(self, name), (dict, PreTrainedConfig, NoneType)):
                 raise CheckpointError(f"{name} is not an object")
+        _check_types(self)
         text, vision, decoder = (
             part or {} for part in (self.text_config, self.vision_config, self.image_decoder_config)
         )

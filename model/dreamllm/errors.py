@@ -48,8 +48,10 @@ def library_errors(where: object) -> Generator[None]:
     """
     try:
         yield
-    except DreamLLMError:
-        raise
+    except DreamLLMError as error:
+        if str(where) in str(error):
+            raise
+        raise type(error)(f"{where}: {error}") from error
     except Exception as error:
         raise CheckpointError(
             f"{where} cannot be read as a checkpoint: {type(error).__name__}: {one_line(error)}"

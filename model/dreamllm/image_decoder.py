@@ -38,7 +38,7 @@ def make_scheduler(name: str, config: dict[str, Any]) -> Scheduler:
 def check_config(config: ImageDecoderConfig, where: object) -> None:
     """CheckpointError for a field of another type than diffusers declares, which it does not check itself, and for unusable schedulers.
 
-    In configurations of networks, older versions of diffusers wrote null for what was not chosen.
+    In configurations of networks, older versions of diffusers wrote null for what was not chosen; that is no real number.
     """
     for part, kind in (
         ("vae", AutoencoderKL),
@@ -49,7 +49,8 @@ def check_config(config: ImageDecoderConfig, where: object) -> None:
         fields = getattr(config, part)
         for name, annotation in get_type_hints(kind.__init__).items():
             value = fields.get(name)
-            if name in fields and not has_type(value, annotation) and (value is not None or part == "scheduler"):
+            optional = part != "scheduler" and annotation is not float
+            if name in fields and not has_type(value, annotation) and not (value is None and optional):
                 raise CheckpointError(
                     f"{where}: {part}.{name} is {str(value)[:80]}, which diffusers' {kind.__name__} does not take"
                 )

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from transformers import (
 
 from dreamllm.configuration import DreamLLMConfig
 from dreamllm.errors import CheckpointError, InputError, UsageError, library_errors
-from dreamllm.files import read_image
+from dreamllm.files import read_image, read_json_object
+from dreamllm.options import has_type
 from dreamllm.tokenizer import check_ids, read_tokenizer, token_ids
 
 ImageInput = Image.Image | np.ndarray | torch.Tensor | str | Path
@@ -219,10 +221,22 @@ AutoProcessor.register(DreamLLMConfig, DreamLLMProcessor)
 
 def read_image_processor(clip: Path) -> CLIPImageProcessorPil:
     """The image processor of a CLIP model's folder."""
-    if not (clip / "preprocessor_config.json").is_file():
-        raise CheckpointError(f"{clip / 'preprocessor_config.json'} is missing")
+    check_image_processor(path := clip / "preprocessor_config.json", read_json_object(path))
     with library_errors(clip):
         return CLIPImageProcessorPil.from_pretrained(clip, local_files_only=True)
+
+
+def check_image_processor(where: Path, fields: Any) -> None:
+    """CheckpointError for settings of an image processor that transformers would take for others, such as 0 for false."""
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{where}: image_processor is not an object")
+    for name, annotation in get_type_hints(CLIPImageProcessorPil.valid_kwargs).items():
+        value: Any = fields.get(name)
+        sizes = list(value.values()) if isinstance(value, dict) else []
+        spread: list[Any] = value if isinstance(value, list) else [value]
+        fits = value is None or (has_type(value, annotation) and all(type(size) in (int, NoneType) for size in sizes))
+        if not fits or (name == "image_std" and value is not None and not all(one > 0 for one in spread)):
+            raise CheckpointError(f"{where}: {name} is {repr(value)[:80]}, which no image processor has")
 
 
 def _flat_content(content: str | Sequence[Mapping[str, Any]]) -> str:

@@ -59,6 +59,12 @@ def test_sizes_that_no_model_has(field: dict[str, Any]) -> None:
         (lambda config: config["vision_config"].update(patch_size=1.5), "patch_size"),
         (lambda config: config["image_decoder_config"]["scheduler"].update(clip_sample="x"), r"scheduler\.clip_sample"),
         (lambda config: config.update(vision_select_layer=99), "vision_select_layer"),
+        (lambda config: config.update(bos_token_id={}), r"config\.json: bos_token_id is {}, must be int"),
+        (lambda config: config.update(bos_token_id=5), "bos_token_id 5, the tokenizer 1"),
+        (lambda config: config.update(image_token_id=10**30), r"config\.json: special token ids"),
+        (lambda config: config.update(text_config="x"), r"config\.json: text_config is not an object"),
+        (lambda config: config["image_decoder_config"].update(resolution=True), "resolution is True, must be int"),
+        (lambda config: config["image_decoder_config"]["vae"].update(scaling_factor=None), r"vae\.scaling_factor"),
     ],
 )
 def test_a_config_that_does_not_fit_costs_no_memory(damage: Any, message: str, own_model, processor, tmp_path) -> None:
@@ -67,13 +73,20 @@ def test_a_config_that_does_not_fit_costs_no_memory(damage: Any, message: str, o
     config = json.loads(path.read_text())
     damage(config)
     path.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises((CheckpointError, UsageError), match=message):
         checkpoint.load(tmp_path / "m")
 
 
 def test_tokenizer_and_image_processor_are_tried(own_model, processor, tmp_path) -> None:
     checkpoint.save(tmp_path / "whole", own_model, processor)
-    for file, text in (("tokenizer.json", "{}"), ("processor_config.json", '{"num_image_tokens": 1}')):
+    tokenizer = json.loads((tmp_path / "whole" / "tokenizer.json").read_text())
+    tokenizer["model"]["end_of_word_suffix"] = "a" * 1000
+    for file, text in (
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", json.dumps(tokenizer)),  # a thousand tokens for each word
+        ("tokenizer_config.json", "{}"),  # no token to pad with
+        ("processor_config.json", '{"num_image_tokens": 1}'),
+    ):
         shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
         (tmp_path / "damaged" / file).write_text(text)
         with pytest.raises(CheckpointError, match="damaged"):
@@ -83,6 +96,38 @@ def test_tokenizer_and_image_processor_are_tried(own_model, processor, tmp_path)
     (tmp_path / "whole" / "chat_template.jinja").mkdir()
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja is no file"):
         checkpoint.load(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("generation_config.json", {"output_hidden_states": 1.5}, "output_hidden_states is 1.5"),
+        ("generation_config.json", {"eos_token_id": [True]}, "eos_token_id is"),
+        ("processor_config.json", {"do_resize": 0}, "do_resize is 0"),
+        ("processor_config.json", {"image_mean": True}, "image_mean is True"),
+        ("processor_config.json", {"image_std": [0.5, -1, 0.5]}, "image_std is"),
+        ("processor_config.json", {"rescale_factor": True}, "rescale_factor is True"),
+        ("processor_config.json", {"size": {"shortest_edge": True}}, "size is"),
+    ],
+)
+def test_values_that_transformers_would_misread_are_refused(
+    file: str, fields: dict[str, Any], message: str, own_model, processor, tmp_path
+) -> None:
+    checkpoint.save(tmp_path, own_model, processor)
+    checkpoint.check_files(tmp_path)
+    stored = json.loads((tmp_path / file).read_text())
+    stored.get("image_processor", stored).update(fields)
+    (tmp_path / file).write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match=rf"{file}: {message}".replace(".json", r"\.json")):
+        checkpoint.check_files(tmp_path)
+
+
+def test_a_file_that_transformers_would_pass_over_is_refused(own_model, processor, tmp_path) -> None:
+    checkpoint.save(tmp_path, own_model, processor)
+    path = tmp_path / "generation_config.json"
+    path.write_text(path.read_text(), encoding="utf-32")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json is not JSON"):
+        checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**30])
