@@ -14,17 +14,18 @@ from dreambench.adapters.precomputed import Responses
 from dreambench.batches import Batches, Order, in_order
 from dreambench.documents import JSON, Image, canonical_json, digest
 from dreambench.environment import code_sha256, machine, versions
-from dreambench.errors import DataError, ModelError, RunError, UsageError
+from dreambench.errors import DataError, ModelError, RunError, UsageError, counted
 from dreambench.files import remove_leftovers, sha256_file, temporary
 from dreambench.interfaces import Model, ModelOptions, Task
 from dreambench.lock import RunLock, rank_and_world
+from dreambench.progress import say as print_line
 from dreambench.registry import load_model, load_task, model_class, parse_model
 from dreambench.requests import Request, Sample
 from dreambench.runner import Progress, Worker, unanswered
 from dreambench.scores import Protocol, Score
 from dreambench.spec import RunSpec
 from dreambench.store import FORMAT, Answers, RunFolder, StoredSamples
-from dreambench.trust import obeying
+from dreambench.trust import obeyed_run, obeying
 
 __all__ = ["Result", "RunPlan", "check", "execute", "plan", "rerun", "run", "score_run"]
 
@@ -133,7 +134,7 @@ def _load(spec: RunSpec, task: Task, model: Model | None, samples: Sequence[Samp
     if spec.generation and not model.generates:
         raise UsageError(f"--generation has no effect on answers that were made elsewhere ({spec.model}): leave it out")
     if isinstance(model, Responses):
-        model.bind(_known_answers(task, model.path, samples))
+        model.bind(_known_answers(spec, task, model.path, samples))
     # How answers that were made elsewhere were prompted and decoded, only their maker knows.
     settings = task.system() if model.generates else {"generation": "made elsewhere"}
     return model, {"model": dict(model.identity()), **settings}
@@ -190,7 +191,7 @@ def _begun(spec: RunSpec, task: Task, out: Path, inputs: str | None) -> RunFolde
     return None
 
 
-def _known_answers(task: Task, path: Path, samples: Sequence[Sample]) -> Mapping[str, str]:
+def _known_answers(spec: RunSpec, task: Task, path: Path, samples: Sequence[Sample]) -> Mapping[str, str]:
     """Answers from a file; `DataError` where none of them belongs to these samples."""
     texts = task.read_responses(path)
     if not any(sample.id in texts for sample in samples):
@@ -198,6 +199,11 @@ def _known_answers(task: Task, path: Path, samples: Sequence[Sample]) -> Mapping
             f"{path}: none of its {len(texts)} answers belongs to a sample of these data (first ids: "
             f"{next(iter(texts), 'none')} there, {samples[0].id} here)"
         )
+    if spec.ids is None and spec.limit is None:
+        known = {sample.id for sample in samples}
+        if others := [id_ for id_ in texts if id_ not in known]:
+            what = counted(len(others), "answer belongs", "answers belong")
+            print_line(f"{path}: {what} to no sample of these data, the first to {others[0][:80]}")
     return texts
 
 
@@ -245,6 +251,10 @@ def execute(
     """Predict and score. An interrupted run is resumed; a complete one is returned as it is."""
     planned = plan(spec, out, model, fresh=fresh)
     folder = RunFolder(planned.folder)
+    if (path := obeyed_run()) is not None:
+        before, now = list(RunFolder(path).run_file()["protocols"]), [protocol.id for protocol in planned.protocols]
+        if before != now:
+            say(f"{path} has the protocol {before[0]}, its repetition {now[0]}: the data or the version are others now")
     rank, world = rank_and_world()
     remove_leftovers(out)
     if fresh and rank == 0 and folder.path.exists():

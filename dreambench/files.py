@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import functools
 import gc
 import gzip
 import hashlib
@@ -23,7 +24,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from dreambench.documents import JSON
 from dreambench.errors import DataError, DreambenchError
@@ -65,9 +66,26 @@ __all__ = [
     "write_once",
 ]
 
+_Read = ParamSpec("_Read")
+_Content = TypeVar("_Content")
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+def _named_when_too_large(read: Callable[_Read, _Content]) -> Callable[_Read, _Content]:
+    """A reader of a path whose MemoryError, such as that of a gzip bomb, names the path."""
+
+    @functools.wraps(read)
+    def reads(*arguments: _Read.args, **options: _Read.kwargs) -> _Content:
+        try:
+            return read(*arguments, **options)
+        except MemoryError as reason:
+            raise DataError(f"{arguments[0]}: out of memory while reading it; allow more (`ulimit -v`)") from reason
+
+    return reads
+
+
+@_named_when_too_large
 def read_bytes(path: Path, error: type[DreambenchError] = DataError) -> bytes:
     """A file's bytes, decompressed if they are gzip, whatever the file is called, or the only file in a ``.zip``."""
     try:
@@ -89,10 +107,12 @@ def plain_or_gzip(path: Path, root: Path | None = None) -> Path | None:
     return None if found is None else not_led_out(root or path.parent, found)
 
 
+@_named_when_too_large
 def read_text(path: Path, error: type[DreambenchError] = DataError) -> str:
     """A UTF-8 text file, plain or gzip, without a byte order mark."""
+    data = read_bytes(path, error)
     try:
-        return read_bytes(path, error).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as reason:
         raise error(f"{path}: not UTF-8 text (byte {reason.start})") from reason
 
@@ -179,6 +199,7 @@ def _constant(literal: str) -> float:
 JSON_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)
 
 
+@_named_when_too_large
 @gc_paused()
 def read_json(path: Path, error: type[DreambenchError] = DataError) -> JSON:
     """The value in a JSON file, plain or gzip, as `parse_json` reads it."""
@@ -488,7 +509,7 @@ def not_led_out(folder: Path, path: Path) -> Path:
         leads_to = path.resolve()
         if os.environ.get(FOLLOW_LINKS) == "1" or leads_to.is_relative_to(_root(folder)):
             return path
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):  # such as a circle of links, or a null character
         leads_to = Path("nowhere")
     raise DataError(
         f"{path} is a link out of {folder}, to {leads_to}: name that place itself (--data, --images), or, if you trust these data,"
@@ -499,8 +520,8 @@ def not_led_out(folder: Path, path: Path) -> Path:
 def files_below(folder: Path, wanted: Callable[[str], object], root: Path | None = None) -> Iterator[str]:
     """Paths of the files below a folder whose name is `wanted`, folder by folder in order of name; hidden ones are left out.
 
-    Links may lead within `root` (default: `folder`). Raises `DataError` for a link of that name, or to a folder, that leads out, and for
-    a folder that cannot be listed.
+    Links may lead within `root` (default: `folder`). Raises `DataError` for a link of that name, or to a folder, that leads out, for a
+    folder of that name, and for one that cannot be listed.
     """
     follow = os.environ.get(FOLLOW_LINKS) == "1"
     seen: set[str] = set()
@@ -509,6 +530,8 @@ def files_below(folder: Path, wanted: Callable[[str], object], root: Path | None
             # A circle of links would never end.
             folders[:] = [name for name in folders if not _met(os.path.realpath(f"{place}{os.sep}{name}"), seen)]
         folders[:] = sorted(name for name in folders if name[0] != ".")
+        if mistaken := [name for name in folders if wanted(name)]:
+            raise DataError(f"{place}{os.sep}{mistaken[0]} is a folder with the name of a file: replace or rename it")
         names = sorted(name for name in names if name[0] != "." and wanted(name))
         for name in (*folders, *names):
             if os.path.islink(path := f"{place}{os.sep}{name}"):  # noqa: PTH114 - a hundred thousand times

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, NotRequired, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError
 
 # pydantic requires it before Python 3.12.
 from typing_extensions import TypedDict
@@ -18,6 +18,7 @@ from dreambench.scores import Protocol, Score
 
 __all__ = [
     "AnswerLine",
+    "ImageSettings",
     "JudgementLine",
     "MetricsFile",
     "PromptPart",
@@ -134,6 +135,21 @@ class MetricsFile(TypedDict):
     protocol: NotRequired[str]
     code: NotRequired[_Fields]
     files: NotRequired[dict[str, str]]
+
+
+class ImageSettings(TypedDict, total=False):
+    """What ``preprocessor_config.json`` says about pixels, which transformers takes as it comes: 0 as false, true as 1."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # pyright: ignore[reportGeneralTypeIssues]
+
+    do_resize: bool | None
+    do_center_crop: bool | None
+    do_convert_rgb: bool | None
+    do_rescale: bool | None
+    do_normalize: bool | None
+    rescale_factor: PositiveFloat | None
+    image_mean: float | list[float] | None
+    image_std: PositiveFloat | list[PositiveFloat] | None
 
 
 class JudgementLine(TypedDict):

@@ -70,6 +70,8 @@ def _ids(value: Any) -> Any:
                 f"{value}: cannot be read as text ({type(error).__name__}); write one sample id per line"
             ) from error
         value = [line.strip() for line in lines if line.strip()]
+        if any("\0" in line for line in value):
+            raise ValueError(f"{source}it holds null characters; give UTF-8 text with one sample id per line")
     if not isinstance(value, Sequence):
         raise ValueError(f"{value}: give a file with one sample id per line, or a list of ids")
     if not value:

@@ -12,7 +12,7 @@ from typing import Literal
 from dreambench.errors import RunError, UsageError
 from dreambench.spec import RunSpec
 
-__all__ = ["obeying", "require_said"]
+__all__ = ["obeyed_run", "obeying", "require_said"]
 
 Option = Literal["task", "model", "judge"]
 
@@ -33,6 +33,7 @@ def obeying(path: Path, spec: RunSpec, *, task: str | None, model: str | None, j
 
     Raises:
         UsageError: the user has said something else than the file.
+        RunError: instead of a UsageError in it, where the user has repeated nothing.
     """
     said = {"task": task, "model": model, "judge": judge}
     for name, value in said.items():
@@ -44,8 +45,18 @@ def obeying(path: Path, spec: RunSpec, *, task: str | None, model: str | None, j
     token = _FILE.set(_File(path, spec, frozenset(name for name, value in said.items() if value is not None)))
     try:
         yield
+    except UsageError as error:  # of an option that nobody gave here
+        if str(path) in str(error) or any(value is not None for value in said.values()):
+            raise
+        raise RunError(f"{path / 'run.json'}: {error}") from error
     finally:
         _FILE.reset(token)
+
+
+def obeyed_run() -> Path | None:
+    """The folder of the run whose file is obeyed, if any."""
+    file = _FILE.get()
+    return None if file is None else file.path
 
 
 def require_said(named: str, what: str) -> None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, PositiveInt
 from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
     group_by_settings,
+    is_ours,
     known_settings,
     require_finite,
     resolve_checkpoint,
@@ -25,7 +26,7 @@ from dreambench.adapters.torch_tools import (
     seeded_generator,
 )
 from dreambench.documents import JSON, Image, Text, digest, document_text
-from dreambench.errors import DreambenchError, MissingWeightsError, ModelError, UsageError
+from dreambench.errors import MissingWeightsError, ModelError, UsageError
 from dreambench.files import read_json, sha256_file
 from dreambench.images import encode_png
 from dreambench.interfaces import Model, ModelOptions
@@ -250,9 +251,9 @@ def _load(folder: Path, safety_checker: bool) -> DiffusionPipeline:
         pipeline: Any = DiffusionPipeline.from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, trust_remote_code=False, **options
         )
-    except DreambenchError:
-        raise
-    except Exception as error:  # of damaged files, every parser and model of the library raises its own
+    except BaseException as error:  # of damaged files, every parser and model of the library raises its own
+        if is_ours(error):
+            raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise MissingWeightsError(f"{folder}: diffusers cannot load a pipeline from it ({line})") from error
     accepted = inspect.signature(pipeline.__call__).parameters

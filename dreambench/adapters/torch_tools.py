@@ -23,6 +23,7 @@ __all__ = [
     "catch_out_of_memory",
     "exact_float32",
     "group_by_settings",
+    "is_ours",
     "known_settings",
     "library_errors",
     "load_pretrained",
@@ -190,6 +191,12 @@ def catch_out_of_memory() -> Generator[None]:
     raise OutOfMemoryError(message)
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether an exception is no complaint of a library about its files: `DreambenchError`, Ctrl-C. A panic of Rust's tokenizers is one."""
+    known = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    return isinstance(error, DreambenchError) or not known
+
+
 @contextlib.contextmanager
 def library_errors(where: object) -> Generator[None]:
     """Around calls of transformers on a checkpoint's files; any exception becomes a `ModelError`. Nothing of our own belongs inside.
@@ -200,7 +207,9 @@ def library_errors(where: object) -> Generator[None]:
         yield
     except (DreambenchError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if is_ours(error):
+            raise
         line = (str(error).strip().splitlines() or [""])[0][:200]
         raise ModelError(
             f"{where}: transformers cannot use this checkpoint ({type(error).__name__}: {line}): are its files damaged?"

@@ -25,6 +25,7 @@ from transformers.generation.logits_process import (
 from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
     group_by_settings,
+    is_ours,
     known_settings,
     library_errors,
     load_pretrained,
@@ -35,10 +36,11 @@ from dreambench.adapters.torch_tools import (
     weights_digest,
 )
 from dreambench.documents import JSON, Image, Text, digest
-from dreambench.errors import DreambenchError, MissingWeightsError, ModelError, UsageError
-from dreambench.files import sha256_file
+from dreambench.errors import MissingWeightsError, ModelError, UsageError
+from dreambench.files import read_json, sha256_file
 from dreambench.images import BrokenImageError, decode_rgb
 from dreambench.interfaces import Model, ModelOptions
+from dreambench.records import ImageSettings, parse
 from dreambench.requests import Kind, Request, Response
 
 if TYPE_CHECKING:
@@ -392,12 +394,16 @@ def _lengthened(
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Model and processor of a folder, every weight from its safetensors files."""
+    for path in (folder / "processor_config.json", folder / "preprocessor_config.json"):
+        fields: Any = read_json(path) if path.is_file() else {}
+        settings = fields.get("image_processor", fields) if isinstance(fields, dict) else fields
+        parse(ImageSettings, settings, MissingWeightsError, str(path))
     try:
         model = load_pretrained(AutoModelForImageTextToText, folder, dtype)
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except DreambenchError:
-        raise
-    except Exception as error:  # of damaged files, every parser and model of the library raises its own
+    except BaseException as error:  # of damaged files, every parser and model of the library raises its own
+        if is_ours(error):
+            raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise MissingWeightsError(
             f"{folder}: transformers cannot load an image-text-to-text model from it ({line})"

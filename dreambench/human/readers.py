@@ -171,9 +171,11 @@ def _label_studio_answer(result: JSON, questions: Mapping[str, Question]) -> tup
     if not isinstance(result, dict) or not isinstance(result.get("value"), dict):
         return None, None
     question, value = result.get("from_name"), result["value"]
-    chosen = value.get("choices", value.get("selected", value.get("rating")))
+    chosen = value.get("choices", value.get("selected"))
     if isinstance(chosen, list):
         chosen = chosen[0] if len(chosen) == 1 else None
+    if not isinstance(chosen, str):  # a choice is its words or its alias; only stars are a number
+        chosen = value.get("rating")
     return question, _code(_named(questions, question), chosen)
 
 

@@ -91,10 +91,10 @@ def _vote(where: str, row: Mapping[str, Any]) -> Vote:
     if unknown or missing:
         what = f"unknown column {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
         raise DataError(f"{where}: {what}; the columns are {', '.join(COLUMNS)}")
-    odd = [name for name in row if not isinstance(row[name], str | int | None) or isinstance(row[name], bool)]
+    odd = [name for name in row if not isinstance(row[name], str | None)]
     if odd:
-        raise DataError(f"{where}: {odd[0]} is not text but {type(row[odd[0]]).__name__}")
-    values = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
+        raise DataError(f"{where}: {odd[0]} is not text but {str(row[odd[0]])[:40]}: write names and ids in quotes")
+    values = {name: row.get(name) or "" for name in COLUMNS}
     for name, allowed in (("vote", VOTES), ("position", ("a", "b", ""))):
         if values[name] not in allowed:
             raise DataError(f"{where}: {name} {values[name]!r} is none of {', '.join(allowed).rstrip(', ')}")

@@ -15,6 +15,7 @@ from dreambench.adapters.torch_tools import exact_float32, load_pretrained, thre
 from dreambench.errors import DataError, MissingWeightsError
 from dreambench.files import read_json, sha256_file
 from dreambench.metrics.resize import RESIZERS, Scaling
+from dreambench.records import ImageSettings, parse
 
 __all__ = ["ClipExtractor", "ClipScorer", "Dinov2Extractor"]
 
@@ -158,6 +159,7 @@ def _preprocessing(folder: Path) -> tuple[int, list[float], list[float]]:
     path = _file(folder, "preprocessor_config.json")
     try:
         config: Any = read_json(path)
+        parse(ImageSettings, config, DataError, str(path))
         size = config.get("crop_size") or config["size"]
         side = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
         return int(side), [float(x) for x in config["image_mean"]], [float(x) for x in config["image_std"]]

@@ -334,7 +334,10 @@ def load_statistics(path: Path, dim: int | None = None) -> SavedStatistics:
         if arrays[name].dtype.kind != "f":
             raise DataError(f"{path}: {name} holds {arrays[name].dtype}, not floating-point numbers")
     identity = _identity(path, arrays)
-    n = int(arrays["n"]) if "n" in arrays and arrays["n"].shape == () and arrays["n"].dtype.kind in "iu" else -1
+    count = arrays.get("n", np.array(-1))
+    if count.shape != () or count.dtype.kind not in "iu":
+        raise DataError(f"{path}: n holds {count.dtype} of shape {count.shape}, not a whole number")
+    n = int(count)
     try:
         statistics = GaussianStatistics.from_moments(arrays["mu"], arrays["sigma"], n if n > 0 else None)
     except DataError as error:

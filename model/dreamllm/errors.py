@@ -52,7 +52,9 @@ def library_errors(where: object) -> Generator[None]:
         if str(where) in str(error):
             raise
         raise type(error)(f"{where}: {error}") from error
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers, in Rust
+            raise
         raise CheckpointError(
             f"{where} cannot be read as a checkpoint: {type(error).__name__}: {one_line(error)}"
         ) from error

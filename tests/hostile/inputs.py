@@ -193,27 +193,66 @@ def _name(command: tuple[str, ...], file: str) -> str:
 
 def _case(workshop: _Workshop, target: Target, name: str, mutation: Mutation) -> Case:
     command = tuple(name if word == "FILE" else word for word in target.command)
-    # The name of a dead launch is not read, and a rerun elsewhere reads nothing of the lock: the numbers must be the same.
-    unread = name.endswith("lock/launch") or (target.command[1] == "rerun" and "/lock/" in name)
-    must_fail = mutation.must_fail and not unread
+    must_fail = mutation.must_fail and not _not_read(target, name, mutation)
+    expected = workshop.expected(target, command)
+    # The data of a run's spec are the user's to choose: others give other numbers, and the command says that they are others.
+    other_data = target.command[1] == "rerun" and mutation.name.startswith("spec.data")
 
     def damaged(folder: Path) -> Outcome:
         folder.rmdir()
         shutil.copytree(workshop.fixture(target.fixture), folder)
         mutation.apply(folder / name)
         outcome = run(target, command, folder)
-        return replace(outcome, values=_normal(target, outcome.values, outcome))
+        values = _normal(target, outcome.values, outcome)
+        if _counted_as_lost(expected, values) or (
+            other_data and "the data or the version are others" in outcome.stderr
+        ):
+            values = expected
+        return replace(outcome, values=values)
 
     return Case(
         part=f"inputs: {target.part}",
         name=f"{_name(command, name)}: {mutation.name}",
         run=damaged,
-        places=(Path(name).name.removesuffix(".gz"), name.split("/")[0]),
-        expected=workshop.expected(target, command),
-        changes=mutation.changes,
+        places=(Path(name).name.removesuffix(".gz"), name.split("/")[0], *target.places),
+        expected=expected,
+        changes=mutation.changes or _is_valid(name, mutation),
         must_fail=must_fail and target.values != "ratings",
         check=_counted if must_fail and target.values == "ratings" else None,
     )
+
+
+def _not_read(target: Target, name: str, mutation: Mutation) -> bool:
+    """Whether the command need not meet the damage; the numbers must be the same.
+
+    The name of a dead launch is not read, a rerun elsewhere reads nothing of the lock, a report of answers' scores not the answers, and a
+    dry run not every record (training lists broken ones in broken.jsonl, and goes on).
+    """
+    return (
+        name.endswith("lock/launch")
+        or (target.command[1] == "rerun" and "/lock/" in name)
+        or (target.command[1] == "report" and "/responses/" in name)
+        or (target.part == "training data" and mutation.name.startswith("line "))
+    )
+
+
+def _is_valid(name: str, mutation: Mutation) -> bool:
+    """Whether the file is another valid one: a folder of images without one of them, votes that were given twice."""
+    without_an_image = name.startswith("fake/") and mutation.name == "missing"
+    return without_an_image or (name == "votes.jsonl" and bool(re.fullmatch(r"(line \d+ )?twice", mutation.name)))
+
+
+def _counted_as_lost(expected: Any, found: Any) -> bool:
+    """Whether the scores differ only by answers or grades that are lost, and counted as unscored."""
+    kinds = [value.keys() if isinstance(value, dict) else set[str]() for value in (expected, found)]
+    if not all({"rows", "scores"} <= kind for kind in kinds) or len(expected["rows"]) != len(found["rows"]):
+        return False
+    pairs = [(before, after) for before, after in zip(expected["rows"], found["rows"], strict=True) if before != after]
+    emptied = all(
+        before.keys() == after.keys() and all(after[key] in (None, old) or old is None for key, old in before.items())
+        for before, after in pairs
+    )
+    return emptied and any(score["unscored"] >= len(pairs) > 0 for score in found["scores"] if score["group"] is None)
 
 
 def _counted(outcome: Outcome, folder: Path) -> str | None:

@@ -113,7 +113,7 @@ def _any_file(data: bytes, rng: random.Random, *, text: bool, table: bool) -> It
     yield Mutation("a link to itself", _instead(lambda path: path.symlink_to(path.name)))
     yield Mutation("random bytes", _write(rng.randbytes(2000)))
     yield Mutation("zeros", _write(bytes(2000)))
-    yield Mutation("a PNG", _write(_png(8, 8)))
+    yield Mutation("a PNG", _write(_png(8, 8)), changes=data[:4] == b"\x89PNG")
     yield Mutation("an HTML page", _write(b"<!DOCTYPE html><html><body>404</body></html>\n"))
     yield Mutation("a pickle", _write(b"\x80\x04\x95\x11\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x93."))
     for _ in range(6):
@@ -347,7 +347,8 @@ def _arrays(file: Path) -> Iterator[Mutation]:
         return apply
 
     for name, array in arrays.items():
-        yield Mutation(f"without {name}", write(**{name: None}))
+        # Other programs write mu and sigma only; a note says what is then unknown.
+        yield Mutation(f"without {name}", write(**{name: None}), changes=name in ("n", "identity"))
         for kind, value in (
             ("a scalar", np.float64(1)),
             ("empty", np.zeros(0)),

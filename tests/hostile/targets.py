@@ -19,6 +19,8 @@ class Target:
     """What is compared: the name of a function ``values_...``, or the command's standard output."""
     weight: int = 60
     """Cases of each file in a full run."""
+    places: tuple[str, ...] = ()
+    """What a complaint may name beside the file: where the files lie that it names."""
 
 
 def score(task: str, responses: str, data: str = ".", *more: str) -> tuple[str, ...]:
@@ -100,6 +102,7 @@ TARGETS = (
         ("annotations/captions_val2017.json",),
         (*DRY, "--task", "coco_fid", "--data", ".", "--features", "playground-clip"),
         weight=120,
+        places=("val2017",),
     ),
     Target(
         "captions",
@@ -107,6 +110,7 @@ TARGETS = (
         ("coco_val_localized_narratives.jsonl",),
         (*DRY, "--task", "lncoco_fid", "--data", ".", "--features", "playground-clip"),
         weight=120,
+        places=("val2017",),
     ),
     Target("documents", "documents", ("plain/documents.jsonl", "plain/topics.json"), (*STORY, "plain"), weight=120),
     Target(

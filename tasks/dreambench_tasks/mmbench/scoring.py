@@ -170,8 +170,8 @@ class Unit:
     hit: bool | None
 
 
-def copy_units(rows: Sequence[Row], letters: Mapping[int, str | None]) -> list[Unit]:
-    """Every row on its own. `letters` maps the index to the chosen letter, None where undecided.
+def copy_units(rows: Sequence[Row], letters: Mapping[int, str | None], source: str = "the answers") -> list[Unit]:
+    """Every row on its own. `letters` maps the index to the chosen letter, None where undecided; `source` names where they are from.
 
     Raises:
         DataError: a row has no letter. VLMEvalKit judges its question on the other rotations, which is easier.
@@ -179,7 +179,7 @@ def copy_units(rows: Sequence[Row], letters: Mapping[int, str | None]) -> list[U
     missing = [row.index for row in rows if row.index not in letters]
     if missing:
         raise DataError(
-            f"{counted(len(missing), 'row has', 'rows have')} no prediction, for instance index {missing[0]}: complete the predictions"
+            f"{source}: {counted(len(missing), 'row has', 'rows have')} no prediction, for instance index {missing[0]}: complete them"
         )
     units: list[Unit] = []
     for row in rows:

@@ -246,7 +246,7 @@ class MMBenchTask(ComprehensionTask):
         scores: list[Score] = []
         images = {int(sample.id): image_name(sample) for sample in samples}
         for number, (id_, protocol) in enumerate(protocols.items()):
-            copies, circular = _units(samples, responses, rows, protocol)
+            copies, circular = _units(samples, responses, rows, protocol, str(run.run_file()["model"]))
             first = number == 0  # the protocol whose hits the rows have
             if circular is not None:
                 scores += _scores("circular_accuracy", circular, images, id_, Cells("circular_hit") if first else None)
@@ -351,6 +351,7 @@ def _units(
     responses: Mapping[str, Response],
     rows: Mapping[str, Mapping[str, JSON]],
     protocol: Mapping[str, JSON],
+    source: str,
 ) -> tuple[list[Unit], list[Unit] | None]:
     """Every copy, and every question under CircularEval where the file has rotations.
 
@@ -361,7 +362,7 @@ def _units(
         error = responses[sample.id].error
         if error is None or error.type != "no-answer":
             letters[int(sample.id)] = rows[sample.id]["letter"]
-    copies = copy_units([_row(sample) for sample in samples], letters)
+    copies = copy_units([_row(sample) for sample in samples], letters, source)
     return copies, circular_units(copies) if protocol["metric"] == BOTH else None
 
 

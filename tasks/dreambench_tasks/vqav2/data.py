@@ -106,12 +106,15 @@ class VQAv2:
                 continue
             annotation = waiting.pop(id_)
             if annotation.image_id != question.image_id:
-                raise DataError(f"{path}: question_id {id_} has another image_id here than in the question file")
+                raise DataError(
+                    f"{path}: question_id {id_} has another image_id here than in {self.question_file.name}"
+                )
             paired.add(id_)
             yield question, annotation
         while read_on():
             pass
-        for ids, verb in ((missing, "not annotated"), (waiting, "annotated but not in the question file")):
+        name = self.question_file.name
+        for ids, verb in ((missing, f"in {name} and not here"), (waiting, f"annotated but not in {name}")):
             if ids:
                 many = counted(len(ids), "question is", "questions are")
                 raise DataError(f"{path}: {many} {verb}, for instance question_id {min(ids)}")
