@@ -209,4 +209,7 @@ def parse_score(line: Mapping[str, JSON]) -> Score:
     if unknown := sorted(set(line) - {field.name for field in fields(Score)}):
         raise ValueError(f"a score has no {unknown[0]}")
     # By way of JSON, in which a list may be a pair although types are strict.
-    return _SCORE.validate_json(json.dumps(dict(line)), strict=True)
+    score = _SCORE.validate_json(json.dumps(dict(line)), strict=True)
+    if min(score.n, score.unscored) < 0:
+        raise ValueError(f"n is {score.n} and unscored {score.unscored}")
+    return score

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dreamllm.errors import NOT_FINITE, DreamLLMError, NotFiniteError, UsageError, refusal
+from dreamllm.errors import NOT_FINITE, DreamLLMError, NotFiniteError, UsageError, naming, refusal
 from dreamllm.files import (
     check_image_file,
     check_new_file,
@@ -430,12 +430,14 @@ def train(
     if dry_run:
         from dreamllm.training.dry_run import dry_run as describe
 
-        typer.echo("\n".join(describe(loaded)))
+        with naming(recipe):
+            typer.echo("\n".join(describe(loaded)))
         return
     from dreamllm.training import run
 
     _hide_progress_bars()
-    record = run.train(loaded, resume)
+    with naming(recipe):
+        record = run.train(loaded, resume)
     if os.environ.get("RANK", "0") != "0":
         return
     losses = ", ".join(f"{name} {value:.4f}" for name, value in record["last"].items())

@@ -40,6 +40,17 @@ class NotFiniteError(DreamLLMError, ArithmeticError):
 
 
 @contextmanager
+def naming(where: object) -> Generator[None]:
+    """Errors of ours within it name the file `where`."""
+    try:
+        yield
+    except DreamLLMError as error:
+        if str(where) in str(error):
+            raise
+        raise type(error)(f"{where}: {error}") from error
+
+
+@contextmanager
 def library_errors(where: object) -> Generator[None]:
     """Around calls of a library that reads or builds what a checkpoint's files say; any exception becomes a CheckpointError.
 
@@ -47,11 +58,10 @@ def library_errors(where: object) -> Generator[None]:
     ZeroDivisionError, a bare Exception and many others. Nothing of our own belongs inside.
     """
     try:
-        yield
-    except DreamLLMError as error:
-        if str(where) in str(error):
-            raise
-        raise type(error)(f"{where}: {error}") from error
+        with naming(where):
+            yield
+    except DreamLLMError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers, in Rust
             raise

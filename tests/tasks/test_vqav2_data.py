@@ -91,16 +91,16 @@ def test_a_split_without_its_annotations_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotated", "message"),
     [
-        (ANNOTATIONS[:2], "1 question is not annotated, for instance question_id 30"),
+        (ANNOTATIONS[:2], "1 question is in questions.json and not here, for instance question_id 30"),
         (
             [*ANNOTATIONS, annotation(7), annotation(8)],
-            "2 questions are annotated but not in the question file, for instance question_id 70",
+            "2 questions are annotated but not in questions.json, for instance question_id 70",
         ),
         ([*ANNOTATIONS, annotation(1)], "question_id 10 is annotated twice"),
         ([annotation(1), *ANNOTATIONS], "question_id 10 is annotated twice"),
         (
             [*ANNOTATIONS[:2], annotation(3, image_id=9)],
-            "question_id 30 has another image_id here than in the question file",
+            "question_id 30 has another image_id here than in questions.json",
         ),
     ],
 )
