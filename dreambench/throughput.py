@@ -146,6 +146,7 @@ def _facts(case: Case, folder: Path, seconds: float) -> dict[str, JSON]:
         "p50_s": percentile(0.5),
         "p95_s": percentile(0.95),
         "items": len(items),
+        "errors": metrics.get("errors", {}).get("n", 0),
         "metric": score.get("metric"),
         "value": score.get("value"),
         "unit_of_value": score.get("unit"),
@@ -286,6 +287,8 @@ def bench(
         raise UsageError(f"--task {unknown[0]}: measured are {', '.join(dict.fromkeys(case.task for case in CASES))}")
     if size == "7b" and "model" in options:
         raise UsageError("--size 7b measures a model of its own, with random weights: leave --model out")
+    if json is not None and not json.absolute().parent.is_dir():
+        raise UsageError(f"--json {json}: there is no folder {json.absolute().parent}")
     earlier = None if compare is None else read_benchmarks(compare)
     found: dict[str, list[dict[str, JSON]]] = {}
     with tempfile.TemporaryDirectory(prefix="dreambench-bench-") as folder:
@@ -372,9 +375,12 @@ def read_benchmarks(path: Path) -> list[dict[str, JSON]]:
 
 def table(found: Sequence[dict[str, JSON]]) -> Iterator[str]:
     """Three lines of about 80 columns for each measurement: speed with score, and where the time went."""
+    from dreambench.errors import counted
+
     for one in found:
         value = "no value" if one["value"] is None else f"{one['value']:.4g} {one['unit_of_value']}".strip()
-        yield f"{one['task']}: {one['rate']:.4g} {one['unit']} with {one['metric']} {value}, n = {one['n']}"
+        failed = f", {counted(one['errors'], 'error')}" if one["errors"] else ""
+        yield f"{one['task']}: {one['rate']:.4g} {one['unit']} with {one['metric']} {value}, n = {one['n']}{failed}"
         shares = " ".join(f"{name} {one[f'share_{name}']:.0%}" for name in PHASES if one[f"share_{name}"] >= 0.005)
         memory = "" if one["peak_mb"] is None else f", {one['peak_mb']} MB"
         yield f"  {one['seconds']:.1f} s ({one['cpu_s']:.1f} s of CPU), an item {one['p50_s']:.3g} s (p95 {one['p95_s']:.3g} s){memory}"

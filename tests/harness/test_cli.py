@@ -33,6 +33,7 @@ VERBS = [
     "contamination",
     "fid",
     "fid-stats",
+    "bench",
     "playground write",
     "human plan",
     "human export",

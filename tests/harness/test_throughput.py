@@ -47,6 +47,7 @@ def made(**changes: Any) -> dict[str, Any]:
         "p50_s": 0.1,
         "p95_s": 0.2,
         "items": 8,
+        "errors": 0,
         "seconds": 2.0,
         "cpu_s": 1.0,
         "peak_mb": 100,
@@ -180,6 +181,8 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(DataError, match="not the JSON of"):
             throughput.bench(["vqav2"], "tiny", 1, {}, compare=tmp_path / "bad.json")
+    with pytest.raises(UsageError, match="there is no folder"):
+        throughput.bench(["vqav2"], "tiny", 1, {}, json=tmp_path / "absent" / "b.json")
     monkeypatch.setattr(throughput, "ROOM_7B", {"disk": 0, "gpu": 10**6, "memory": 10**6})
     with pytest.raises(
         UsageError, match=r"--size 7b: it needs a GPU with 1000000 GiB or 1000000 GiB of memory; this machine"
