@@ -1,4 +1,4 @@
-"""Progress of a run: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar over all of it with rate and time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,57 +27,75 @@ def progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[pace]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task(escape(printable(title)), total=None, rate="")
-        rate = _rate()
+        row = bar.add_task(escape(printable(title)), total=None, pace="")
+        pace = Pace()
 
         def update(done: int, total: int) -> None:
-            per_second = rate(done)
-            bar.update(row, completed=done, total=total, rate=f"{per_second:.1f}/s" if per_second else "")
+            pace.update(done)
+            bar.update(row, completed=done, total=total, pace=pace.text(total))
 
         yield update
 
 
-def _rate() -> Callable[[int], float]:
-    """Items per second since the first call: what an earlier start of the run did does not count."""
-    first: tuple[int, float] | None = None
+class Pace:
+    """The speed of this process: what an earlier start of the run did counts as done, but not for the speed."""
 
-    def rate(done: int) -> float:
-        nonlocal first
-        now = time.monotonic()
-        first = first or (done, now)
-        return (done - first[0]) / max(now - first[1], 1e-9)
+    SETTLED_S, SETTLED_UPDATES = 5.0, 3
+    """Seconds and batches before which a time left would be a guess: the first batches also load and warm up."""
 
-    return rate
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun: tuple[int, float] | None = None
+        self._updates = -1
+        self.done, self.rate = 0, 0.0
+
+    @property
+    def resumed(self) -> int:
+        """What was done before the first update."""
+        return self._begun[0] if self._begun else 0
+
+    def update(self, done: int) -> None:
+        now = self._clock()
+        self._begun = self._begun or (done, now)
+        self._updates += 1
+        self.done = done
+        self.rate = (done - self._begun[0]) / max(now - self._begun[1], 1e-9)
+
+    def text(self, total: int) -> str:
+        """What was done before, the rate, and the time left once it has settled."""
+        if self._begun is None:
+            return ""
+        parts = [f"({self.resumed} before)"] if self.resumed else []
+        parts += [f"{self.rate:.1f}/s"] if self.rate else []
+        settled = self._updates >= self.SETTLED_UPDATES and self._clock() - self._begun[1] >= self.SETTLED_S
+        if settled and self.rate and self.done < total:
+            minutes, seconds = divmod(round((total - self.done) / self.rate), 60)
+            hours, minutes = divmod(minutes, 60)
+            parts.append(f"{hours}:{minutes:02d}:{seconds:02d} left")
+        return ", ".join(parts)
 
 
 def _plain(title: str) -> Callable[[int, int], None]:
-    last, rate = time.monotonic(), _rate()
+    last, pace = time.monotonic(), Pace()
 
     def update(done: int, total: int) -> None:
         nonlocal last
-        now, per_second = time.monotonic(), rate(done)
-        if per_second and (done == total or now - last >= PLAIN_EVERY_S):
+        pace.update(done)
+        now = time.monotonic()
+        begins = pace.resumed == done > 0
+        if begins or (pace.rate and (done == total or now - last >= PLAIN_EVERY_S)):
             last = now
-            left = (total - done) / per_second
-            say(f"{title}: {done} of {total} answered, {per_second:.1f}/s, {left:.0f} s left")
+            text = pace.text(total)
+            say(f"{title}: {done} of {total} answered{'' if text.startswith('(') else ','} {text}")
 
     return update

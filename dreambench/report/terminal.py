@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from dreambench.errors import counted
 from dreambench.report.runs import CompleteRun
 from dreambench.report.tables import incomparable, lines
-from dreambench.report.text import decimals, headline, interval_text, printable, value_text
+from dreambench.report.text import Decimals, decimals, headline, interval_text, printable, value_text
 from dreambench.scores import Score
 from dreambench.store import RunFolder
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["missed_thresholds", "print_plan", "print_result", "print_runs", "print_scores"]
 
 
+COLUMNS = 80
+"""Width of a table that is written to a file or a pipe."""
+HEADS = ("value", "interval", "n", "unscored")
 MOST_GROUPS = 20
 """Groups of one kind that a run prints at its end, such as topics; where there are more, `dreambench report` prints them."""
 
@@ -115,28 +119,50 @@ def _print_line(line: str) -> None:
 
 
 def _print_table(title: str, scores: Sequence[Score]) -> None:
-    """The scores under a heading for each protocol. On a narrow terminal only group names are folded."""
+    """The scores under a heading for each protocol, groups below their metric, in the width of the terminal, or of 80 columns.
+
+    Only names are folded.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=200)  # a file or a pipe has no width to fit
-    grouped = any(score.group for score in scores)
+        console = Console(width=COLUMNS)  # a file or a pipe has no width to fit
     _print_line(title)
     places = decimals(scores)
-    widest = max((len(printable(score.metric)) for score in scores), default=0)
     for protocol, part in groupby(scores, key=lambda score: score.protocol):
+        rows = list(_table_rows(list(part), places))
+        widths = (max(map(len, cells)) + 2 for cells in zip(HEADS, *(row[1:] for row in rows), strict=True))
+        room = max(console.width - sum(widths), 8)
         heading = Text(f"protocol {printable(protocol)}")
         table = Table(title=heading, title_justify="left", title_style="", header_style="", box=None, pad_edge=False)
-        table.add_column("metric", no_wrap=True, min_width=widest)
-        if grouped:
-            table.add_column("group", overflow="fold")
-        for column in ("value", "interval", "n", "unscored"):
+        table.add_column("metric", overflow="fold")
+        for column in HEADS:
             table.add_column(column, justify="right", no_wrap=True)
-        for score in part:
-            cells = [score.metric, *([score.group or ""] if grouped else [])]
-            cells += [value_text(score, places), interval_text(score, places), str(score.n), str(score.unscored)]
-            table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: brackets in data are not rich's markup
+        for name, *numbers in rows:
+            # Text: brackets in data are not rich's markup
+            table.add_row(Text(_folded(name, room)), *map(Text, numbers))
         console.print(table)
+
+
+def _table_rows(scores: Sequence[Score], places: Decimals) -> Iterator[list[str]]:
+    """Cells; a group has only its own name, below that of its metric."""
+    metric = None
+    for score in scores:
+        if score.group is not None and score.metric != metric:
+            yield [printable(score.metric), *([""] * len(HEADS))]
+        metric = score.metric
+        numbers = [value_text(score, places), interval_text(score, places), str(score.n), str(score.unscored)]
+        yield [printable(metric if score.group is None else f"  {score.group}"), *map(printable, numbers)]
+
+
+def _folded(name: str, width: int) -> str:
+    """A name in lines that end where its words do."""
+    lines = [""]
+    for word in re.split(r"(?<=[=_/\] -])|(?=[\[(])", name):
+        if lines[-1].strip() and len(lines[-1]) + len(word) > width:
+            lines.append("    ")
+        lines[-1] += word
+    return "\n".join(lines)

@@ -86,7 +86,9 @@ def make_run(
     return folder
 
 
-def image_run(folder: Path, captions: Sequence[str], candidates: int = 1, kept: bool = True, failed: int = 0) -> Path:
+def image_run(
+    folder: Path, captions: Sequence[str], candidates: int = 1, kept: bool = True, failed: int = 0, task: str = "made"
+) -> Path:
     """One generated image for each caption, the n-th with the n-th tenth as its score; `failed` further samples have none."""
     samples = [Sample(f"s{i}", (Text(text),), {"image_id": i}) for i, text in enumerate(captions)]
     responses: list[Response] = []
@@ -104,7 +106,7 @@ def image_run(folder: Path, captions: Sequence[str], candidates: int = 1, kept: 
         responses.append(Response(f"f{i}", error=Failure("no-image", HOSTILE[i % len(HOSTILE)])))
         rows.append({"id": f"f{i}", "image_id": 1000 + i, "caption": "none", "clip_score": None})
     mean_score = score(metric="fd[x]", value=12.5, unit="", interval=(11.0, 14.0), unscored=failed)
-    return make_run(folder, samples, responses, rows, [mean_score], notes=["made by hand"])
+    return make_run(folder, samples, responses, rows, [mean_score], task=task, notes=["made by hand"])
 
 
 def text_run(folder: Path, answers: Sequence[str], scores: Sequence[Score] | None = None, model: str = "hand") -> Path:

@@ -161,22 +161,28 @@ def test_printable_text_is_unchanged_and_the_rest_is_escaped(text: str) -> None:
         assert shown == text
 
 
+@pytest.mark.parametrize("terminal", [True, False])
 def test_the_terminal_table_fits_80_columns(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
 ) -> None:
-    """With long names everywhere, only the group is folded, and no number is cut."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setenv("NO_COLOR", "1")
-    group = "l2_category=finegrained_perception (cross-instance)"
-    scores = [
-        score(metric="circular_accuracy", group=group, value=100.0, interval=(91.25, 100.0), n=214354, unscored=9)
-    ]
-    print_scores("mmbench", scores)
-    table = capsys.readouterr().out.splitlines()[:-1]
+    """With long names everywhere, also in a pipe, only names are folded, and no number is cut."""
+    if terminal:
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+        monkeypatch.setenv("NO_COLOR", "1")
+    metric, group = (
+        "clip_score[a-very-long-extractor-name]-shuffled",
+        "l2_category=finegrained_perception (cross-instance)",
+    )
+    numbers = {"value": 100.0, "interval": (91.25, 100.0), "n": 214354, "unscored": 9}
+    print_scores("mmbench", [score(metric=metric, **numbers), score(metric=metric, group=group, **numbers)])
+    table = capsys.readouterr().out.splitlines()[:-2]
     assert all(len(line) <= 80 for line in table)
-    for cell in ("circular_accuracy", "100.00 %", "91.25 … 100.00", "214354"):
-        assert cell in "\n".join(table)
+    for cell in ("100.00 %", "91.25 … 100.00", "214354"):
+        assert "\n".join(table).count(cell) == 2
+    names = "".join(line[:34].strip() for line in table[3:])
+    assert names.startswith(metric)
+    assert group in names
 
 
 def test_the_end_of_a_run_leaves_many_groups_to_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
