@@ -277,7 +277,7 @@ class _Search:
         self._images: dict[tuple[str, int], Hit] = {}
         find = images.finder()
         # Manifests name an image several times, often in a row.
-        self._find_file = lru_cache(1 << 14)(lambda path: _try(lambda: find(path.read_bytes())))
+        self._find_file = lru_cache(1 << 16)(lambda path: _try(lambda: find(path.read_bytes())))
         self._find = lambda data: _try(lambda: find(data))
 
     def record(self, where: str, texts: Sequence[str], images: Sequence[bytes | Path | None]) -> None:

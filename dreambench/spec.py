@@ -228,5 +228,6 @@ def parse_arguments(kind: type[M], arguments: Mapping[str, Any], option: str) ->
             raise UsageError(
                 f"{option}: {key}: there is no such key; the keys are {', '.join(kind.model_fields)}"
             ) from None
-        message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        message = first["msg"].removeprefix("Value error, ")
+        message = f"{message[0].lower()}{message[1:]}"
         raise UsageError(f"{option}: {key}={first['input']}: {message}") from None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+
+from pydantic import AfterValidator
 
 from dreambench.documents import JSON, canonical_json
 from dreambench.errors import RunError, UsageError, counted
 from dreambench.report.runs import CompleteRun
 from dreambench.safety import holds_secret
 
-__all__ = ["FORMS", "export"]
+__all__ = ["FORMS", "export", "like", "one"]
 
 Form = Callable[[Sequence[CompleteRun], Path, Mapping[str, str]], list[str]]
 
@@ -40,6 +43,17 @@ def export(runs: Sequence[CompleteRun], form: str, out: Path, settings: Mapping[
     module, _, name = FORMS[form].partition(":")
     write: Form = getattr(import_module(f"dreambench.exports.{module}"), name)
     return write(runs, out, settings)
+
+
+def like(pattern: str, words: str) -> AfterValidator:
+    """A setting's text has to match all of `pattern` (ASCII); the error says `words`."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError(f"write {words}")
+        return value
+
+    return AfterValidator(check)
 
 
 def one(runs: Sequence[CompleteRun], form: str) -> CompleteRun:

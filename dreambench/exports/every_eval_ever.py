@@ -15,10 +15,11 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict
 
 from dreambench.documents import JSON, Document, Text, digest
 from dreambench.errors import RunError, counted
+from dreambench.exports import like
 from dreambench.files import replacing, sha256_file, write_atomically
 from dreambench.report.runs import CompleteRun
 from dreambench.report.text import flat
@@ -39,7 +40,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[str, StringConstraints(pattern=r"^[\w.-]*\w/[\w.-]*\w$")] | None = None
+    model: Annotated[str, like(r"[\w.-]*\w/[\w.-]*\w", "ORGANISATION/NAME")] | None = None
     organization: str = "unknown"
     relationship: Literal["first_party", "third_party", "collaborative", "other"] = "other"
     weights: Literal["open_weights", "closed_weights", "unknown"] = "unknown"

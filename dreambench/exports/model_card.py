@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict
 
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import RunError, UsageError, counted
-from dreambench.exports import one
+from dreambench.exports import like, one
 from dreambench.files import write_atomically
 from dreambench.report.runs import CompleteRun
 from dreambench.report.text import decimals, headline, printable
@@ -22,7 +22,7 @@ from dreambench.spec import parse_arguments
 
 __all__ = ["CardSettings", "EntrySettings", "write", "write_eval_results"]
 
-HubId = Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+HubId = Annotated[str, like(r"[\w.-]+(/[\w.-]+)?", "OWNER/NAME, as the Hub has it")]
 
 
 class CardSettings(BaseModel):
@@ -41,9 +41,11 @@ class EntrySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: HubId
-    task_id: str
+    task_id: Annotated[str, like(r"[\w.-]+", "the id of a task in the dataset's eval.yaml")]
     revision: str | None = None
-    source: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$")] | None = None
+    source: (
+        Annotated[str, like(r"https?://[^\s@]+", "an address that begins with https://, without a password")] | None
+    ) = None
 
 
 def write(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str, str]) -> list[str]:

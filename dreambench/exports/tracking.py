@@ -14,10 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict
 
 from dreambench.documents import digest
 from dreambench.errors import MissingExtraError, UsageError, counted
+from dreambench.exports import like
 from dreambench.report.runs import CompleteRun
 from dreambench.report.text import flat, printable
 from dreambench.spec import parse_arguments
@@ -33,17 +34,18 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    project: Annotated[str, StringConstraints(pattern=r"^[\w-]+$")] = "dreambench"
+    project: Annotated[str, like(r"[\w-]+", "letters, digits, - and _")] = "dreambench"
 
 
 def write_mlflow(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str, str]) -> list[str]:
     """Add runs to the experiment in ``out/mlflow.db``, artifacts beside it. A run that is there already is left as it is."""
-    known, folder = parse_arguments(Settings, settings, "--set"), _folder(out)
+    known, folder = _settings(out, settings), out.resolve()
     with _quiet(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true"):
         try:
             from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingExtraError("mlflow", "tracking", "--to mlflow") from error
+        folder.mkdir(parents=True, exist_ok=True)
         client: Any = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
         found = client.get_experiment_by_name(known.project)
         artifacts = (folder / "artifacts").as_uri()
@@ -71,7 +73,7 @@ def write_mlflow(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str, 
 
 def write_trackio(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str, str]) -> list[str]:
     """Add runs to the project in `out`. A run that is there already, by its name, is left as it is."""
-    known, folder = parse_arguments(Settings, settings, "--set"), _folder(out)
+    known, folder = _settings(out, settings), out.resolve()
     servers = ("SPACE_ID", "SERVER_URL", "WRITE_TOKEN", "BUCKET_ID", "DATASET_ID", "WEBHOOK_URL")
     with _quiet(*(f"TRACKIO_{name}" for name in servers), TRACKIO_DIR=str(folder)):
         try:
@@ -84,6 +86,7 @@ def write_trackio(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str,
             ) from error
         if Path(TRACKIO_DIR).resolve() != folder:
             raise UsageError(f"--out {out}: trackio already writes to {TRACKIO_DIR} in this process; start another one")
+        folder.mkdir(parents=True, exist_ok=True)
         tracker: Any = trackio
         present: set[str] = set()
         with contextlib.suppress(ValueError):  # there is no such project yet
@@ -103,12 +106,11 @@ def write_trackio(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str,
     ]
 
 
-def _folder(out: Path) -> Path:
-    """The local store. `UsageError` for an address."""
+def _settings(out: Path, settings: Mapping[str, str]) -> Settings:
+    """The settings, once `out` is known to be no address."""
     if re.match(r"[a-z]+:/", str(out)):
         raise UsageError(f"--out {out}: name a folder; nothing is sent to a server")
-    out.mkdir(parents=True, exist_ok=True)
-    return out.resolve()
+    return parse_arguments(Settings, settings, "--set")
 
 
 def _milliseconds(run: CompleteRun) -> int:

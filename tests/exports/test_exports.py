@@ -157,11 +157,12 @@ def test_a_submission_with_a_missing_answer_is_refused(
     [
         ("nothing", {}, "the forms are every-eval-ever"),
         ("every-eval-ever", {"models": "a/b"}, "no such key"),
-        ("every-eval-ever", {"model": "a"}, "model"),
+        ("every-eval-ever", {"model": "a"}, "model=a: write ORGANISATION/NAME"),
         ("every-eval-ever", {"model": "../.."}, "model"),
         ("every-eval-ever", {"weights": "some"}, "weights"),
         ("eval-results", {}, "--set dataset="),
         ("eval-results", {"dataset": "a/b", "task_id": "x", "source": "https://user:secret@example.org"}, "source"),
+        ("eval-results", {"dataset": "a/b", "task_id": ""}, "task_id=: write"),
         ("submission", {"key": "x"}, "--set key"),
         ("submission", {}, r"\*.json"),
         ("mlflow", {"project": "../x"}, "project"),
