@@ -93,7 +93,9 @@ def _vote(where: str, row: Mapping[str, Any]) -> Vote:
         raise DataError(f"{where}: {what}; the columns are {', '.join(COLUMNS)}")
     odd = [name for name in row if not isinstance(row[name], str | None)]
     if odd:
-        raise DataError(f"{where}: {odd[0]} is not text but {str(row[odd[0]])[:40]}: write names and ids in quotes")
+        raise DataError(
+            f"{where}: {odd[0]} is not text but {type(row[odd[0]]).__name__}: write names and ids in quotes"
+        )
     values = {name: row.get(name) or "" for name in COLUMNS}
     for name, allowed in (("vote", VOTES), ("position", ("a", "b", ""))):
         if values[name] not in allowed:

@@ -12,6 +12,7 @@ import torch
 from adapters.images_for_tests import image
 from adapters.tiny import save_llava, save_qwen
 
+from dreambench.adapters.torch_tools import library_errors
 from dreambench.adapters.transformers_model import Decoding, SeededSampling, VisionLanguageModel, _lengthened
 from dreambench.documents import Document, Image, Text, document_text
 from dreambench.errors import DataError, MissingWeightsError, ModelError, UsageError
@@ -243,6 +244,29 @@ def test_end_tokens_that_are_none_are_refused(folder: Path, tmp_path: Path, end:
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": end}), encoding="utf-8")
     with pytest.raises((ModelError, MissingWeightsError), match=r"copy: .*(is no token|cannot load)"):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"do_resize": 0}, {"image_mean": True}, {"image_std": [-1.0]}, {"rescale_factor": "1"}]
+)
+def test_settings_of_images_that_transformers_would_misread_are_refused(
+    folder: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(MissingWeightsError, match=rf"preprocessor_config\.json is damaged \({next(iter(settings))}"):
+        load(copy)
+
+
+def test_a_panic_of_a_library_in_rust_is_an_error_of_the_checkpoint() -> None:
+    class PanicException(BaseException):
+        pass
+
+    with pytest.raises(ModelError, match="PanicException: out of range"), library_errors("model"):
+        raise PanicException("out of range")
+    with pytest.raises(KeyboardInterrupt), library_errors("model"):
+        raise KeyboardInterrupt
 
 
 def test_damage_that_shows_with_the_first_image_is_an_error_of_the_checkpoint(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +18,16 @@ import dreambench
 from dreambench.api import Result, choose, score_run
 from dreambench.documents import Text
 from dreambench.errors import DataError, RunError, UsageError
+from dreambench.files import (
+    files_below,
+    not_led_out,
+    plain_or_gzip,
+    read_bytes,
+    read_json,
+    read_json_lines,
+    read_text,
+)
+from dreambench.registry import load_task
 from dreambench.report.runs import load
 from dreambench.requests import Sample
 from dreambench.spec import RunSpec
@@ -128,6 +140,9 @@ def test_a_file_of_ids_may_begin_with_a_byte_order_mark_and_lists_each_once(tmp_
     ids = tmp_path / "ids"
     ids.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
     assert RunSpec(task=TOY, ids=ids).ids == ("one", "two")
+    ids.write_bytes("one\n".encode("utf-16-le"))
+    with pytest.raises(UsageError, match=r"--ids .*ids: it holds null characters"):
+        RunSpec(task=TOY, ids=ids)
     ids.write_text("one\ntwo\none\n")
     with pytest.raises(UsageError, match=r"--ids .*ids: one is listed 2 times"):
         RunSpec(task=TOY, ids=ids)
@@ -155,3 +170,59 @@ def test_scored_is_said_only_of_what_was_scored(tmp_path: Path) -> None:
         execute(RunSpec(task=TOY, model="echo", batch_size=8), tmp_path, say=said.append)
     assert "scored" not in said
     assert json.loads((folder / "run.json").read_text())["format"] == FORMAT
+
+
+def test_a_file_that_fills_the_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: bytes) -> bytes:
+        raise MemoryError
+
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(b"{}"))
+    monkeypatch.setattr("dreambench.files.gzip.decompress", full)
+    for read in (read_bytes, read_text, read_json, lambda path: list(read_json_lines(path))):
+        with pytest.raises(DataError, match=r"bomb\.jsonl\.gz: out of memory"):
+            read(path)
+
+
+def test_a_folder_with_the_name_of_a_file_is_no_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "questions.json.gz").mkdir()
+    with pytest.raises(DataError, match=r"a\.png is a folder with the name of a file"):
+        list(files_below(tmp_path, lambda name: name.endswith(".png")))
+    with pytest.raises(DataError, match=r"questions\.json\.gz is no file"):
+        plain_or_gzip(tmp_path / "questions.json")
+    with pytest.raises(DataError, match="is a link out of"):
+        not_led_out(tmp_path, tmp_path / "a\0b")
+
+
+def test_options_of_a_run_s_file_that_make_no_sense_name_the_file(tmp_path: Path) -> None:
+    folder = dreambench.run("mmvet", "echo", judge="rule", limit=1, out=tmp_path).folder
+    file = folder / "run.json"
+    begun = json.loads(file.read_text())
+    file.write_text(json.dumps({**begun, "spec": {**begun["spec"], "protocol": "mine"}}))
+    for again in (score_run, dreambench.api.rerun):
+        with pytest.raises(RunError, match=r"run\.json: --protocol mine: mmvet has"):
+            again(folder)
+
+
+def test_a_repetition_on_other_data_says_so(tmp_path: Path) -> None:
+    from dreambench.api import execute
+    from dreambench.trust import obeying
+
+    folder = run(tmp_path).folder
+    said: list[str] = []
+    spec = RunSpec(task=TOY, model="echo", batch_size=8, limit=3)
+    with obeying(folder, spec, task=TOY, model=None, judge=None):
+        execute(spec, tmp_path / "again", say=said.append)
+    assert "the data or the version are others now" in said[0]
+
+
+def test_answers_that_belong_to_no_sample_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = next(iter(load_task(RunSpec(task="mmvet")).samples())).id
+    (tmp_path / "answers.json").write_text(json.dumps({known: "x", "stranger": "x"}))
+    spec: dict[str, Any] = {"task": "mmvet", "model": f"responses:{tmp_path / 'answers.json'}", "judge": "rule"}
+    dreambench.api.plan(RunSpec(**spec), tmp_path)
+    said = capsys.readouterr().err
+    assert "answers.json: 1 answer belongs to no sample of these data, the first to stranger" in said
+    dreambench.api.plan(RunSpec(**spec, limit=1), tmp_path)
+    assert "belongs" not in capsys.readouterr().err

@@ -362,7 +362,7 @@ def _arrays(file: Path) -> Iterator[Mutation]:
             ("one axis more", np.ones((*array.shape, 2))),
             ("shorter", array[:-1] if array.ndim else np.zeros(2)),
         ):
-            yield Mutation(f"{name}: {kind}", write(**{name: value}))
+            yield Mutation(f"{name}: {kind}", write(**{name: value}), changes=(name, kind) == ("mu", "negative"))
     yield Mutation("no arrays", write(**dict.fromkeys(arrays)))
 
 

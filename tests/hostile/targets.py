@@ -54,7 +54,14 @@ TARGETS = (
         "scores",
         30,
     ),
-    Target("ids", "vqav2", ("ids.txt",), (*DRY, "--task", "vqav2", "--data", ".", "--ids", "ids.txt"), weight=50),
+    Target(
+        "ids",
+        "vqav2",
+        ("ids.txt",),
+        (*DRY, "--task", "vqav2", "--data", ".", "--ids", "ids.txt"),
+        weight=50,
+        places=("--ids",),
+    ),
     Target(
         "mmbench",
         "mmbench",

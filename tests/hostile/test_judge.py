@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from hostile.case import Case, Judge, Limits, Outcome, Report, Verdict, forked
+from hostile.inputs import counted_as_lost, is_valid
+from hostile.mutations import Mutation
 
 
 def raises() -> int:
@@ -76,3 +78,25 @@ def test_a_file_of_verdicts_holds_what_was_ok_with_its_seed(tmp_path: Path) -> N
         False,
     ]
     assert Report(tmp_path / "verdicts.jsonl", seed=2).known(cases[0]) is None
+
+
+def test_a_lost_answer_that_is_counted_is_no_wrong_number() -> None:
+    def result(answer: str | None, unscored: int) -> dict[str, object]:
+        return {"rows": [{"id": "1", "answer": answer}], "scores": [{"group": None, "unscored": unscored}]}
+
+    assert counted_as_lost(result("red", 0), result(None, 1))
+    assert not counted_as_lost(result("red", 0), result(None, 0))
+    assert not counted_as_lost(result("red", 0), result("blue", 1))
+    assert not counted_as_lost(result("red", 0), result("red", 0))
+
+
+def test_which_damage_leaves_another_valid_file() -> None:
+    def of(file: str, name: str) -> bool:
+        return is_valid(file, Mutation(name, lambda path: None))
+
+    assert of("fake/1.png", "missing")
+    assert of("votes.jsonl", "line 3 twice")
+    assert of("votes.jsonl", "line 3: rater = null")
+    assert not of("votes.jsonl", "line 3: all with rater twice")
+    assert not of("votes.jsonl", "line 3: vote = null")
+    assert not of("results.json", "missing")

@@ -140,6 +140,11 @@ def test_options_that_would_do_nothing_are_refused(
             '{"prompt": true, "system_a": "x", "system_b": "y", "vote": "a"}',
             "prompt is not text but bool",
         ),
+        (
+            "number.jsonl",
+            '{"prompt": "p", "system_a": "x", "system_b": "y", "vote": "a", "rater": 7}',
+            "rater is not text but int: write names and ids in quotes",
+        ),
     ],
 )
 def test_a_table_that_would_be_misread_is_refused(name: str, text: str, message: str, tmp_path: Path) -> None:

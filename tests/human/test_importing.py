@@ -319,7 +319,12 @@ def test_a_damaged_store_is_an_error_that_says_what_to_do(folder: Path, tmp_path
         folder, [write(tmp_path / "a.jsonl", sealed(study, study.raters[0], answers(study, study.raters[0])))]
     )
     stored = next((folder / "organiser/ratings").iterdir())
-    stored.write_text(stored.read_text().replace('"accept"', "3"))
+    whole = stored.read_text()
+    for emptied in ("\n", "".join(whole.splitlines(keepends=True)[1:])):
+        stored.write_text(emptied)
+        with pytest.raises(DataError, match="import the files again"):
+            load_ratings(folder)
+    stored.write_text(whole.replace('"accept"', "3"))
     with pytest.raises(DataError, match="import the files again"):
         load_ratings(folder)
     (folder / "organiser/import.json").write_text('{"study": 1}')
@@ -495,9 +500,11 @@ def test_label_studio_words_and_stars_are_codes(folder: Path, tmp_path: Path) ->
         study, rater, [("item-1", "accept", "reject"), ("item-1", "quality", "fair"), ("item-2", "quality", 0)]
     )
     tasks[2]["annotations"][0]["result"][0] |= {"type": "rating", "value": {"rating": 5}}
+    number = label_studio(study, rater, [("item-2", "accept", "reject")])  # a choice is text
+    number[0]["annotations"][0]["result"][0]["value"]["choices"] = [0]
     file = tmp_path / "export.json"
-    file.write_text(json.dumps(tasks))
-    import_ratings(folder, [file])
+    file.write_text(json.dumps([*tasks, *number]))
+    assert left_out(import_ratings(folder, [file])) == {"incomplete or damaged line": 1}
     found = {(rating.item, rating.question): rating.answer for rating in load_ratings(folder)}
     assert found == {("item-1", "accept"): 0, ("item-1", "quality"): 3, ("item-2", "quality"): 5}
 

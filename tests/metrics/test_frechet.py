@@ -163,6 +163,8 @@ def test_foreign_statistics_are_read_with_a_warning_of_what_is_unknown(tmp_path:
         ({"mu": np.zeros(3), "sigma": np.eye(3)}, "extractor has 5"),
         ({"mu": np.array([None], dtype=object), "sigma": np.eye(1)}, "not a statistics file"),
         ({"mu": np.zeros(5), "sigma": np.eye(5), "identity": np.array("[1]")}, "not a JSON object"),
+        ({"mu": np.zeros(5), "sigma": np.eye(5), "n": np.array("x")}, "n holds <U1 of shape"),
+        ({"mu": np.zeros(5), "sigma": np.eye(5), "n": np.array([8, 8])}, "not a whole number"),
     ],
 )
 def test_damaged_statistics_are_refused_by_name(tmp_path: Path, arrays: dict, message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from dreamllm import checkpoint
 from dreamllm.configuration import check_sizes
-from dreamllm.errors import CheckpointError, UsageError
+from dreamllm.errors import CheckpointError, UsageError, library_errors, naming
 from dreamllm.files import parse_json, read_json_object
 from dreamllm.options import has_type
 from dreamllm.recipe import make_recipe
@@ -134,3 +134,16 @@ def test_a_file_that_transformers_would_pass_over_is_refused(own_model, processo
 def test_numbers_that_no_recipe_needs(number: float) -> None:
     with pytest.raises(UsageError, match=r"recipe: trainer\.max_steps"):
         make_recipe({"trainer": {"max_steps": number}})
+
+
+def test_errors_of_a_library_and_of_ours_name_the_file() -> None:
+    class PanicException(BaseException):
+        pass
+
+    for error in (PanicException("out of range"), KeyError("x"), CheckpointError("no object")):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json"), library_errors("tokenizer.json"):
+            raise error
+    with pytest.raises(KeyboardInterrupt), library_errors("tokenizer.json"):
+        raise KeyboardInterrupt
+    with pytest.raises(UsageError, match=r"^sft\.yaml: max_length 7 is too short$"), naming("sft.yaml"):
+        raise UsageError("max_length 7 is too short")
