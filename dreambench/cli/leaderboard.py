@@ -22,7 +22,9 @@ def leaderboard(
     ),
     benchmarks: Annotated[
         Path | None,
-        typer.Option("--benchmarks", metavar="FILE.json", help="Speeds that `tox -e bench` saved, for throughput.csv."),
+        typer.Option(
+            "--benchmarks", metavar="FILE.json", help="Speeds that `dreambench bench` saved, for throughput.csv."
+        ),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compute every cell again from what is committed in --out; no run needed.")

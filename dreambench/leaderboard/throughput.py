@@ -1,4 +1,4 @@
-"""``throughput.csv``: speeds that pytest-benchmark measured, each beside the score that it gave.
+"""``throughput.csv``: speeds that `dreambench bench` or pytest-benchmark measured, each beside the score that it gave.
 
 ``throughput/<date>-<8 hex>.json`` keeps of pytest-benchmark's JSON the `extra_info` of each case; the hex digits are of its content.
 """
@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -34,11 +34,14 @@ COLUMNS = {
     "p50_s": "median seconds per item",
     "p95_s": "95th percentile of seconds per item",
     "peak_mb": "peak memory in MB",
+    "seconds": "of the whole command by the clock",
+    "cpu_s": "of the whole command in the processor",
     "share_model": "share of the command's time in the model",
     "share_preprocessing": "share in preprocessing",
     "share_storing": "share in storing answers",
     "share_scoring": "share in scoring",
-    "share_imports": "share in imports",
+    "share_imports": "share in loading Python modules",
+    "share_loading": "share in loading weights",
     "metric": "what the same run scored",
     "value": "the score",
     "unit_of_value": "of the score",
@@ -67,11 +70,14 @@ class _Case(TypedDict):
     p50_s: _NUMBER
     p95_s: _NUMBER
     peak_mb: _NUMBER
+    seconds: NotRequired[_NUMBER]
+    cpu_s: NotRequired[_NUMBER]
     share_model: _NUMBER
     share_preprocessing: _NUMBER
     share_storing: _NUMBER
     share_scoring: _NUMBER
     share_imports: _NUMBER
+    share_loading: NotRequired[_NUMBER]
     metric: str | None
     value: _NUMBER
     unit_of_value: str | None
@@ -106,10 +112,10 @@ def add(path: Path, out: Path) -> Path:
         cases = [cleaned(dict(_CASE.validate_python(info))) for info in infos if "task" in info]
     except (KeyError, TypeError, ValueError) as error:
         what = first_complaint(error) if isinstance(error, ValidationError) else f"no {error}"
-        raise DataError(f"{path}: not the JSON of `tox -e bench` ({what})") from error
+        raise DataError(f"{path}: not the JSON of `dreambench bench` ({what})") from error
     day = "".join(re.findall(r"\d", date))[:8]
     if not cases or len(day) != 8:
-        raise DataError(f"{path}: no case of `tox -e bench` with a task, or no date")
+        raise DataError(f"{path}: no case of `dreambench bench` with a task, or no date")
     cases.sort(key=lambda case: (case["task"], case["model"], case["size"]))
     data = (json.dumps({"date": date, "cases": cases}, indent=1, ensure_ascii=False) + "\n").encode()
     target = out / "throughput" / f"{day}-{hashlib.sha256(data).hexdigest()[:8]}.json"

@@ -11,6 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from dreambench.errors import DataError
+from dreambench.leaderboard import throughput
 from dreambench.leaderboard.evidence import FACTS, Evidence, evidence_folders, read
 from dreambench.leaderboard.render import render
 from dreambench.scores import Score
@@ -62,6 +63,10 @@ def verify(out: Path) -> Check:
             found.add(check(evidence[-1]))
         except DataError as error:
             found.problems.append(str(error))
+    speeds = throughput.read_all(out)
+    if speeds:
+        numbers = (cell for row in speeds for cell in row.values() if isinstance(cell, (int, float)))
+        found.only_hashed(sum(1 for _ in numbers), "speeds, and the scores beside them, of runs that are not here")
     wanted = render(out, evidence)
     for name, data in wanted.items():
         path = out / name
