@@ -181,7 +181,7 @@ def _statuses() -> Iterator[tuple[str, bytes, Outcome]]:
     for place in ("/v1/chat/completions", "file:///etc/passwd", "", "\x1b]0;owned\x07", "//ELSEWHERE/v1", "x" * 60_000):
         yield f"a redirect to {place[:20]!r}", respond(b"", "302 Go", f"Location: {place}"), "down"
     for wait in ("1e400", "-1", "NaN", "0", "99999999999", "Wed, 21 Oct 2099 07:28:00 GMT", "\x00", ""):
-        yield f"Retry-After {wait!r}", respond(error, "429 Slow", f"Retry-After: {wait}"), "down"
+        yield f"Retry-After {wait!r}", respond(error, "429 Slow", f"Retry-After: {wait}"), "fails or down"
     yield "a length that is too short", respond(good, length=len(good) // 2), "fails"
     yield "a length that is too long", respond(good, length=len(good) + 1000), "fails"
     yield "a length of 10**15", respond(good, length=10**15), "fails"
