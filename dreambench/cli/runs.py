@@ -14,12 +14,12 @@ from dreambench.errors import DreambenchError, UsageError, refusal
 from dreambench.spec import RunSpec, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from dreambench.api import Result
     from dreambench.report.runs import CompleteRun
 
-__all__ = ["compare", "next_commands", "report", "rerun", "run", "score"]
+__all__ = ["compare", "report", "rerun", "run", "score"]
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for runs.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start from scratch, even if this run exists.")]
@@ -108,8 +108,6 @@ def _execute(
             print_plan(plan(spec, out))
             continue
         result = _execute_one(spec, out, fresh=fresh)
-        for line in next_commands(result):
-            print(line)
         missed += missed_thresholds(result, *thresholds)
     for line in missed:
         say(line)
@@ -126,18 +124,6 @@ def _execute_one(spec: RunSpec, out: Path, *, fresh: bool) -> Result:
         result = execute(spec, out, fresh=fresh, progress=progress, say=say)
     print_result(result)
     return result
-
-
-def next_commands(result: Result) -> Iterator[str]:
-    """What one may do with a run that is complete, as commands to copy."""
-    from dreambench.report.runs import equal_run
-
-    if result.metrics is not None:
-        yield f"next: dreambench report {shlex.quote(str(result.folder))} --html report.html"
-        other = equal_run(result.folder, result.metrics)
-        if other is not None:
-            first, second = (shlex.quote(str(path)) for path in (other, result.folder))
-            yield f"next: dreambench compare {first} {second}"
 
 
 def _execute_sweep(
@@ -202,7 +188,7 @@ def _summarize(complete: Sequence[tuple[RunSpec, CompleteRun]], n: int, folder: 
         say(f"wrote {path}")
     if len(complete) < n:
         say(f"the summary is of {len(complete)} of {n} runs: the same command does the others")
-    print(f"next: dreambench report {shlex.quote(str(complete[0][1].run.path.parent))} --html report.html")
+    print(f"look at them: dreambench report {shlex.quote(str(complete[0][1].run.path.parent))} --html report.html")
 
 
 @with_spec_options("data", "images", "protocol", "split", "judge", "limit", "offline")

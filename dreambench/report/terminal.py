@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from dreambench.errors import counted
-from dreambench.report.runs import CompleteRun
+from dreambench.report.runs import CompleteRun, equal_run
 from dreambench.report.tables import incomparable, lines
 from dreambench.report.text import Decimals, decimals, headline, interval_text, printable, value_text
 from dreambench.scores import Score
@@ -30,16 +30,18 @@ MOST_GROUPS = 20
 
 
 def print_result(result: Result) -> None:
-    """A run's scores, without those of groups of which there are many; its notes and folder."""
+    """A run's scores, without those of groups of which there are many; its notes, folder, and the commands one may want next."""
     if result.metrics is None:
         _print_line(f"{result.folder}: not complete yet")
         return
     if result.repeated:
         _print_line(f"{result.folder} is complete (--fresh starts anew)")
     _print_run(CompleteRun(RunFolder(result.folder), result.metrics), most_groups=MOST_GROUPS)
-    _print_line(
-        f"add it to the leaderboards: dreambench leaderboard {shlex.quote(str(result.folder))} --out leaderboards"
-    )
+    run, other = shlex.quote(str(result.folder)), equal_run(result.folder, result.metrics)
+    _print_line(f"look at it: dreambench report {run} --html report.html")
+    if other is not None:
+        _print_line(f"compare it: dreambench compare {shlex.quote(str(other))} {run}")
+    _print_line(f"add it to the leaderboards: dreambench leaderboard {run} --out leaderboards")
 
 
 def print_runs(runs: Sequence[CompleteRun]) -> None:

@@ -77,6 +77,8 @@ def test_the_result_names_metric_n_and_protocol(tmp_path: Path, outside_environm
         (["score", "absent"], "is not a run"),
         (["score", "absent", "--limit", "3", "--fresh"], "leave --fresh, --limit out"),
         (["report", "absent"], "is not a run"),
+        (["compare", "absent", "nowhere"], "is not a run"),
+        (["run", "--config", "absent.yaml"], "absent.yaml: cannot be read"),
         (["score", "--task", "toy", "--responses", "absent"], "no such file"),
         (["export", "absent", "--to", "model-card", "--out", "x"], "is not a run"),
         (["contamination", "--task", "nothing", "--train", "x"], "no task is called nothing"),
