@@ -56,5 +56,8 @@ def leaderboard(
     for why, n in sorted(found.why.items()):
         print(f"  {n}: {why}")
     if found.problems:
-        say(f"{counted(len(found.problems), 'difference')}")
+        advice = (
+            f"`dreambench leaderboard --out {out}` writes tables again; evidence is restored, or added from its run"
+        )
+        say(f"{counted(len(found.problems), 'difference')} ({advice})")
         raise typer.Exit(1)

@@ -126,6 +126,16 @@ def test_a_leaderboard_grows_and_two_writes_are_equal(tmp_path: Path) -> None:
     assert verify(tmp_path / "out").problems == []
 
 
+def test_a_new_run_is_one_line_for_each_of_its_scores(copy: Path, tmp_path: Path) -> None:
+    before = (copy / "text_to_image.csv").read_text().splitlines()
+    other = image_run(tmp_path / "new-1", 50, 1.0)
+    update([other], copy)
+    after = (copy / "text_to_image.csv").read_text().splitlines()
+    scores = json.loads((other / "metrics.json").read_text())["scores"]
+    assert [line for line in after if line in before] == before
+    assert len(after) - len(before) == len(scores)
+
+
 # --- alterations ------------------------------------------------------------------------------------------------------
 
 
