@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dreambench.errors import UsageError, counted
+from dreambench.errors import RunError, UsageError, counted
 from dreambench.exports import one
 from dreambench.registry import load_task
 from dreambench.report.runs import CompleteRun
@@ -21,11 +21,14 @@ def write(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str, str]) -
         RunError: a sample has no answer, or the run did not ask a model for text.
     """
     run = one(runs, "submission")
-    for name in set(settings) - {"task"}:
-        raise UsageError(f"--set {name}: submission has no settings")
+    for name in sorted(set(settings) - {"task"}):
+        raise UsageError(f"--set {name}: submission has only task=package.module:Class, the run's own, repeated")
     spec = run.run.spec()
-    with obeying(run.run.path, spec, task=settings.get("task"), model=None, judge=None):
-        task = load_task(spec)
+    try:
+        with obeying(run.run.path, spec, task=settings.get("task"), model=None, judge=None):
+            task = load_task(spec)
+    except RunError as error:  # it names code that is not installed as a task
+        raise RunError(str(error).replace("--task ", "--set task=")) from None
     if not task.submission:
         raise UsageError(f"--to submission: {task.name} has no result file of its own; every-eval-ever has its samples")
     if out.suffix.lower() not in task.submission:

@@ -64,6 +64,8 @@ def make_verbs(server: Server, fixtures: Path, *, heavy: bool) -> list[Verb]:
     answers = [{"id": json.loads(line)["id"], "text": "yes"} for line in lines]
     (fixtures / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     responses = ("--responses", fixtures / "answers.jsonl", "--limit", 8, "--out", "runs")
+    export = ("dreambench", "export", run, "--to")
+    overlap = ("dreambench", "contamination", "--task", "vqav2", "--data", world, "--train", fixtures / "answers.jsonl")
     found = [
         verb("run vqav2", *ask("vqav2", world, 8)),
         verb("run mmbench", *ask("mmbench", world, 2)),
@@ -72,6 +74,9 @@ def make_verbs(server: Server, fixtures: Path, *, heavy: bool) -> list[Verb]:
         verb("score RUN", "dreambench", "score", run, copies=[run]),
         verb("score --responses", "dreambench", "score", "--task", "vqav2", "--data", world, *responses),
         verb("report --html", "dreambench", "report", run, "--html", "report.html", copies=[run]),
+        verb("export every-eval-ever", *export, "every-eval-ever", "--out", "made", copies=[run]),
+        verb("export submission", *export, "submission", "--out", "made.json", copies=[run]),
+        verb("contamination", *overlap, "--json", "found.json", "--clean", "made.txt"),
         verb("playground write", "dreambench", "playground", "write", "made", "--n", 6),
         verb("dreamllm init", "dreamllm", "init", "made", heavy=True),
     ]
