@@ -169,13 +169,13 @@ def _notes(runs: Sequence[tuple[str, CompleteRun]]) -> list[tuple[str, list[str]
     return list(found.items())
 
 
-def _methods(found: Sequence[Line]) -> str:
+def _methods(found: Sequence[Line]) -> list[str]:
     """How the intervals over all samples were made, or why there are none."""
     methods: dict[str, list[str]] = {}
     for line in found:
         if line.score.group is None:
             methods.setdefault(method_text(line.score), []).append(line.score.metric)
-    return "; ".join(f"{', '.join(dict.fromkeys(names))}: {method}" for method, names in methods.items()) + "."
+    return [f"{method}: {', '.join(dict.fromkeys(names))}" for method, names in methods.items()]
 
 
 def _tables(runs: Sequence[tuple[str, CompleteRun]]) -> list[tuple[str, Any]]:

@@ -176,7 +176,7 @@
         found = pairs.map((pair) => pair[1]);
       }
       page = 0;
-      said.textContent = `${found.length} of ${set.samples.length} samples${tied}. This page holds ${set.part}.`;
+      said.textContent = `${found.length.toLocaleString("en")} of ${set.samples.length.toLocaleString("en")} samples${tied}. This page holds ${set.part}.`;
       draw();
     };
     for (const one of [status, run, group, order]) one.addEventListener("change", update);

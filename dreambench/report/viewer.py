@@ -146,7 +146,7 @@ def sample_sets(
                 builder.images = ImageTable()
                 read = {sample.id: sample for sample in islice(stream, every)}
                 entries = list(builder.entries(ids[start : start + every], read))
-                part = f"samples {start + 1} to {start + len(entries)} of {len(ids)}, in the order of the run"
+                part = f"samples {start + 1:,} to {start + len(entries):,} of {len(ids):,}, in the order of the run"
                 yield builder.sample_set(title, entries, part)
             continue
         wanted, how = _shown(members, ids, SHOWN // len(sets))
@@ -155,7 +155,11 @@ def sample_sets(
             entries.append(entry)
             if images.size - before > IMAGE_BYTES / len(sets):
                 break
-        part = f"all {len(ids)} samples" if len(entries) == len(ids) else f"{len(entries)} of {len(ids)} samples: {how}"
+        part = (
+            f"{len(entries):,} of {len(ids):,} samples: {how}"
+            if len(entries) < len(ids)
+            else f"all {len(ids):,} samples"
+        )
         yield builder.sample_set(title, entries, part)
 
 
@@ -321,7 +325,7 @@ class _Builder:
     def _lead(self, entry: Entry) -> list[dict[str, Any]]:
         """The images of a sample's line in the list: of image generation the generated ones and the reference, else the first."""
         if not self.gallery:
-            return _first_image(entry["blocks"])
+            return [part for part in _first_image(entry["blocks"]) if "i" in part]
         found: list[dict[str, Any]] = []
         for member, answer in zip(self.members, entry["answers"], strict=True):
             of = f" by {member.label}" if len(self.members) > 1 else ""
@@ -480,7 +484,7 @@ def _judge(member: _Run, sample: Sample, row: Mapping[str, JSON]) -> Iterator[tu
 
 def _listed(row: Mapping[str, JSON]) -> str:
     """The other cells of a row."""
-    cells = {name: value for name, value in row.items() if name not in _NOT_LISTED and value is not None}
+    cells = {name: v for name, v in row.items() if not (name in _NOT_LISTED or v is None or v is False)}
     texts = {name: number(value) if isinstance(value, float) else str(value) for name, value in cells.items()}
     return clean("\n".join(f"{name}: {text}" for name, text in texts.items()))
 
