@@ -223,13 +223,12 @@ def _case(workshop: _Workshop, target: Target, name: str, mutation: Mutation) ->
 def _not_read(target: Target, name: str, mutation: Mutation) -> bool:
     """Whether the command need not meet the damage; the numbers must be the same.
 
-    The name of a dead launch is not read, a rerun elsewhere reads nothing of the lock, a report of answers' scores not the answers, and a
-    dry run not every record (training lists broken ones in broken.jsonl, and goes on).
+    The name of a dead launch is not read, a rerun elsewhere reads nothing of the lock, and a dry run not every record (training lists
+    broken ones in broken.jsonl, and goes on).
     """
     return (
         name.endswith("lock/launch")
         or (target.command[1] == "rerun" and "/lock/" in name)
-        or (target.command[1] == "report" and "/responses/" in name)
         or (target.part == "training data" and mutation.name.startswith("line "))
     )
 
