@@ -94,12 +94,14 @@ def contamination(
     Example: dreambench contamination --task vqav2 --train train/pairs_train.jsonl --json overlap.json --clean clean.txt
     """
     import json
+    import shlex
 
     from dreambench.api import choose
     from dreambench.contamination import find_overlap
     from dreambench.files import write_atomically
     from dreambench.progress import say
     from dreambench.registry import load_task
+    from dreambench.safety import printable
     from dreambench.training_data import TrainingData
 
     spec = RunSpec(task=task, **options)
@@ -116,11 +118,14 @@ def contamination(
     overlap = find_overlap(loaded, samples, training, n=ngram, template=template, distance=distance, progress=progress)
     _print(overlap, loaded.name)
     if json_file is not None:
-        write_atomically(json_file, (json.dumps(overlap.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(json_file, (json.dumps(overlap.to_json(), indent=1) + "\n").encode())
     if clean is not None and (untouched := overlap.clean()):
         write_atomically(clean, "".join(f"{id_}\n" for id_ in untouched).encode())
-        place = "".join(f" --{name} {options[name]}" for name in ("data", "images", "split") if name in options)
-        print(f"scores of the rest: dreambench run --task {task}{place} --ids {clean}")
+        place = [
+            word for name in ("data", "images", "split") if name in options for word in (f"--{name}", options[name])
+        ]
+        command = shlex.join(["dreambench", "run", "--task", task, *place, "--ids", str(clean)])
+        print(printable(f"scores of the rest: {command}"))
     elif clean is not None:
         say(f"no sample is untouched: {clean} was not written")
 
@@ -133,7 +138,7 @@ def _print(overlap: Overlap, task: str) -> None:
     counts, check, total = overlap.counts, overlap.check, len(overlap.ids)
     texts_only = check["image"] is None
     print(f"{task}: {counted(total, 'sample')}" + ("" if texts_only else f", {counted(counts['images'], 'image')}"))
-    print(f"training: {', '.join(map(str, check['training_files']))}")
+    print(printable(f"training: {', '.join(map(str, check['training_files']))}"))
     print(
         f"  {counted(counts['training_records'], 'record')}, {counted(counts['training_texts'], 'text')},"
         f" {'images not compared' if texts_only else counted(counts['training_images'], 'image')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pydantic import AfterValidator
 
 from dreambench.documents import JSON, canonical_json
 from dreambench.errors import RunError, UsageError, counted
+from dreambench.leaderboard.collect import cleaned
 from dreambench.report.runs import CompleteRun
 from dreambench.safety import holds_secret
 
@@ -32,6 +34,8 @@ FORMS = {
 def export(runs: Sequence[CompleteRun], form: str, out: Path, settings: Mapping[str, str]) -> list[str]:
     """Write complete runs in a form; what was written and what the form has no place for, a line each.
 
+    Of absolute paths in metrics.json, forms get the last step only.
+
     Raises:
         UsageError: the form is unknown, takes fewer runs, or does not have a setting.
         RunError: a run lacks what the form needs, or holds a secret.
@@ -40,9 +44,10 @@ def export(runs: Sequence[CompleteRun], form: str, out: Path, settings: Mapping[
         raise UsageError(f"--to {form}: the forms are {', '.join(FORMS)}")
     for run in runs:
         _refuse_secrets(run.run.path, run.metrics)
+    shown = [replace(run, metrics=cleaned(dict(run.metrics))) for run in runs]
     module, _, name = FORMS[form].partition(":")
     write: Form = getattr(import_module(f"dreambench.exports.{module}"), name)
-    return write(runs, out, settings)
+    return write(shown, out, settings)
 
 
 def like(pattern: str, words: str) -> AfterValidator:

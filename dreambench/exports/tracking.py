@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict
 
 from dreambench.documents import digest
-from dreambench.errors import MissingExtraError, UsageError, counted
+from dreambench.errors import DreambenchError, MissingExtraError, RunError, UsageError, counted
 from dreambench.exports import like
 from dreambench.report.runs import CompleteRun
 from dreambench.report.text import flat, printable
@@ -40,7 +40,7 @@ class Settings(BaseModel):
 def write_mlflow(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str, str]) -> list[str]:
     """Add runs to the experiment in ``out/mlflow.db``, artifacts beside it. A run that is there already is left as it is."""
     known, folder = _settings(out, settings), out.resolve()
-    with _quiet(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true"):
+    with _complaints(out), _quiet(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true"):
         try:
             from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         except ImportError as error:
@@ -56,7 +56,7 @@ def write_mlflow(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str, 
             if client.search_runs([experiment], f"tags.`dreambench.metrics_sha256` = '{key}'"):
                 continue
             at = _milliseconds(run)
-            tags = {"dreambench.metrics_sha256": key, "dreambench.run": run.name, "dreambench.date": str(run.date)}
+            tags = {"dreambench.run": run.name, "dreambench.date": str(run.date)}
             info = client.create_run(experiment, start_time=at, tags=tags, run_name=run.name).info
             for name, value in _metrics(run).items():
                 client.log_metric(info.run_id, name, value, timestamp=at)
@@ -64,6 +64,7 @@ def write_mlflow(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str, 
                 client.log_param(info.run_id, name, value)
             client.log_artifact(info.run_id, str(run.run.path / "metrics.json"))
             client.set_terminated(info.run_id, end_time=at)
+            client.set_tag(info.run_id, "dreambench.metrics_sha256", key)  # last, so that it means that all is there
             added += 1
     return [
         f"added {counted(added, 'run')} to the experiment {known.project}, {len(runs) - added} were there:"
@@ -75,7 +76,7 @@ def write_trackio(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str,
     """Add runs to the project in `out`. A run that is there already, by its name, is left as it is."""
     known, folder = _settings(out, settings), out.resolve()
     servers = ("SPACE_ID", "SERVER_URL", "WRITE_TOKEN", "BUCKET_ID", "DATASET_ID", "WEBHOOK_URL")
-    with _quiet(*(f"TRACKIO_{name}" for name in servers), TRACKIO_DIR=str(folder)):
+    with _complaints(out), _quiet(*(f"TRACKIO_{name}" for name in servers), TRACKIO_DIR=str(folder)):
         try:
             import trackio  # pyright: ignore[reportMissingImports]
             from trackio.utils import TRACKIO_DIR  # pyright: ignore[reportMissingImports]
@@ -140,6 +141,20 @@ def _parameters(run: CompleteRun) -> dict[str, str]:
     }
     named = {re.sub(r"[^\w. /-]", "_", name)[:200]: printable(str(value)) for name, value in flat(fields)}
     return {name: value if len(value) <= LONGEST else f"{value[:LONGEST]} …" for name, value in named.items()}
+
+
+@contextlib.contextmanager
+def _complaints(out: Path) -> Generator[None]:
+    """What a tracker raises on a full disk or a damaged store, in one line."""
+    try:
+        yield
+    except (DreambenchError, OSError):
+        raise
+    except Exception as error:  # of MLflow, SQLAlchemy, sqlite3
+        said = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"{out}: the store cannot be written ({type(error).__name__}: {said}): name another folder"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -94,6 +94,17 @@ def test_hostile_answers_stay_one_line_each(tmp_path: Path) -> None:
     assert ModelCard.load(tmp_path / "card.md", ignore_metadata_errors=False).data.eval_results
 
 
+def test_folders_of_this_machine_stay_here(tmp_path: Path) -> None:
+    made = dated(
+        text_run(tmp_path / "run", ["a"], [score(better="higher")], model="transformers:/home/somebody/secret/model-7b")
+    )
+    for form in ("every-eval-ever", "model-card"):
+        export([made], form, tmp_path / form, {})
+    written = everything(tmp_path / "every-eval-ever") | {"card": (tmp_path / "model-card").read_bytes()}
+    assert all(b"somebody" not in data for data in written.values())
+    assert any("local/model-7b" in name for name in written)
+
+
 def test_a_model_card_is_read_back_by_the_hub_s_own_reader(runs: Runs, tmp_path: Path) -> None:
     card_file = tmp_path / "README.md"
     export(list(runs.values()), "model-card", card_file, {"model": "name", "dataset": "org/data"})
@@ -142,11 +153,10 @@ def test_submissions_are_what_each_benchmark_reads(runs: Runs, tmp_path: Path) -
 def test_a_submission_with_a_missing_answer_is_refused(
     runs: Runs, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = CompleteRun(runs[task].run, runs[task].metrics)
-    answers = dict(run.responses)
+    run, answers = runs[task], dict(runs[task].responses)
     first = next(iter(answers))
     answers[first] = answers[first].failed(first, "no-answer", "none")
-    monkeypatch.setitem(vars(run), "responses", answers)
+    monkeypatch.setattr(run.run, "responses", lambda: answers)
     with pytest.raises(RunError, match=f"1 of .* no answer, the first {first}"):
         export([run], "submission", tmp_path / "out.json".replace("json", "tsv" if task == "mmbench" else "json"), {})
     assert not list(tmp_path.iterdir())

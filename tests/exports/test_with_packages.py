@@ -12,6 +12,7 @@ from exports.conftest import dated
 from report.made_runs import HOSTILE, image_run, score, text_run
 
 from dreambench.contamination import perceptual_hash
+from dreambench.errors import RunError
 from dreambench.exports import export
 from dreambench.report.runs import CompleteRun
 from dreambench.scores import Cells
@@ -78,6 +79,13 @@ def test_mlflow_reads_the_runs_back(runs: Runs, tmp_path: Path) -> None:
         assert data.params["system.model.name"] == "blind"
         assert data.tags["dreambench.date"] == run.date
         assert [file.path for file in client.list_artifacts(found[run.name].info.run_id)] == ["metrics.json"]
+
+
+def test_a_damaged_store_is_one_line(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(RunError, match="the store cannot be written") as error:
+        export([runs["vqav2"]], "mlflow", tmp_path, {})
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.usefixtures("no_network")
