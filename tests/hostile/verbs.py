@@ -77,6 +77,7 @@ def make_verbs(server: Server, fixtures: Path, *, heavy: bool) -> list[Verb]:
         verb("export every-eval-ever", *export, "every-eval-ever", "--out", "made", copies=[run]),
         verb("export submission", *export, "submission", "--out", "made.json", copies=[run]),
         verb("contamination", *overlap, "--json", "found.json", "--clean", "made.txt"),
+        verb("leaderboard", "dreambench", "leaderboard", run, "--out", "tables", copies=[run]),
         verb("playground write", "dreambench", "playground", "write", "made", "--n", 6),
         verb("dreamllm init", "dreamllm", "init", "made", heavy=True),
     ]
