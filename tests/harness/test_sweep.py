@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dreambench.api import check
 from dreambench.cli import main
 from dreambench.errors import UsageError
 from dreambench.report.runs import CompleteRun, load
@@ -183,3 +184,11 @@ def test_a_curve_runs_along_the_setting_that_varies(tmp_path: Path) -> None:
     assert first["curve-t.png"].startswith(b"\x89PNG")
     assert not curves(runs[:2]), "one setting is no curve"
     plot([point for point in found if point.value == 1])
+
+
+def test_the_sweep_of_the_leaderboards_is_one() -> None:
+    specs = read_sweep(Path(__file__).parents[2] / "leaderboards" / "sweep.yaml")
+    assert {spec.task for spec in specs} == {"vqav2", "mmbench", "mmvet", "coco_fid", "lncoco_fid", "interleaved"}
+    for spec in specs:
+        check(spec)
+    assert all({one.seed for one in specs if one.task == task} == {0, 1, 2} for task in ("coco_fid", "interleaved"))
