@@ -120,7 +120,7 @@ def nearest_reference_images(run: RunFolder, ids: Sequence[str]) -> dict[str, li
             ours, theirs = generated["features"][[places[id_] for id_ in wanted]], real["features"][known]
             lengths = np.linalg.norm(ours, axis=1)[:, None] * np.linalg.norm(theirs, axis=1)[None]
             cosines = ours @ theirs.T / np.maximum(lengths, np.finfo(np.float32).tiny)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise RunError(f"{folder} is damaged: remove it, and `dreambench score` computes it again") from error
         for id_, row in zip(wanted, cosines, strict=True):
             order = np.argsort(-row, kind="stable")[:NEAREST].tolist()

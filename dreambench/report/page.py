@@ -22,7 +22,7 @@ from typing import Any
 
 from dreambench.documents import JSON
 from dreambench.errors import UsageError
-from dreambench.files import write_atomically
+from dreambench.files import discard, write_atomically
 from dreambench.progress import say
 from dreambench.report.images import captioned_sheet
 from dreambench.report.runs import COUNT, SHOWN, CompleteRun
@@ -79,9 +79,8 @@ def _sample_pages(runs: Sequence[CompleteRun], folder: Path, back: str) -> list[
         _write(folder / f"{number:05d}.html", "--all", html.encode(), quiet=True)
         written.append((f"{folder.name}/{number:05d}.html", f"{found.title}: {found.part}"))
         found = following
-    for old in folder.glob("[0-9][0-9][0-9][0-9][0-9].html"):
-        if int(old.stem) > len(written):
-            old.unlink()
+    for old in sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].html"))[len(written) :]:
+        discard(old)
     say(f"wrote {folder} ({len(written)} pages)")
     return written
 
@@ -191,6 +190,8 @@ def _errors(run: CompleteRun) -> list[tuple[str, int, str, str]]:
     """Each type of error, its number of samples, the first of them and its message."""
     found: list[tuple[str, int, str, str]] = []
     for name, kind in run.metrics["errors"]["types"].items():
+        if not kind["ids"]:
+            continue
         error = run.responses[kind["ids"][0]].error
         found.append((name, kind["n"], kind["ids"][0], clean(error.message, 400) if error else ""))
     return found

@@ -23,6 +23,7 @@ from dreambench.environment import code_sha256
 from dreambench.errors import DataError, DreambenchError, RunError
 from dreambench.files import read_json_lines
 from dreambench.interfaces import Task
+from dreambench.records import JudgementLine, parse
 from dreambench.registry import load_task
 from dreambench.report.images import SIDE, nearest_reference_images, saved_reference_images, thumbnail
 from dreambench.report.runs import (
@@ -244,12 +245,11 @@ class _Run:
     def judgements(self) -> dict[str, list[dict[str, JSON]]]:
         """The judge's replies by sample; an answer that another sample gave, too, was graded once, and is found by its content."""
         path, found = self.run.run.path / "judgements.jsonl", dict[str, list[dict[str, JSON]]]()
-        for _, line in read_json_lines(path, RunError, torn=True) if path.is_file() else ():
-            if isinstance(line, dict) and "key" in line:
-                for key in (
-                    str(line.get("id")),
-                    _content(*(line.get(k) for k in ("question", "reference", "prediction"))),
-                ):
+        for number_, line in read_json_lines(path, RunError, torn=True) if path.is_file() else ():
+            if not isinstance(line, dict) or "identity" not in line:
+                line = parse(JudgementLine, line, RunError, f"{path}, line {number_}", "; remove the line")
+                content = _content(*(line.get(name) for name in ("question", "reference", "prediction")))
+                for key in (line["id"], content):
                     found.setdefault(key, []).append(line)
         return found
 
@@ -340,7 +340,7 @@ class _Builder:
         reference = sample.targets.get("reference")
         keys: dict[str, str] = {}
         if isinstance(reference, list):
-            paths = [part["image"] for part in reference if isinstance(part, dict) and "image" in part]
+            paths = [str(part["image"]) for part in reference if isinstance(part, dict) and "image" in part]
             keys = {path: f"{sample.targets.get('document_id')}/{place}" for place, path in enumerate(paths)}
         parts: list[Part] = []
         for part in document:
@@ -366,7 +366,7 @@ class _Builder:
         options, answer, answers, reference = (targets.get(k) for k in ("options", "answer", "answers", "reference"))
         if isinstance(options, dict):
             yield "options", [clean("\n".join(f"{letter}. {text}" for letter, text in options.items()))]
-            if answer in options:
+            if isinstance(answer, str) and answer in options:
                 answer = f"{answer}. {options[answer]}"
         if targets.get("hint"):
             yield "hint", [clean(str(targets["hint"]))]
@@ -374,7 +374,7 @@ class _Builder:
         if isinstance(listed, list) and listed:
             counts = Counter(map(str, listed)).most_common()
             yield "reference answers", [clean(", ".join(f"{text} ×{n}" if n > 1 else text for text, n in counts))]
-        if isinstance(reference, list) and not row.get("image"):
+        if not row.get("image") and isinstance(reference, list) and all(map(_is_part, reference)):
             yield "reference", self._document(from_json(reference), sample, row)
         elif isinstance(reference, str):
             yield "reference answer", [clean(reference)]
@@ -422,10 +422,10 @@ class _Builder:
             )
             return
         yield "generated", [self.images.part(paths[0] if paths else None)]
-        details = response.details
-        scores, kept = details.get("clip_scores") or [], details.get("kept") or []
+        chosen = response.details.get("chosen")
+        scores, kept = (_numbers(response.details.get(name)) for name in ("clip_scores", "kept"))
         if len(scores) > 1:
-            by_place, chosen = dict(zip(kept, paths, strict=False)) if len(paths) > 1 else {}, details.get("chosen")
+            by_place = dict(zip(kept, paths, strict=False)) if len(paths) > 1 else {}
             order = sorted(range(len(scores)), key=lambda j: (j != chosen, -scores[j]))
             yield (
                 "candidates and their CLIPScore",
@@ -441,6 +441,15 @@ class _Builder:
         if path is None:
             return {"x": "not kept", "n": note, **({"c": True} if chosen else {})}
         return self.images.part(path, note, side=NEIGHBOUR_SIDE, chosen=chosen)
+
+
+def _is_part(part: JSON) -> bool:
+    return isinstance(part, dict) and any(isinstance(part.get(name), str) for name in ("text", "image"))
+
+
+def _numbers(values: JSON) -> list[Any]:
+    """A list of numbers as it is, nothing for anything else."""
+    return values if isinstance(values, list) and all(isinstance(value, (int, float)) for value in values) else []
 
 
 def _block(heading: str, parts: list[Part]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from PIL import Image as Pillow
-from report.made_runs import HOSTILE, image_run, make_run, score, text_run
+from report.made_runs import HOSTILE, image_run, make_run, png, score, text_run
 
 import dreambench
 from dreambench.api import score_run
-from dreambench.documents import Text
+from dreambench.documents import Image, Text
 from dreambench.errors import RunError
 from dreambench.report.page import Axis, page, write_page
 from dreambench.report.runs import COUNT, load, load_all, shown_images
@@ -218,6 +218,7 @@ def test_the_judges_words_and_what_was_extracted_are_shown(tmp_path: Path) -> No
         "id": "q",
         "run": 0,
         "score": 0.5,
+        "reason": None,
         "raw": "Half <b>right</b>.",
         "answered_by": "m",
     }
@@ -348,7 +349,7 @@ def test_images_are_shown_from_the_run_alone(generated: Path) -> None:
         parts = [*block(sample, "reference"), *block(answer, "generated"), *block(answer, "nearest reference images")]
         assert len(parts) == 5, "a generated image, its reference, and the nearest"
         assert all("i" in part for part in parts)
-    assert any("mean similarity by word of the caption" in text for text in parsed.text)
+    assert any("mean clip_score by word of the caption" in text for text in parsed.text)
     reference_images = generated.parents[1] / "gone" / "val2017"
     for image_id, name in names.items():
         with (
@@ -400,3 +401,19 @@ def test_thumbnail_names_cannot_point_outside_the_run(generated: Path, tmp_path:
     index.write_text("[]")
     with pytest.raises(RunError, match=r"images\.json is damaged"):
         page([load(copy)])
+
+
+def test_odd_targets_and_details_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
+    targets = {"options": {"A": 1}, "answer": ["A"], "answers": [1, None], "reference": [{"x": 1}], "hint": {"a": 2}}
+    details = {"clip_scores": ["high", 2], "chosen": "x", "kept": {"a": 1}}
+    image = Image(data=png(1))
+    samples = [Sample("a", (Text("?"),), targets), Sample("b", (), {"reference": 3, "options": []})]
+    responses = [Response("a", (image,), details=details), Response("b", (image, Text("t"), image))]
+    rows = [{"id": id_, "image_id": None, "caption": None, "similarity": None} for id_ in "ab"]
+    run = make_run(tmp_path / "run", samples, responses, rows, [score()])
+    parsed = Parsed(page([load(run)]))
+    assert_inert(parsed)
+    assert set(parsed.samples()) == {"a", "b"}
+    (run / "judgements.jsonl").write_text('{"key": "k", "judge": "j", "id": "a", "run": 0, "score": "high"}\n')
+    with pytest.raises(RunError, match="line 1 is damaged"):
+        page([load(run)])
