@@ -97,6 +97,7 @@ def test_which_damage_leaves_another_valid_file() -> None:
     assert of("fake/1.png", "missing")
     assert of("votes.jsonl", "line 3 twice")
     assert of("votes.jsonl", "line 3: rater = null")
+    assert of("run/responses/rank-00000.jsonl", "line 4: document = empty list")
     assert not of("votes.jsonl", "line 3: all with rater twice")
     assert not of("votes.jsonl", "line 3: vote = null")
     assert not of("results.json", "missing")
