@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from pydantic import BaseModel, PositiveInt
+from transformers.utils import logging as transformers_logging
 
 from dreambench.adapters.torch_tools import (
     catch_out_of_memory,
@@ -90,11 +92,13 @@ class Pipeline(Model):
         )
         self.weights, self.configuration = _fingerprints(folder)
         self.pipeline: Any = _load(folder, arguments.safety_checker == "on")
+        parts = {name: part for name, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
         with catch_out_of_memory():
-            self.pipeline.to(device=self.device, dtype=self.dtype)
-        for name, part in self.pipeline.components.items():
-            if isinstance(part, torch.nn.Module):
-                require_finite(part, folder / name)
+            self.pipeline.to(device=self.device)
+            if any(weights.dtype != self.dtype for part in parts.values() for weights in part.parameters()):
+                self.pipeline.to(dtype=self.dtype)  # which warns, even where nothing is to be cast
+        for name, part in parts.items():
+            require_finite(part, folder / name)
         self.pipeline.set_progress_bar_config(disable=True)
         self._own_scheduler: Any = self.pipeline.scheduler
         self._accepted = frozenset(inspect.signature(self.pipeline.__call__).parameters)
@@ -246,10 +250,16 @@ def _fingerprints(folder: Path) -> tuple[str, str]:
 
 def _load(folder: Path, safety_checker: bool) -> DiffusionPipeline:
     """The pipeline, from safetensors; code in the folder is not run."""
+    for library in (transformers_logging, diffusers_logging):
+        library.disable_progress_bar()
     options: dict[str, Any] = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
     try:
         pipeline: Any = DiffusionPipeline.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, trust_remote_code=False, **options
+            str(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **options,
         )
     except BaseException as error:  # of damaged files, every parser and model of the library raises its own
         if is_ours(error):
