@@ -163,8 +163,7 @@ class SeedSummary:
     """One score over all samples, of runs that differ by their seed alone.
 
     `within` is the mean of the ends of the runs' own intervals: the uncertainty of the samples. `between` is Student's interval of the
-    mean over seeds: the uncertainty of generation, and of the choice of captions where the seed makes it. Either is None where
-    `within_method` or `between_method` says why.
+    mean over seeds: the uncertainty of generation. Either is None where `within_method` or `between_method` says why.
     """
 
     task: str
@@ -223,7 +222,7 @@ def _summaries(group: Sweep) -> Iterator[SeedSummary]:
 
 
 def _overall(run: CompleteRun) -> dict[tuple[int, str], Score]:
-    """The scores over all samples, by the place of their protocol in the run: its id may depend on the seed (choice of captions)."""
+    """The scores over all samples, by the place of their protocol in the run."""
     places = list(run.metrics["protocols"])
     return {
         (places.index(score.protocol), score.metric): score
