@@ -97,7 +97,7 @@ def _write(run: CompleteRun, out: Path, settings: Settings) -> Iterator[str]:
         }
     write_atomically(out / folder / f"{name}.json", (json.dumps(aggregate, indent=1) + "\n").encode())
     yield f"wrote {out / folder / name}.json: {counted(len(shown), 'score')}, {counted(n, 'sample')}"
-    if left := sorted({score.metric for score in run.scores if score.better is None}):
+    if left := sorted({score.metric for score in run.scores if score.better is None and score.value is not None}):
         yield f"left out, because the form wants lower or higher to be better: {', '.join(left)}"
     if empty := [score for score in run.scores if score.value is None]:
         yield f"left out, because the form has no place for them: {counted(len(empty), 'score')} without a value"

@@ -49,7 +49,7 @@ class EntrySettings(BaseModel):
 
 
 def write(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str, str]) -> list[str]:
-    """The front matter of a model card with the scores over all samples of runs of one model.
+    """The front matter of a model card with the scores over all samples of runs of one model, without baselines such as real-vs-real.
 
     Raises:
         UsageError: the runs are of several models.
@@ -72,13 +72,13 @@ def write(runs: Sequence[CompleteRun], out: Path, settings: Mapping[str, str]) -
         )
         for run in runs
         for score in run.scores
-        if score.group is None and score.value is not None
+        if score.group is None and score.value is not None and score.better is not None
     ]
     if not results:
-        raise RunError(f"{runs[0].run.path} has no score with a value")
+        raise RunError(f"{runs[0].run.path} has no score of which higher or lower is better")
     card = ModelCardData(model_name=known.model or next(iter(models)), eval_results=results)
     write_atomically(out, f"---\n{card.to_yaml().strip()}\n---\n".encode())
-    return [f"wrote {counted(len(results), 'result')} to {out}, scores of groups left out"]
+    return [f"wrote {counted(len(results), 'result')} to {out}; scores of groups, and baselines, are left out"]
 
 
 def _args(run: CompleteRun, score: Score) -> dict[str, JSON]:

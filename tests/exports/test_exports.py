@@ -80,10 +80,13 @@ def test_every_eval_ever_names_what_it_has_no_place_for(tmp_path: Path) -> None:
     (result,) = json.loads(file.read_text())["evaluation_results"]
     assert result["metric_config"]["lower_is_better"] is True
     assert not list((tmp_path / "out").rglob("*.jsonl"))
+    export([made], "model-card", tmp_path / "card.md", {})
+    (kept,) = ModelCard.load(tmp_path / "card.md").data.eval_results or []
+    assert kept.metric_type == "fd[x]"
 
 
 def test_hostile_answers_stay_one_line_each(tmp_path: Path) -> None:
-    cells = Cells("accuracy", bounds=(0.0, 1.0))
+    cells = Cells("accuracy")
     made = dated(
         text_run(tmp_path / "run", HOSTILE, [score(better="higher", cells=cells)], model="a/../..@evil\u2028x")
     )
