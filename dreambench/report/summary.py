@@ -21,8 +21,7 @@ COLUMNS = ("task", "model", "settings", "metric", "mean", "within seeds", "betwe
 RIGHT = ("Fréchet distance", "CLIPScore", "mean", "within seeds", "between seeds", "seeds", "n")
 EXPLAINED = (
     "within seeds: the mean of the runs' own 95 % intervals, the uncertainty of the samples. between seeds: Student's 95 % interval of the"
-    " mean over seeds, the uncertainty of generation (and of the choice of captions, where the seed makes it); = where all seeds give the"
-    " same value."
+    " mean over seeds, the uncertainty of generation; = where all seeds give the same value."
 )
 
 
@@ -83,9 +82,7 @@ def _markdown(summaries: Sequence[SeedSummary], points: Sequence[CurvePoint]) ->
     protocols = dict.fromkeys((one.task, id_) for one in summaries for id_ in one.protocols)
     if len(protocols) > len({one.task for one in summaries}):
         lines = "".join(f"- {markdown(task)}: `{id_}`\n" for task, id_ in protocols)
-        parts += [
-            f"Protocols (those that differ in the choice of captions alone differ by the seed):\n\n{lines.rstrip()}"
-        ]
+        parts += [f"Protocols:\n\n{lines.rstrip()}"]
     return "\n\n".join(parts) + "\n"
 
 
