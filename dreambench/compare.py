@@ -260,7 +260,9 @@ def _values(run: CompleteRun, metric: str, cells: Cells) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        rows = cells.select(run.table)
+        # Without the texts, which every selection would copy.
+        needed = dict.fromkeys(["id", cells.column, *filter(None, [cells.cluster]), *cells.where])
+        rows = cells.select(run.table.filter(items=list(needed)))
         values = rows[cells.column].to_numpy(dtype=np.float64)
         clusters = None if cells.cluster is None else rows[cells.cluster].to_numpy()
     except (KeyError, ValueError, TypeError) as error:
@@ -270,11 +272,11 @@ def _values(run: CompleteRun, metric: str, cells: Cells) -> pd.DataFrame:
 
 def _paired(score: Score, cells: Cells, ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference | None:
     """The difference over the samples that both runs scored."""
-    both = ours.join(theirs["value"].rename("second"), how="inner")
+    both = ours.join(theirs.filter(items=["value"]).add_prefix("second_"), how="inner")
     if both.empty:
         return None
     scale = 100.0 if score.unit == "%" else 1.0
-    first, second = scale * both["value"].to_numpy(), scale * both["second"].to_numpy()
+    first, second = scale * both["value"].to_numpy(), scale * both["second_value"].to_numpy()
     cluster, (low, high) = cells.cluster, cells.bounds
     found = paired_difference(
         second,

@@ -158,7 +158,12 @@ def _execute_sweep(
         if result.metrics is not None:
             complete.append((spec, load(result.folder)))
     if complete:
-        _summarize(complete, len(specs), summary or out / f"summary-{config.stem}")
+        try:
+            _summarize(complete, len(specs), summary or out / f"summary-{config.stem}")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            failed.append(f"summary: {refusal(error)}")
     for line in [*missed, *(f"failed: {line}" for line in failed)]:
         say(line)
     if failed or missed:

@@ -130,6 +130,9 @@ def test_a_failing_run_stops_no_other_and_the_same_command_goes_on(
     assert "more than --max-unscored 0" in printed.err
     assert len(Path("runs/summary-sweep/summary.csv").read_text().splitlines()) == 4
     assert status(*command) == 0
+    (tmp_path / "file").touch()
+    assert status(*command, "--summary", "file/below") == 2
+    assert "failed: summary: file" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_every_plan_and_starts_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
