@@ -272,18 +272,19 @@ def test_the_page_shows_random_documents_beside_their_references_and_escapes_the
     (made / "documents.jsonl").write_text("".join(json.dumps(record) + "\n" for record in evil))
     result = run_task(data, tmp_path / "runs", f"documents:{made}", protocol=["free"], limit=5)
     text = page([load(result.folder)])
-    assert text.count('<article class="document">') == 5
-    assert "<script>" not in text
+    assert text.count('<article class="sample">') == 5, "without the script"
+    assert "<script>alert" not in text
     assert "<img src=x" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     shown = sum(2 * len(record["matched"]) for record in hostile[:5])
-    assert text.count("data:image/jpeg") == shown
+    assert text.count('<img src="data:image/jpeg') == shown
     assert "not kept in the run" not in text
 
 
 def test_the_page_of_both_modes_ranks_images_by_similarity_and_has_their_references(both: Result) -> None:
     text = page([load(both.folder)])
-    assert "Worst 12 by cosine similarity of the features" in text
+    assert '"column":"similarity"' in text
+    assert '"h":"nearest reference images"' in text
     assert "not kept in the run" not in text
 
 

@@ -360,12 +360,15 @@ def test_an_image_that_is_missing_in_a_folder_is_counted_and_named(world: Path, 
 
 
 def test_a_run_keeps_the_reference_images_that_its_report_shows(world: Path, tmp_path: Path) -> None:
-    from dreambench.report.images import saved_reference_images
+    from dreambench.report.images import nearest_reference_images, saved_reference_images
     from dreambench.store import RunFolder
 
-    folder = run_task(world, tmp_path, limit=5).folder
-    shown = saved_reference_images(RunFolder(folder))
-    assert len(shown) == 5
+    run = RunFolder(run_task(world, tmp_path, limit=5).folder)
+    shown = saved_reference_images(run)
+    own = {sample.targets["image_id"] for sample in run.samples()}
+    nearest = nearest_reference_images(run, [sample.id for sample in run.samples()])
+    assert all(len(found) == 3 for found in nearest.values())
+    assert set(shown) == {str(key) for key in own} | {key for found in nearest.values() for key, _ in found}
     assert all(path is not None and path.is_file() for path in shown.values())
 
 
