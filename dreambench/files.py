@@ -104,9 +104,9 @@ def read_bytes(path: Path, error: type[DreambenchError] = DataError) -> bytes:
 def plain_or_gzip(path: Path, root: Path | None = None) -> Path | None:
     """`path`, or `path` with ``.gz`` appended: the one that exists, the plain one first; no link out of `root` (default: its folder).
 
-    Raises `DataError` for a folder of that name.
+    Raises `DataError` for a folder of that name, and for a link to nowhere.
     """
-    found = next((found for found in (path, path.with_name(f"{path.name}.gz")) if found.exists()), None)
+    found = next((found for found in (path, path.with_name(f"{path.name}.gz")) if os.path.lexists(found)), None)
     if found is not None and not found.is_file():
         raise DataError(f"{found} is no file: replace or rename it")
     return None if found is None else not_led_out(root or path.parent, found)

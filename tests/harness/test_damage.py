@@ -191,6 +191,9 @@ def test_a_folder_with_the_name_of_a_file_is_no_missing_file(tmp_path: Path) -> 
         list(files_below(tmp_path, lambda name: name.endswith(".png")))
     with pytest.raises(DataError, match=r"questions\.json\.gz is no file"):
         plain_or_gzip(tmp_path / "questions.json")
+    (tmp_path / "annotations.json").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"annotations\.json is no file"):
+        plain_or_gzip(tmp_path / "annotations.json")
     with pytest.raises(DataError, match="is a link out of"):
         not_led_out(tmp_path, tmp_path / "a\0b")
 
