@@ -93,21 +93,13 @@ class Pipeline(Model):
         )
         self.weights, self.configuration = _fingerprints(folder)
         self.pipeline: Any = _load(folder, arguments.safety_checker == "on")
-<<<<<<< HEAD
         parts = {name: part for name, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
-        with catch_out_of_memory():
+        with catch_out_of_memory(), library_errors(folder):
             self.pipeline.to(device=self.device)
             if any(weights.dtype != self.dtype for part in parts.values() for weights in part.parameters()):
                 self.pipeline.to(dtype=self.dtype)  # which warns, even where nothing is to be cast
         for name, part in parts.items():
             require_finite(part, folder / name)
-=======
-        with catch_out_of_memory(), library_errors(folder):
-            self.pipeline.to(device=self.device, dtype=self.dtype)
-        for name, part in self.pipeline.components.items():
-            if isinstance(part, torch.nn.Module):
-                require_finite(part, folder / name)
->>>>>>> e583065 (A link to nowhere is no missing file; what diffusers cannot move to a device is an error of the checkpoint)
         self.pipeline.set_progress_bar_config(disable=True)
         self._own_scheduler: Any = self.pipeline.scheduler
         self._accepted = frozenset(inspect.signature(self.pipeline.__call__).parameters)
