@@ -193,6 +193,8 @@ class _Run:
     @cached_property
     def column(self) -> str | None:
         """The column of scores.parquet by which samples are ranked: that of the scores over most samples, else the first of fractions."""
+        if self.run.has_images:  # that by which the lowest and highest are shown
+            return choose([row for row in self.run.rows if row["image"]]).column
         columns = dict.fromkeys(score.cells.column for score in self.run.scores if score.cells is not None)
         counts = {name: self.run.count(name) for name in columns}
         if any(counts.values()):
