@@ -269,7 +269,7 @@ def make_data_settings(raw: dict[str, Any]) -> DataSettings:
 
 
 def _check_numbers(value: Any, where: str, key: str = "") -> None:
-    """UsageError for a number that is not finite or absurdly large, and for YAML that contains itself."""
+    """UsageError for a number that is not finite or absurdly large, a null character, and YAML that contains itself."""
     try:
         for name, one in (
             value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -277,6 +277,8 @@ def _check_numbers(value: Any, where: str, key: str = "") -> None:
             _check_numbers(one, where, f"{key}.{name}" if key else str(name))
     except RecursionError:
         raise UsageError(f"{where.removesuffix(': ')} is nested too deeply") from None
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"{where}{key}: it has a null character, which no path or name has")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{where}{key}: {value} is no finite number")
     if isinstance(value, int) and abs(value) > MAX_NUMBER:

@@ -147,3 +147,8 @@ def test_errors_of_a_library_and_of_ours_name_the_file() -> None:
         raise KeyboardInterrupt
     with pytest.raises(UsageError, match=r"^sft\.yaml: max_length 7 is too short$"), naming("sft.yaml"):
         raise UsageError("max_length 7 is too short")
+
+
+def test_a_recipe_s_text_has_no_null_character() -> None:
+    with pytest.raises(UsageError, match=r"^sft\.json: data\.cache: it has a null character"):
+        make_recipe({"data": {"cache": "a\0b"}}, "sft.json: ")
