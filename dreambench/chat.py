@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ipaddress
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from dreambench.documents import JSON, Document, Image, Text, document_text
 from dreambench.errors import DreambenchError, MissingExtraError, UsageError, counted
 from dreambench.images import decode, encode_png
-from dreambench.safety import keep_secret, printable, redact
+from dreambench.safety import is_loopback, keep_secret, printable, redact
 from dreambench.spec import parse_arguments
 from dreambench.trust import require_said
 
@@ -36,7 +35,6 @@ __all__ = [
     "ServerUnavailableError",
     "content_parts",
     "in_parallel",
-    "is_loopback",
     "message_content",
 ]
 
@@ -70,14 +68,6 @@ class Reply:
     model: str | None = None
     prompt_tokens: int | None = None
     new_tokens: int | None = None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine by itself, without asking a name server."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class ChatServer(BaseModel):

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from dreambench.chat import is_loopback
 from dreambench.documents import JSON
 from dreambench.errors import UsageError
+from dreambench.safety import is_loopback
 
 __all__ = ["MOST_BYTES", "BrokeOffError", "Poster", "cut_short"]
 

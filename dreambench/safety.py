@@ -1,10 +1,12 @@
-"""Text made safe for where it goes: without the keys that this process knows, and without characters that command a terminal."""
+"""Text made safe for where it goes: without the keys that this process knows, and without characters that command a terminal; and which
+hosts are this machine."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import functools
+import ipaddress
 import os
 import re
 import sys
@@ -17,6 +19,7 @@ __all__ = [
     "REDACTED",
     "Redacting",
     "holds_secret",
+    "is_loopback",
     "keep_secret",
     "printable",
     "redact",
@@ -29,6 +32,14 @@ SHORTEST = 6
 """Characters of a key below which it is no secret: ``EMPTY`` and ``none``, which local servers are given, are words of answers as well."""
 _NAME = re.compile(r"(.*_)?(api_?key|key|token|secret|password|passwd|credentials?)", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"://[^\s/?#@]*:[^\s/?#@]*@")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine by itself, without asking a name server."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def secret_name(name: str) -> bool:

@@ -63,6 +63,18 @@ PHASES: Mapping[str, str] = {
 }
 """What a moment counts as: the first phase that has a frame, ``file:function``, in the stack of the main thread."""
 
+CHILD = """
+import sys
+from dreambench.throughput import profiled
+
+def command():
+    from dreambench.cli import main
+    main(sys.argv[2:])
+
+profiled(sys.argv[1], command)
+"""
+"""The process of a case: with its imports in the profile."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -105,10 +117,9 @@ def measure(case: Case, size: str = "standard", options: Sequence[str] = ()) -> 
     command = ["run", "--task", case.task, "--limit", limit, *case.options, *options]
     with tempfile.TemporaryDirectory(prefix="dreambench-bench-") as folder:
         profile, out = Path(folder) / "profile.json", Path(folder) / "runs"
-        child = "import sys; from dreambench.throughput import profiled; profiled(sys.argv[1], sys.argv[2:])"
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         began = time.perf_counter()
-        line = [sys.executable, "-P", "-c", child, str(profile), *command, "--out", str(out)]
+        line = [sys.executable, "-P", "-c", CHILD, str(profile), *command, "--out", str(out)]
         done = subprocess.run(line, capture_output=True, text=True, errors="replace")  # noqa: S603 - our own command
         seconds = time.perf_counter() - began
         if done.returncode:
@@ -162,13 +173,11 @@ def _facts(case: Case, folder: Path, seconds: float) -> dict[str, JSON]:
 # --- in the command's process -----------------------------------------------------------------------------------------
 
 
-def profiled(path: str, arguments: list[str]) -> None:
-    """``dreambench ARGUMENTS`` in this process; at its end seconds by phase, CPU seconds, peak memory and GPU are in the file `path`."""
+def profiled(path: str, command: Callable[[], None]) -> None:
+    """Calls `command`; at its end seconds by phase, CPU seconds, peak memory and GPU are in the file `path`."""
     with _sampled() as seconds:
         try:
-            from dreambench.cli import main
-
-            main(arguments)
+            command()
         finally:
             torch: Any = sys.modules.get("torch")
             gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_initialized() else None

@@ -31,7 +31,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import ValidationError
 
-from dreambench.chat import is_loopback
 from dreambench.documents import JSON, canonical_json
 from dreambench.errors import DataError, UsageError, counted
 from dreambench.files import append_lines, inside, read_json_lines, read_text, truncate_torn_line, write_once
@@ -39,6 +38,7 @@ from dreambench.human.page import policy, render_page
 from dreambench.human.study import RATINGS, Rater, Rating, Study
 from dreambench.lock import RunLock
 from dreambench.progress import say
+from dreambench.safety import is_loopback
 
 __all__ = ["Screening", "StudyServer", "screening", "serve_study"]
 

@@ -13,23 +13,31 @@ from typing import TYPE_CHECKING, Any
 from dreambench.documents import JSON
 from dreambench.errors import DataError
 from dreambench.files import inside, not_led_out, read_arrays, sha256_file, write_atomically
-from dreambench.leaderboard.evidence import CELLS, FACTS, FORMAT, LARGE, MANIFEST, NAME, Frechet, manifest, read
+from dreambench.leaderboard.evidence import (
+    CELLS,
+    FACTS,
+    FORMAT,
+    LARGE,
+    MANIFEST,
+    NAME,
+    Frechet,
+    cleaned,
+    manifest,
+    read,
+)
 from dreambench.leaderboard.verify import check
 from dreambench.report.runs import CompleteRun
-from dreambench.safety import redact
 from dreambench.scores import Score
 
 if TYPE_CHECKING:
     from dreambench.metrics.frechet import GaussianStatistics
 
-__all__ = ["add", "cleaned"]
+__all__ = ["add"]
 
 LARGEST = 256
 """Features up to which statistics are committed: two triangles of 256 features have 0.5 MB, of Inception's 2048 they have 34 MB."""
 OPTIONS = ("seed", "limit", "split", "batch_size", "device", "dtype")
 """What `facts.json` keeps of the `RunSpec`; the rest is paths, or stands in protocol and system."""
-_PATH = re.compile(r"(?<![\w./])(?!//)/(?:[^\s/:,;'\"()]+/)+|(?<!\w)[A-Za-z]:\\(?:[^\s\\:,;'\"()]+\\)+")
-"""The folders of an absolute path in a text, not those of an address."""
 
 
 def add(run: CompleteRun, out: Path) -> bool:
@@ -103,15 +111,6 @@ def _files(run: CompleteRun) -> Sequence[tuple[str, bytes]]:
     if cells := _cells(run, scores):
         files.append((CELLS, cells))
     return [*files, *((one["file"], data) for one, data in frechet)]
-
-
-def cleaned(value: JSON) -> JSON:
-    """Without the folders of absolute paths, and without the secrets that this process knows."""
-    if isinstance(value, dict):
-        return {name: cleaned(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [cleaned(inner) for inner in value]
-    return _PATH.sub("…/", redact(value)) if isinstance(value, str) else value
 
 
 def _label(model: str) -> str:

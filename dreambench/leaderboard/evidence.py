@@ -25,6 +25,7 @@ from dreambench.errors import DataError
 from dreambench.files import read_arrays, read_json, read_table, sha256_file
 from dreambench.records import check_protocols, first_complaint, parse, parse_score
 from dreambench.report.runs import BLIND
+from dreambench.safety import redact
 from dreambench.scores import Protocol, Score
 
 if TYPE_CHECKING:
@@ -33,15 +34,26 @@ if TYPE_CHECKING:
     from dreambench.metrics.frechet import GaussianStatistics
 
 __all__ = ["CELLS", "FACTS", "FORMAT", "LARGE", "MANIFEST", "NAME", "TABLES"]
-__all__ += ["Evidence", "Frechet", "evidence_folders", "manifest", "read"]
+__all__ += ["Evidence", "Frechet", "cleaned", "evidence_folders", "manifest", "read"]
 
 TABLES = ("comprehension", "text_to_image", "interleaved")
 LARGE = ".large.npz"
 MANIFEST, FACTS, CELLS = "manifest.json", "facts.json", "scores.parquet"
 FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@\[\]+-]*")
+_PATH = re.compile(r"(?<![\w./])(?!//)/(?:[^\s/:,;'\"()]+/)+|(?<!\w)[A-Za-z]:\\(?:[^\s\\:,;'\"()]+\\)+")
+"""The folders of an absolute path in a text, not those of an address."""
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _Count = Annotated[int, Field(ge=0)]
+
+
+def cleaned(value: JSON) -> JSON:
+    """Without the folders of absolute paths, and without the secrets that this process knows."""
+    if isinstance(value, dict):
+        return {name: cleaned(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [cleaned(inner) for inner in value]
+    return _PATH.sub("…/", redact(value)) if isinstance(value, str) else value
 
 
 class Frechet(TypedDict):

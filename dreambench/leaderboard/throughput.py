@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 from dreambench.documents import JSON
 from dreambench.errors import DataError
 from dreambench.files import read_json, write_atomically
+from dreambench.leaderboard.evidence import cleaned
 from dreambench.records import first_complaint
 from dreambench.report.text import flat
 
@@ -103,8 +104,6 @@ def add(path: Path, out: Path) -> Path:
     Raises:
         DataError: it is no such file, has no such case, or one without all keys.
     """
-    from dreambench.leaderboard.collect import cleaned
-
     found: Any = read_json(path)
     try:
         date = str(found["datetime"])[:19]

@@ -16,9 +16,9 @@ import httpx2
 import openai
 import pytest
 
-from dreambench.chat import is_loopback
 from dreambench.errors import UsageError
 from dreambench.post import MOST_BYTES, BrokeOffError, Poster, cut_short
+from dreambench.safety import is_loopback
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PROXIES = [f"{name}_proxy" for name in ("http", "https", "all", "no")]
