@@ -306,7 +306,6 @@ def test_a_reference_that_cannot_be_read_is_named_before_anything_is_generated(
     damage(one)
     if not one.exists():
         one.symlink_to(tmp_path / "gone")
-    (real / "folder.png").mkdir()
     with pytest.raises(DataError, match=one.name):
         run_task(world, tmp_path / "runs", real=real)
     np.savez(tmp_path / "wide.npz", mu=np.zeros(10), sigma=np.eye(10))
