@@ -65,7 +65,7 @@ def test_loglikelihoods_of_the_embedded_model(tmp_path: Path) -> None:
 
 
 def test_a_model_without_loglikelihoods_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="can only generate_text"):
+    with pytest.raises(ModelError, match="blind can only generate_image, generate_interleaved, generate_text"):
         dreambench.run("mmbench", "blind", protocol=["loglikelihood"], out=tmp_path)
 
 
