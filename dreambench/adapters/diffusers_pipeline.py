@@ -101,6 +101,7 @@ class Pipeline(Model):
         for name, part in parts.items():
             require_finite(part, folder / name)
         self.pipeline.set_progress_bar_config(disable=True)
+        diffusers_logging.set_verbosity_error()  # it warns of each prompt that is cut; the responses say so
         self._own_scheduler: Any = self.pipeline.scheduler
         self._accepted = frozenset(inspect.signature(self.pipeline.__call__).parameters)
 
