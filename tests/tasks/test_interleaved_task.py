@@ -67,6 +67,9 @@ def test_without_a_protocol_both_modes_are_run_and_every_image_is_asked_once(wor
     assert [score.protocol.partition("@")[0] for score in heads] == ["free", "teacher-forced"]
     assert [score.n for score in heads] == [36, images]
     assert both.scores[0] == heads[0]
+    by_topic = [score for score in both.scores if score.value is not None and (score.group or "").startswith("topic=")]
+    assert by_topic
+    assert {score.better for score in by_topic} == {"lower"}, "distances, whose direction plots and ranks need"
 
 
 def test_the_distance_is_that_of_the_images_as_folders(world: Path, both: Result, tmp_path: Path) -> None:

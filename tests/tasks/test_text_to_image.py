@@ -150,6 +150,10 @@ def test_the_best_of_several_is_best_for_its_own_caption_and_repeats(world: Path
     ours = {line["id"]: line["document"][0]["sha256"] for line in _answers(kept.folder)}
     assert {line["id"]: line["document"][0]["sha256"] for line in _answers(best.folder)} == ours
     assert all(len(line["document"]) == 1 for line in _answers(best.folder))
+    single = run_task(world, tmp_path / "c", model="dreamllm", limit=2, generation=["num_inference_steps=1"])
+    tokens = {line["id"]: line["prompt_tokens"] for line in _answers(single.folder)}
+    assert {line["id"]: line["prompt_tokens"] for line in _answers(best.folder) if line["id"] in tokens} == tokens
+    assert all(tokens.values())
 
 
 def _answers(folder: Path) -> list[dict[str, object]]:
