@@ -153,7 +153,7 @@ def _pair(first: CompleteRun, second: CompleteRun, *, anyway: bool) -> Pair:
     if unequal and not anyway:
         raise RunError(
             f"{first.name} and {second.name} do not measure the same ({'; '.join(map(str, dict.fromkeys(unequal)))}):"
-            " run them alike, or let --anyway compare the samples that they share"
+            " run them with the same options, or let --anyway compare the samples that they share"
         )
     notes: list[str] = []
     differences = [found for a, b in protocols for found in _differences(first, second, a, b, notes)]

@@ -47,19 +47,10 @@ CHARACTERS, TITLE = 4000, 300
 STATUSES = ("right", "partly right", "wrong", "scored", "unscored", "error")
 NEIGHBOUR_SIDE = 96
 _LOST_IMAGE = re.compile(r"\[image ([0-9a-f]{8})\]")
-_NOT_LISTED = {
-    "id",
-    "image",
-    "image_id",
-    "caption",
-    "caption_id",
-    "answer",
-    "text",
-    "error",
-    "document_id",
-    "mode",
-    "topic",
-}.union(("letter", "rule", "reason", "right"))
+_OF_SAMPLES = ("id", "image", "image_id", "caption", "caption_id", "document_id", "mode", "topic")
+_OF_ANSWERS = ("answer", "text", "error", "letter", "rule", "reason", "right")
+_NOT_LISTED = frozenset((*_OF_SAMPLES, *_OF_ANSWERS))
+"""Columns of a row that other blocks show."""
 
 Entry = dict[str, Any]
 Part = str | dict[str, Any]
