@@ -91,6 +91,8 @@ def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None, *,
     Unless `fresh`, a run that has begun on inputs that have not changed since gives its own samples and plan: the data are not read again.
     """
     task = load_task(spec)
+    kind, options = _model(spec) if model is None else (type(model), model.options)
+    task.adopt(kind.checkpoint_settings(options))
     inputs = _inputs(spec, task)
     begun = None if fresh else _begun(spec, task, out, inputs)
     if begun is not None:
@@ -102,8 +104,7 @@ def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None, *,
             return RunPlan(spec, task, model, samples, protocols, system, size, begun.plan(), inputs, begun.path)
     samples = _chosen(spec, task)
     protocols = task.protocols(samples)
-    images = (model_class(parse_model(spec.model)[0]) if model is None else type(model)).sees
-    ordered, hashed = _survey(task, samples, protocols, images=images)
+    ordered, hashed = _survey(task, samples, protocols, images=kind.sees)
     model, system = _load(spec, task, model, samples)
     for kind in sorted(ordered.kinds):
         if kind not in model.capabilities:
@@ -117,6 +118,12 @@ def plan(spec: RunSpec, out: Path = Path("runs"), model: Model | None = None, *,
     return RunPlan(spec, task, model, samples, protocols, system, size, ordered.cut(size), inputs, folder)
 
 
+def _model(spec: RunSpec) -> tuple[type[Model], ModelOptions]:
+    """The class of the spec's model and how to load it; nothing is loaded yet."""
+    name, location = parse_model(spec.model)
+    return model_class(name), ModelOptions(name, location, spec.model_arg, spec.device, spec.dtype, spec.offline)
+
+
 def _chosen(spec: RunSpec, task: Task) -> Sequence[Sample]:
     samples = choose(task.samples(), spec.ids)
     return samples if spec.limit is None else task.first(samples, spec.limit)
@@ -128,9 +135,8 @@ def _name(spec: RunSpec, task: Task) -> str:
 
 def _load(spec: RunSpec, task: Task, model: Model | None, samples: Sequence[Sample]) -> tuple[Model, JSON]:
     """The model, and the system: what is measured."""
-    name, location = parse_model(spec.model)
     if model is None:
-        model = load_model(ModelOptions(name, location, spec.model_arg, spec.device, spec.dtype, spec.offline))
+        model = load_model(_model(spec)[1])
     if spec.generation and not model.generates:
         raise UsageError(f"--generation has no effect on answers that were made elsewhere ({spec.model}): leave it out")
     if isinstance(model, Responses):
@@ -178,7 +184,7 @@ def _inputs(spec: RunSpec, task: Task) -> str | None:
         stamps = [(str(path), status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]]
     except OSError:
         return None
-    code = [code_sha256(type(task)), code_sha256(model_class(parse_model(spec.model)[0]))]
+    code = [code_sha256(type(task)), code_sha256(_model(spec)[0])]
     return digest([spec.to_json(), versions(), code, stamps])
 
 

@@ -75,6 +75,11 @@ class Model(ABC):
         request can be answered (the server is gone), and `OutOfMemoryError` to have the batch halved.
         """
 
+    @classmethod
+    def checkpoint_settings(cls, options: ModelOptions) -> Mapping[str, JSON]:
+        """Generation settings that the checkpoint carries as its own defaults, by their names in tasks; found without its weights."""
+        return {}
+
     def batch_size(self, kind: Kind) -> int:
         """Requests per batch under ``--batch-size auto``; must be the same in every process."""
         return 16
@@ -106,6 +111,8 @@ class Task(ABC):
     """Which of the options images, real, split, features, judge, dataset the task uses; it refuses the others."""
     presets: ClassVar[Mapping[str, Mapping[str, JSON]]] = {"default": {}}
     """Generation settings by name; ``default`` is the benchmark's own, and the others start from it."""
+    left_to_checkpoint: ClassVar[frozenset[str]] = frozenset()
+    """Settings in which a checkpoint's own default precedes the benchmark's, unless ``--generation`` says otherwise."""
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
@@ -120,6 +127,11 @@ class Task(ABC):
             if name not in self.protocol_names:
                 raise UsageError(f"--protocol {name}: {self.name} has {', '.join(self.protocol_names)}")
         self.generation = resolve_generation(self.name, self.presets, spec.generation)
+
+    def adopt(self, own: Mapping[str, JSON]) -> None:
+        """Take the model's `checkpoint_settings` as defaults; called before the first request is made."""
+        own = {name: value for name, value in own.items() if name in self.left_to_checkpoint}
+        self.generation = resolve_generation(self.name, self.presets, self.spec.generation, own)
 
     @abstractmethod
     def samples(self) -> Iterable[Sample]:
@@ -251,10 +263,16 @@ def unique_answers(path: Path, pairs: Iterable[tuple[str, JSON]]) -> dict[str, s
 
 
 def resolve_generation(
-    task: str, presets: Mapping[str, Mapping[str, JSON]], words: Sequence[str]
+    task: str,
+    presets: Mapping[str, Mapping[str, JSON]],
+    words: Sequence[str],
+    own: Mapping[str, JSON] | None = None,
 ) -> Mapping[str, JSON]:
-    """Settings from ``--generation``: the name of a preset, then KEY=VALUE pairs whose keys the default has."""
-    settings: dict[str, JSON] = dict(presets["default"])
+    """Settings from ``--generation``: the name of a preset, then KEY=VALUE pairs whose keys the default has.
+
+    `own` are the checkpoint's, which precede the default and are preceded by any preset that is named.
+    """
+    settings: dict[str, JSON] = {**presets["default"], **(own or {})}
     settings["preset"] = "default"
     for word in words:
         key, equals, value = word.partition("=")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers.utils import logging as transformers_logging
 
 from dreambench.adapters.torch_tools import (
@@ -22,9 +24,13 @@ from dreambench.adapters.transformers_model import Images, VisionLanguageModel, 
 from dreambench.documents import JSON, Image, Text
 from dreambench.errors import DataError, MissingWeightsError, ModelError
 from dreambench.images import BrokenImageError, encode_png
+from dreambench.interfaces import ModelOptions
 from dreambench.requests import Kind, Request, Response
 from dreamllm.checkpoint import load
+from dreamllm.defaults import FILE as GENERATION_CONFIG
+from dreamllm.defaults import ImageDefaults, InterleavedDefaults, read_defaults
 from dreamllm.errors import CheckpointError, DreamLLMError
+from dreamllm.files import embedded_checkpoint
 from dreamllm.image_decoder import to_pil
 
 __all__ = ["DreamLLM"]
@@ -61,6 +67,18 @@ class DreamLLM(VisionLanguageModel):
     model: Any
     processor: Any
 
+    @classmethod
+    def checkpoint_settings(cls, options: ModelOptions) -> Mapping[str, JSON]:
+        with _harness_errors():
+            location = options.location
+            download = partial(snapshot_download, allow_patterns=[GENERATION_CONFIG])
+            images, text = read_defaults(
+                embedded_checkpoint()
+                if location is None
+                else resolve_checkpoint(location, options.offline, "--model dreamllm", download)
+            )
+        return _settings(images, text)
+
     def load(self) -> tuple[Any, Any]:
         transformers_logging.disable_progress_bar()
         location, offline = self.options.location, self.options.offline
@@ -68,6 +86,8 @@ class DreamLLM(VisionLanguageModel):
         with _harness_errors():
             model, processor = load(folder, **self.options.arguments)
         self.weights = weights_digest(model)
+        # Read here: text generation leaves nothing of the checkpoint's generation_config.
+        self.defaults = _settings(model.image_defaults, model.interleaved_defaults)
         module: Any = model
         module.to(self.dtype)
         require_finite(module, "--model dreamllm")  # a number may be infinite in a narrower dtype
@@ -126,12 +146,13 @@ class DreamLLM(VisionLanguageModel):
         if resolution and resolution != side:
             raise ModelError(f"resolution={resolution}: this model generates images of {side} x {side}; leave it out")
         negative = settings.get("negative_prompt")
+        settings = {**self.defaults, **settings}
         return {
             "negative_prompts": self.processor(text=negative) if negative else None,
-            "scheduler": settings.get("scheduler", "ddim"),
-            "num_inference_steps": int(settings.get("num_inference_steps", 50)),
-            "guidance_scale": float(settings.get("guidance_scale", 7.5)),
-            "guidance_rescale": float(settings.get("guidance_rescale", 0.0)),
+            "scheduler": settings["scheduler"],
+            "num_inference_steps": int(settings["num_inference_steps"]),
+            "guidance_scale": float(settings["guidance_scale"]),
+            "guidance_rescale": float(settings["guidance_rescale"]),
         }
 
     def _generate_images(self, requests: Sequence[Request], images: Images) -> Iterator[Response]:
@@ -193,7 +214,8 @@ class DreamLLM(VisionLanguageModel):
     def _generate_interleaved(self, requests: Sequence[Request], images: Images) -> Iterator[Response]:
         settings = known_settings(requests[0], GENERATE_INTERLEAVED, "dreamllm")
         options = self._image_options(settings)
-        temperature, top_p, top_k = (float(settings.get(name, 0)) for name in ("temperature", "top_p", "top_k"))
+        settings = {"top_k": 0, **self.defaults, **settings}
+        temperature, top_p, top_k = (float(settings[name]) for name in ("temperature", "top_p", "top_k"))
         user_turns = super().inputs
         requests, inputs, too_long = self._fitting(requests, lambda some: user_turns(some, images, "left"))
         yield from too_long
@@ -208,7 +230,7 @@ class DreamLLM(VisionLanguageModel):
                 do_sample=temperature > 0,
                 temperature=temperature or 1.0,
                 top_k=int(top_k) or None,
-                top_p=top_p if 0 < top_p < 1 else None,
+                top_p=top_p if 0 < top_p < 1 else 1.0,
                 seeds=[request.seed for request in requests],
                 **options,
             )
@@ -246,6 +268,14 @@ class DreamLLM(VisionLanguageModel):
     def _not_finite(self, request: Request) -> Response:
         message = f"an image has pixels that are not finite in {self.dtype}: use --dtype float32"
         return Response.failed(request.id, "not-finite", message)
+
+
+def _settings(images: ImageDefaults | None, text: InterleavedDefaults | None) -> dict[str, JSON]:
+    """What a checkpoint says of its generation, by the names of tasks; of text, the temperature 0 is greedy."""
+    settings: dict[str, JSON] = {} if images is None else images.model_dump(mode="json")
+    if text is not None:
+        settings |= {"temperature": text.temperature if text.do_sample else 0.0, "top_p": text.top_p}
+    return settings
 
 
 @contextmanager

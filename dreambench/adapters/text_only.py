@@ -27,19 +27,19 @@ class TextOnly(Model):
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__(options)
-        name, location = parse_model(options.location or "")
-        if not name:
-            raise UsageError("--model text-only: write text-only:MODEL, for instance text-only:dreamllm")
-        kind = model_class(name)
-        if not (kind.sees and kind.generates):
-            raise UsageError(
-                f"--model text-only:{options.location}: {name} reads no images anyway; give a model that does"
-            )
-        self.model: Model = kind(replace(options, name=name, location=location))
+        kind, inner = _model(options)
+        self.model: Model = kind(inner)
         capabilities = self.model.capabilities & TextOnly.capabilities
         if not capabilities:
-            raise UsageError(f"--model text-only:{options.location}: {name} generates images only; give another model")
+            raise UsageError(
+                f"--model text-only:{options.location}: {inner.name} generates images only; give another model"
+            )
         self.capabilities = capabilities  # pyright: ignore[reportAttributeAccessIssue]
+
+    @classmethod
+    def checkpoint_settings(cls, options: ModelOptions) -> Mapping[str, JSON]:
+        kind, inner = _model(options)
+        return kind.checkpoint_settings(inner)
 
     def identity(self) -> Mapping[str, JSON]:
         return {**self.model.identity(), "images": "none"}
@@ -62,6 +62,17 @@ class TextOnly(Model):
     def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
         for response in self.model.answer([replace(one, document=_texts(one.document)) for one in requests]):
             yield replace(response, document=_texts(response.document)) if response.document else response
+
+
+def _model(options: ModelOptions) -> tuple[type[Model], ModelOptions]:
+    """The class of MODEL and how to load it."""
+    name, location = parse_model(options.location or "")
+    if not name:
+        raise UsageError("--model text-only: write text-only:MODEL, for instance text-only:dreamllm")
+    kind = model_class(name)
+    if not (kind.sees and kind.generates):
+        raise UsageError(f"--model text-only:{options.location}: {name} reads no images anyway; give a model that does")
+    return kind, replace(options, name=name, location=location)
 
 
 def _texts(document: Document) -> Document:

@@ -13,8 +13,10 @@ from safetensors import safe_open
 
 from dreamllm import released
 from dreamllm.configuration import DreamLLMConfig, check_sizes
+from dreamllm.defaults import FILE as GENERATION_CONFIG
+from dreamllm.defaults import read_defaults
 from dreamllm.errors import CheckpointError, UsageError, library_errors
-from dreamllm.files import check_new_folder, find_checkpoint, new_folder, read_json_object
+from dreamllm.files import check_new_folder, find_checkpoint, new_folder, read_json_object, write_json
 from dreamllm.image_decoder import check_config
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.options import Dtype, Layout, choose, has_type
@@ -49,6 +51,7 @@ def load(
     """
     folder = find_checkpoint(folder_or_id)
     check_files(folder)
+    defaults = read_defaults(folder)
     if released.is_released(folder):
         clip, diffusion = released.find_submodels(folder, clip, diffusion)
         plugins = folder if plugins is None else Path(plugins)
@@ -64,6 +67,11 @@ def load(
     else:
         model, processor = _load_native(folder, dtype)
     check_finite(folder, model)
+    images, interleaved = defaults
+    if images is not None:
+        model.image_defaults = images
+    if interleaved is not None:
+        model.interleaved_defaults = interleaved
     if device is not None:
         module: Any = model  # the library's decorated `to` has lost its types
         module.to(torch.device(device))
@@ -77,7 +85,7 @@ def check_files(folder: Path) -> None:
             raise CheckpointError(f"{path} is no file: the checkpoint is damaged")
         if path.name in _READ_BY_LIBRARIES:
             fields = read_json_object(path)
-            if path.name == "generation_config.json":
+            if path.name == GENERATION_CONFIG:
                 _check_generation_fields(path, fields)
             elif path.name == "processor_config.json":
                 check_image_processor(path, fields.get("image_processor", {}))
@@ -298,6 +306,8 @@ def convert(
         else:
             released.write(unfinished, model.config, model.state_dict())
             processor.save_released(unfinished)
+            if stated := {one.field: one.stated() for one in read_defaults(folder) if one is not None}:
+                write_json(unfinished / GENERATION_CONFIG, stated)
         if (folder / SENTENCEPIECE).is_file():
             shutil.copy(folder / SENTENCEPIECE, unfinished / SENTENCEPIECE)
 

@@ -52,7 +52,8 @@ Images = Annotated[
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's conversation template.")]
 Seed = Annotated[int, typer.Option(help="Seed for sampling and noise.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of generated tokens.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0: no sampling.")]
+OWN = "[default: the checkpoint's own]"
+Temperature = Annotated[float | None, typer.Option(min=0, help=f"Sampling temperature; 0: no sampling.  {OWN}")]
 ENDS = {
     "length": "ended by the limit on tokens",
     "images": "ended by the limit on images",
@@ -92,9 +93,11 @@ def _load(
 
 
 def _image_options(
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")] = 7.5,
-    scheduler: Annotated[SchedulerName, typer.Option(help="Diffusion scheduler.")] = SchedulerName.ddim,
+    steps: Annotated[int | None, typer.Option(min=1, help=f"Denoising steps.  {OWN}")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help=f"Scale of classifier-free guidance; 1 turns it off.  {OWN}")
+    ] = None,
+    scheduler: Annotated[SchedulerName | None, typer.Option(help=f"Diffusion scheduler.  {OWN}")] = None,
 ) -> dict[str, Any]:
     """Arguments of `generate_images`. The parameters are options of every verb that generates images."""
     options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler}
@@ -149,8 +152,8 @@ def generate(
     image: Images = None,
     chat: Chat = False,
     max_new_tokens: MaxNewTokens = 256,
-    num_beams: Annotated[int, typer.Option(min=1, help="Number of beams.")] = 1,
-    temperature: Temperature = 0.0,
+    num_beams: Annotated[int | None, typer.Option(min=1, help=f"Number of beams.  {OWN}")] = None,
+    temperature: Temperature = None,
     seed: Seed = 0,
 ) -> None:
     """Generate text from a prompt with or without images.
@@ -200,7 +203,7 @@ def generate_interleaved(
     chat: Chat = False,
     max_new_tokens: MaxNewTokens = 512,
     max_images: Annotated[int, typer.Option(min=0, help="Maximum number of images; one more ends the document.")] = 4,
-    temperature: Temperature = 0.0,
+    temperature: Temperature = None,
     seed: Seed = 0,
 ) -> None:
     """Generate a document of text and images from a prompt; its text is printed while it is generated.
@@ -218,15 +221,15 @@ def generate_interleaved(
     model, processor = load()
     options = image_options()
     # On one terminal, the bar would overwrite the line of text.
-    options["progress"] = options["progress"] and not sys.stdout.isatty()
+    progress = options.pop("progress") and not sys.stdout.isatty()
     pieces = model.stream_interleaved(
         processor(_text(processor, prompt, chat), image or None),
         processor,
         max_new_tokens=max_new_tokens,
         max_images=max_images,
-        do_sample=temperature > 0,
-        temperature=temperature or 1.0,
+        **_sampling(temperature),
         seeds=[seed],
+        progress=progress,
         **options,
     )
     document = _print_document(pieces)
@@ -240,10 +243,13 @@ def generate_interleaved(
         from dreamllm.page import html_page
 
         weights = ", random weights" if model.config.untrained else ""
+        text = model.interleaved_defaults.override(**_sampling(temperature))
+        nucleus = f", top_p {text.top_p:g}" if text.do_sample and text.top_p != 1 else ""
+        images = model.image_defaults.override(**options)
         facts = {
             "model": f"{load.keywords['model'] or 'the embedded checkpoint'}{weights}",
-            "decoding": f"temperature {temperature:g}, seed {seed}",
-            "images": f"{options['scheduler']}, {options['num_inference_steps']} steps, guidance {options['guidance_scale']:g}",
+            "decoding": f"temperature {text.temperature if text.do_sample else 0:g}{nucleus}, seed {seed}",
+            "images": f"{images.scheduler}, {images.num_inference_steps} steps, guidance {images.guidance_scale:g}",
             "end": end or "ended by the model",
         }
         write_text(html, html_page(_prompt_parts(prompt, image or []), document.parts, facts))
@@ -330,24 +336,29 @@ def _text(processor: "DreamLLMProcessor", prompt: str, chat: bool) -> str:
     return processor.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
 
 
+def _sampling(temperature: float | None) -> dict[str, Any]:
+    """The arguments of a temperature; none where the checkpoint decides."""
+    if not temperature:
+        return {} if temperature is None else {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature}
+
+
 def _answer(
     model: Any,
     processor: "DreamLLMProcessor",
     text: str,
     images: list[Path],
     limit: int,
-    temperature: float = 0.0,
+    temperature: float | None = None,
     seed: int = 0,
-    **options: Any,
+    num_beams: int | None = None,
 ) -> str:
     import torch
 
     torch.manual_seed(seed)
-    if temperature:
-        options["temperature"] = temperature
-    options["logits_processor"] = [_require_finite]
+    options = _sampling(temperature) | ({} if num_beams is None else {"num_beams": num_beams})
     inputs = processor(text, images or None).to(model.device)
-    ids = model.generate(**inputs, max_new_tokens=limit, do_sample=temperature > 0, **options)
+    ids = model.generate(**inputs, max_new_tokens=limit, logits_processor=[_require_finite], **options)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :]).strip()
 
 

@@ -36,10 +36,10 @@ from dreamllm.processing import DreamLLMProcessor
 class ImageOptions(TypedDict, total=False):
     """The arguments that `generate_interleaved` passes to `generate_images`; one negative prompt serves all images."""
 
-    scheduler: str | Scheduler
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_rescale: float
+    scheduler: str | Scheduler | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    guidance_rescale: float | None
     negative_prompts: Mapping[str, torch.Tensor]
     negative_prompt_embeds: torch.Tensor
     progress: bool
@@ -69,7 +69,7 @@ class Sampling:
     do_sample: bool
     temperature: float
     top_k: int | None
-    top_p: float | None
+    top_p: float  # 1: all tokens
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.max_images < 0 or (self.do_sample and self.temperature <= 0):
@@ -137,7 +137,7 @@ class InterleavedGeneration:
             self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_k is not None:
                 self.warpers.append(TopKLogitsWarper(sampling.top_k))
-            if sampling.top_p is not None:
+            if sampling.top_p != 1:
                 self.warpers.append(TopPLogitsWarper(sampling.top_p))
 
     def run(self, prompts: Mapping[str, torch.Tensor], seeds: Sequence[int] | None) -> list[InterleavedDocument]:

@@ -27,6 +27,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from dreamllm.configuration import DreamLLMConfig
+from dreamllm.defaults import ImageDefaults, InterleavedDefaults
 from dreamllm.errors import InputError
 from dreamllm.image_decoder import ImageDecoder, Scheduler, StepCallback, denoise, make_scheduler, to_pil
 from dreamllm.interleaved import ImageOptions, InterleavedDocument, InterleavedGeneration, Sampling
@@ -113,6 +114,32 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         # Sharded trainers write through `.data`, which does not change `_version`; all of them call this before and after.
         self._unconditional = None
         return super().train(mode)
+
+    # --- how the checkpoint generates unless it is told otherwise ---------------------------------------------------------
+
+    @property
+    def image_defaults(self) -> ImageDefaults:
+        """The arguments of `generate_images` that are not given: the checkpoint's own or the library's. Assign to change them."""
+        return ImageDefaults.of(vars(self.generation_config), "generation_config") or ImageDefaults()
+
+    @image_defaults.setter
+    def image_defaults(self, defaults: ImageDefaults) -> None:
+        self._set_defaults(defaults)
+
+    @property
+    def interleaved_defaults(self) -> InterleavedDefaults:
+        """The arguments of `generate_interleaved` that are not given, likewise."""
+        return InterleavedDefaults.of(vars(self.generation_config), "generation_config") or InterleavedDefaults()
+
+    @interleaved_defaults.setter
+    def interleaved_defaults(self, defaults: InterleavedDefaults) -> None:
+        self._set_defaults(defaults)
+
+    def _set_defaults(self, defaults: ImageDefaults | InterleavedDefaults) -> None:
+        # The library drops all fields that are not its own when it reads a file with this mark, which it gives to its own defaults.
+        config: Any = self.generation_config
+        config._from_model_config = None
+        setattr(config, defaults.field, defaults.stated())
 
     # --- images and dream queries in a sequence ---------------------------------------------------------------------------
 
@@ -325,10 +352,10 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         negative_prompts: Mapping[str, torch.Tensor] | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         num_images_per_prompt: int = 1,
-        scheduler: str | Scheduler = "ddim",
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        guidance_rescale: float = 0.0,
+        scheduler: str | Scheduler | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
         seeds: Sequence[int] | None = None,
         latents: torch.Tensor | None = None,
         variance_noise: torch.Tensor | None = None,
@@ -337,6 +364,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         progress: bool = False,
     ) -> Any:
         """Generate M = B x num_images_per_prompt images; those of one prompt stand together.
+
+        Scheduler, steps and guidance are by default those of `image_defaults`.
 
         Args:
             prompts: the processor's output, or `prompt_embeds` (B, Q, H) from `encode_prompts`.
@@ -355,10 +384,14 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
             raise InputError("generate_images needs prompts or prompt_embeds")
         count = len(prompt_embeds) * num_images_per_prompt
         condition = self._condition(prompt_embeds, count)
-        if guidance_scale != 1:
+        settings = self.image_defaults.override(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale
+        )
+        if settings.guidance_scale != 1:
             negative = self._prompt_embeds(negative_prompts, negative_prompt_embeds)
             negative = self.encode_unconditional() if negative is None else negative
             condition = torch.cat([self._condition(negative, count), condition])
+        scheduler = settings.scheduler if scheduler is None else scheduler
         if isinstance(scheduler, str):
             scheduler = make_scheduler(scheduler, self.config.image_decoder_config.scheduler)
         generators = [torch.Generator().manual_seed(seed) for seed in check_seeds(seeds, count, "image")]
@@ -369,10 +402,10 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
             condition,
             (self._initial_noise(generators) if latents is None else latents).to(condition.device, torch.float32),
             scheduler,
-            num_inference_steps,
+            settings.num_inference_steps,
             noise=generators if variance_noise is None else variance_noise,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
             callback=callback,
             progress=progress,
         )
@@ -417,8 +450,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         *,
         max_new_tokens: int = 512,
         max_images: int = 4,
-        do_sample: bool = False,
-        temperature: float = 1.0,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seeds: Sequence[int] | None = None,
@@ -434,16 +467,17 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
             processor: decodes text and preprocesses generated images, which the model then reads.
             max_new_tokens: limit on sampled tokens, including `<dream_start>` and eos but not the other tokens of spans.
             max_images: limit on images; a document that begins another ends there.
-            do_sample, temperature, top_k, top_p: as in transformers' `generate`; greedy decoding by default.
+            do_sample, temperature, top_k, top_p: as in transformers' `generate`; by default those of `interleaved_defaults`.
             seeds: one per prompt, for its text and its images; by default drawn from torch's global generator.
             logits_processor: called for one row at a time, with its ids (1, T) without padding and its scores (1, V).
-            image_options: arguments of `generate_images`.
+            image_options: arguments of `generate_images`, with its defaults.
 
         Raises:
             UsageError: a limit or the temperature is out of range.
             InputError: prompts are too long, padded on the right, or do not match `seeds`.
         """
-        sampling = Sampling(max_new_tokens, max_images, do_sample, temperature, top_k, top_p)
+        text = self.interleaved_defaults.override(do_sample=do_sample, temperature=temperature, top_p=top_p)
+        sampling = Sampling(max_new_tokens, max_images, top_k=top_k, **text.model_dump())
         return InterleavedGeneration(self, processor, sampling, logits_processor, image_options).run(prompts, seeds)
 
     def stream_interleaved(
@@ -453,8 +487,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         *,
         max_new_tokens: int = 512,
         max_images: int = 4,
-        do_sample: bool = False,
-        temperature: float = 1.0,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seeds: Sequence[int] | None = None,
@@ -467,7 +501,8 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         Joined, the texts before, between and after the images of a document are its parts, to the character. Whatever is not read
         is not generated: to stop early, stop reading.
         """
-        sampling = Sampling(max_new_tokens, max_images, do_sample, temperature, top_k, top_p)
+        text = self.interleaved_defaults.override(do_sample=do_sample, temperature=temperature, top_p=top_p)
+        sampling = Sampling(max_new_tokens, max_images, top_k=top_k, **text.model_dump())
         return InterleavedGeneration(self, processor, sampling, logits_processor, image_options).stream(prompts, seeds)
 
 

@@ -26,7 +26,7 @@ from dreambench_tasks.coco import COCO_FILE_NAME
 if TYPE_CHECKING:
     from dreambench.metrics.features import Extractor
 
-__all__ = ["EMBEDDED_FEATURES", "PROTOCOLS", "TextToImageTask", "clip_folder"]
+__all__ = ["EMBEDDED_FEATURES", "PROTOCOLS", "SAMPLER", "TextToImageTask", "clip_folder"]
 
 PROTOCOLS = {
     "clean": "clean-fid's resize: bicubic, antialiased, unrounded (Parmar et al. 2022)",
@@ -46,6 +46,7 @@ DEFAULT: dict[str, JSON] = {
     "rerank": "",
     "keep_candidates": False,
 }
+SAMPLER = frozenset({"scheduler", "num_inference_steps", "guidance_scale", "guidance_rescale"})
 CANDIDATE_SETTINGS = ("rerank", "keep_candidates")
 EMBEDDED_FEATURES = "playground-clip"
 
@@ -67,6 +68,7 @@ class TextToImageTask(Task):
             "rerank": "clip",
         },
     }
+    left_to_checkpoint: ClassVar[frozenset[str]] = SAMPLER
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(spec)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dreambench.adapters.dreamllm import DreamLLM
+from dreambench.adapters.dreamllm import IMAGE_SETTINGS, DreamLLM
 from dreambench.documents import Document, Image, Text
 from dreambench.errors import ModelError
 from dreambench.images import decode_rgb
@@ -94,8 +94,11 @@ def test_documents_are_those_of_the_library(model: DreamLLM, references: list[Re
         assert answer.new_tokens == len(expected.token_ids)
 
 
-def test_what_a_task_leaves_open_is_generated_with_the_stated_settings(model: DreamLLM) -> None:
-    stated = {"scheduler": "ddim", "guidance_scale": 7.5, "guidance_rescale": 0.0}
+def test_what_a_task_leaves_open_is_generated_as_the_checkpoint_says(model: DreamLLM) -> None:
+    stated = {name: value for name, value in model.defaults.items() if name in IMAGE_SETTINGS}
+    assert set(stated) == {"scheduler", "num_inference_steps", "guidance_scale", "guidance_rescale"}
+    assert stated.pop("num_inference_steps") == 20
+    assert stated["guidance_scale"] == 3.0
     document = (Text("Draw a red star."),)
     ((open_,), (told,)) = (
         ask(model, "generate_image", [document], {"num_inference_steps": 2, **settings}) for settings in ({}, stated)

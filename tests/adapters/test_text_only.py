@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import dreambench
+from dreambench.adapters.dreamllm import DreamLLM
 from dreambench.adapters.echo import Echo
 from dreambench.adapters.text_only import TextOnly
 from dreambench.documents import Image, Text
@@ -40,6 +41,11 @@ def test_the_model_gets_no_image_and_gives_none() -> None:
     assert (response.scores, response.document) == ((-1.0, -2.0), ())
     (response,) = text_only("echo").answer([Request("1", "generate_text", seen[:1])])
     assert response.document == (Text(""),)
+
+
+def test_it_generates_as_the_checkpoint_of_the_model_says() -> None:
+    options = ModelOptions("text-only", "dreamllm")
+    assert TextOnly.checkpoint_settings(options) == DreamLLM.checkpoint_settings(ModelOptions("dreamllm")) != {}
 
 
 def test_it_is_recorded_in_the_system_and_in_the_run_s_id(tmp_path: Path) -> None:

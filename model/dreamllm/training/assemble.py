@@ -183,5 +183,7 @@ def merge(comprehension: str | Path, generation: str | Path, target: str | Path)
         raise CheckpointError(f"{both} have different image decoders in their config.json")
     model.load_state_dict({name: theirs[name] for name in theirs if name.startswith(GENERATION)}, strict=False)
     first, second = (half.config.training or "unknown" for half in (model, other))
+    if other.image_defaults != model.image_defaults:
+        model.image_defaults = other.image_defaults
     model.config.training = f"comprehension: {first}; generation: {second}"
     checkpoint.save(folder, model, processor)

@@ -201,7 +201,9 @@ def save(folder: Path, trainer: DreamLLMTrainer, processor: DreamLLMProcessor) -
     config: Any = model.config
     config.__dict__.pop("use_cache", None)  # set by the trainer
     if state is not None:
+        generation_config = model.generation_config
         model = checkpoint.from_state(config, state)
+        model.generation_config = generation_config
     else:
         if hasattr(model.language_model, "merge_and_unload"):
             model.language_model = model.language_model.merge_and_unload()

@@ -30,7 +30,7 @@ from dreambench_tasks.interleaved.data import (
     reference_documents,
 )
 from dreambench_tasks.interleaved.judging import estimate_grading, grade_requests, rubric_judges
-from dreambench_tasks.text_to_image import EMBEDDED_FEATURES, clip_folder
+from dreambench_tasks.text_to_image import EMBEDDED_FEATURES, SAMPLER, clip_folder
 
 if TYPE_CHECKING:
     from dreambench.judges import PromptedJudge
@@ -98,6 +98,7 @@ class InterleavedTask(Task):
             "resolution": 0,
         }
     }
+    left_to_checkpoint: ClassVar[frozenset[str]] = SAMPLER | {"temperature", "top_p"}
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(spec)
