@@ -4,6 +4,7 @@
     ├── UsageError        an option, a name or a combination of them is not accepted
     ├── CheckpointError   a file or tensor of a checkpoint is missing, unexpected, mismatched or unreadable
     ├── InputError        inputs of the model do not match, for instance images and placeholders
+    │   └── TooSmallError an image is smaller than the recipe's min_size
     └── NotFiniteError    the model computed NaN or infinity, from which neither a token nor an image follows
 
 The command line prints them without a traceback and exits with status 2. Any other exception is a bug and shows its traceback.
@@ -33,6 +34,10 @@ class CheckpointError(DreamLLMError):
 
 class InputError(DreamLLMError, ValueError):
     """Inputs of the model do not match."""
+
+
+class TooSmallError(InputError):
+    """An image is smaller than the recipe's `min_size`: its record is not broken, only not used."""
 
 
 class NotFiniteError(DreamLLMError, ArithmeticError):

@@ -20,9 +20,10 @@ from yaml.composer import ComposerError
 from dreamllm.errors import UsageError, one_line
 
 Part = Literal["visual_projector", "condition_projector", "dream_queries", "language_model"]
-Kind = Literal["pairs", "mmc4", "obelics", "conversations", "instructions"]
+Kind = Literal["pairs", "image_pairs", "mmc4", "obelics", "conversations", "instructions"]
 MODES: dict[str, tuple[str, ...]] = {  # by kind, the default first
     "pairs": ("either", "comprehension", "generation"),
+    "image_pairs": ("pair", "reconstruction"),
     "mmc4": ("both", "comprehension", "generation"),
     "obelics": ("both", "comprehension", "generation"),
     "instructions": ("both", "comprehension", "generation"),
@@ -38,6 +39,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def later(default: Any, **checks: Any) -> Any:
+    """A field that is saved only where it differs from its default, so that older recipes keep their fingerprint and their runs."""
+    return Field(default=default, exclude_if=lambda value: value == default, **checks)
+
+
 class Start(Settings):
     """The initial weights: a checkpoint, or its three published parts."""
 
@@ -49,6 +55,7 @@ class Start(Settings):
     vision_select_layer: int | None = None  # default -2
     resolution: int | None = Field(default=None, ge=8)  # pixels of generated images; default: the UNet's own
     chat_template: str | None = None  # a key of dreamllm.processing.CHAT_TEMPLATES; default vicuna_v1.1
+    new_embeddings: Literal["mean", "random"] | None = later(None)  # of the added tokens; default mean
     seed: int = 0  # of the new projectors and queries
     dtype: Literal["float32", "bfloat16"] = "float32"  # of all weights
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None  # default: transformers' choice
@@ -62,7 +69,14 @@ class Start(Settings):
                     f"set checkpoint, or all of language_model, clip and diffusion; {missing[0]} is missing"
                 )
             return self
-        fresh = ("language_model", "num_dream_queries", "vision_select_layer", "resolution", "chat_template")
+        fresh = (
+            "language_model",
+            "num_dream_queries",
+            "vision_select_layer",
+            "resolution",
+            "chat_template",
+            "new_embeddings",
+        )
         surplus = [name for name in fresh if getattr(self, name) is not None]
         if surplus:
             raise ValueError(f"{surplus[0]} cannot be combined with checkpoint, which has its own")
@@ -101,7 +115,10 @@ class SourceSettings(Settings):
     )  # share of the samples; for all sources or none
     mode: str | None = None  # one of MODES[kind]; default: the first
     flip: bool | None = None  # mirror half of the generated images; default: the recipe's data.flip
-    columns: dict[Literal["image", "caption"], str] = {}  # pairs: names of the fields, if unusual
+    columns: dict[
+        Literal["image", "caption", "target"], str
+    ] = {}  # pairs, image_pairs: names of the fields, if unusual
+    min_size: int = later(0, ge=0)  # pixels of the shorter side; smaller images are not used
     min_similarity: float = 0.25  # mmc4, instructions: images with a lower matched_sim are dropped
     learn_dream_start: bool = True  # conversations: train the assistant to say where an image comes
     streaming: bool = False  # read the files in order, without a table on disk

@@ -15,6 +15,7 @@ from dreamllm.data.samples import (
     conversation,
     document,
     generation_pair,
+    image_pair,
     matched_parts,
     target_pixels,
 )
@@ -49,6 +50,20 @@ def test_the_layouts_of_pairs(processor, image) -> None:
     assert (generation.images, generation.targets) == ([], [pixels])
     assert generation.has_loss
     assert comprehension.has_loss
+
+
+@pytest.mark.parametrize("text", ["", "a red ring"])
+def test_an_image_pair_is_the_prompt_that_generates_its_target(processor, image, text) -> None:
+    """`bos IMAGE DREAM eos` of the original; with a text, what the model gets when it is asked to edit an image."""
+    sample = image_pair(processor, image(0), text, image(1), LONG)
+    prompt = processor(f"<image>{text}", image(0))["input_ids"][0].tolist()
+    assert sample.input_ids == [*prompt, *processor.dream_span, processor.tokenizer.eos_token_id]
+    assert (sample.images, sample.targets, set(sample.labels)) == ([image(0)], [image(1)], {IGNORED})
+    assert sample.has_loss
+    spans = len(processor.image_span) + len(processor.dream_span)
+    assert len(image_pair(processor, image(0), "a red ring", image(1), spans + 3).input_ids) == spans + 3
+    with pytest.raises(UsageError, match="too short for an image"):
+        image_pair(processor, image(0), text, image(1), spans + 1)
 
 
 @pytest.mark.parametrize("build", [comprehension_pair, generation_pair])

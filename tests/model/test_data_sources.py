@@ -236,6 +236,43 @@ def test_instructions_are_followed_by_their_document(processor, folder) -> None:
     assert numbers(sample.targets) == [1]
 
 
+def test_an_image_is_generated_from_another_or_from_itself(processor, folder) -> None:
+    records = [{"image": "0.png", "target": "1.png"}, {"image": "2.png", "target": "3.png", "caption": "Paint it."}]
+    (folder / "edits.jsonl").write_text(lines(records))
+    source = {"kind": "image_pairs", "path": "edits.jsonl"}
+    samples = by_record(opened(processor, folder, source))
+    assert [(numbers(s.images), numbers(s.targets), words(processor, s)) for s in samples] == [
+        ([0], [1], ""),
+        ([2], [3], "Paint it."),
+    ]
+    samples = by_record(opened(processor, folder, source | {"mode": "reconstruction"}))
+    assert [(numbers(s.images), numbers(s.targets)) for s in samples] == [([0], [0]), ([2], [2])]
+    (folder / "edits.jsonl").write_text(lines([{"image": "0.png", "goal": "1.png"}]))
+    (sample,) = by_record(opened(processor, folder, source | {"columns": {"target": "goal"}}))
+    assert numbers(sample.targets) == [1]
+    with pytest.raises(InputError, match="no target"):
+        by_record(opened(processor, folder, source))
+
+
+def test_images_below_the_minimal_size_are_not_used_and_not_broken(processor, folder) -> None:
+    Image.new("RGB", (64, 19)).save(folder / "images" / "small.png")
+    rows = [*PAIRS, {"image": "small.png", "caption": "small"}]
+    (folder / "pairs.jsonl").write_text(lines(rows))
+    source = {"kind": "pairs", "path": "pairs.jsonl", "min_size": 20}  # the others have 20 x 20 pixels
+    data = opened(processor, folder, source)
+    assert {words(processor, data[index]) for index in range(40)} == set(CAPTIONS)
+    assert data.broken.entries() == []
+    infos = [{"image_name": name, "matched_text_index": 0} for name in ("0.png", "small.png", "bad.png")]
+    (folder / "docs.jsonl").write_text(lines([{"text_list": ["One."], "image_info": infos}]))
+    documents = opened(processor, folder, source | {"kind": "mmc4", "path": "docs.jsonl"})
+    assert numbers(documents[0].targets) == [0]
+    assert [entry["key"] for entry in documents.broken.entries()] == ["record 0"]  # the damaged one
+    with pytest.raises(
+        UsageError, match=r"50 consecutive .* too small, most recently: an image of 20 x 20 is below min_size 21"
+    ):
+        opened(processor, folder, source | {"min_size": 21})[0]
+
+
 def test_broken_records_are_listed_and_images_stay_with_their_captions(processor, folder) -> None:
     good = [{"image": f"{i % 4}.png", "caption": f"image {i % 4}"} for i in range(40)]
     broken = {
@@ -268,6 +305,7 @@ JUNK = st.recursive(
 INFO = {"image_name": "0.png", "matched_text_index": 0, "matched_sim": 0.5}
 GOOD: dict[str, dict] = {
     "pairs": {"image": "0.png", "caption": "x"},
+    "image_pairs": {"image": "0.png", "target": "1.png", "caption": "x"},
     "mmc4": {"text_list": ["One.", "Two."], "image_info": [INFO]},
     "instructions": {"instruction": "Go.", "text_list": ["One.", "Two."], "image_info": [INFO]},
     "obelics": {"texts": ["One.", None], "images": [None, "0.png"]},

@@ -172,6 +172,17 @@ def test_epochs_are_converted_to_whole_steps(tmp_path: Path) -> None:
     assert training_arguments(make_recipe(raw(tmp_path, trainer=trainer)), samples=20).max_steps == 8
 
 
+def test_options_that_came_later_do_not_change_older_recipes(tmp_path: Path) -> None:
+    """A recipe without them has the fingerprint that it had, and goes on in its folder."""
+    recipe = make_recipe(raw(tmp_path))
+    later = raw(tmp_path)
+    later["data"]["sources"][0]["min_size"] = 0
+    assert make_recipe(later).fingerprint == recipe.fingerprint
+    later["data"]["sources"][0]["min_size"] = 128
+    assert make_recipe(later).fingerprint != recipe.fingerprint
+    assert "min_size" not in recipe.model_dump_json()
+
+
 def test_set_overrides_values_of_the_recipe() -> None:
     path = PUBLISHED[0]
     changes = ["trainer.learning_rate=3e-4", "data.sources.0.path=other.jsonl", "loss.snr_gamma=5", "output=elsewhere"]

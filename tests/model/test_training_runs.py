@@ -198,7 +198,9 @@ def test_a_dry_run_shows_sizes_and_the_first_batch_and_trains_nothing(data: Path
 def test_an_error_in_a_worker_process_is_reported_in_one_line(data: Path, tiny: Path, tmp_path: Path) -> None:
     raw = recipe_dict("comprehension", data, tiny, tmp_path / "out", dataloader_num_workers=1)
     raw["data"]["sources"][0]["images"] = str(tiny)
-    with pytest.raises(UsageError, match=r"^50 consecutive records of .*pairs\.jsonl are broken") as caught:
+    with pytest.raises(
+        UsageError, match=r"^50 consecutive records of .*pairs\.jsonl are broken or too small"
+    ) as caught:
         run.train(make_recipe(raw))
     assert "\n" not in str(caught.value)
 
@@ -404,6 +406,9 @@ def test_a_model_is_assembled_from_published_parts(
         assert layer.weight.shape[0] == size
         assert torch.equal(layer.weight[:700], old.weight)
         torch.testing.assert_close(layer.weight[700:], old.weight.mean(0).expand(size - 700, -1))
+    random = assemble(llm, clip, diffusion, new_embeddings="random", seed=3)[0].get_input_embeddings().weight
+    assert torch.equal(random[:700], base.get_input_embeddings().weight)
+    assert float(random[700:].detach().std()) == pytest.approx(base.config.initializer_range, rel=0.2)
     ours, theirs = assembled.state_dict(), model.state_dict()
     unchanged = [
         name for name in theirs if name.startswith(("vision_tower", "image_decoder", "language_model.model.layers"))
@@ -416,3 +421,6 @@ def test_a_model_is_assembled_from_published_parts(
         assemble(llm, clip, diffusion)
     with pytest.raises(CheckpointError, match="is not a folder"):
         assemble(tmp_path / "nothing", clip, diffusion)
+    assembled.language_model.save_pretrained(llm)
+    with pytest.raises(UsageError, match=r"new_embeddings random: .* has embeddings of the special tokens already"):
+        assemble(llm, clip, diffusion, new_embeddings="random")

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from dreamllm.data.samples import Sample
 from dreamllm.data.sources import Source
-from dreamllm.errors import InputError, UsageError
+from dreamllm.errors import InputError, TooSmallError, UsageError
 from dreamllm.files import append_json_line, read_json_lines
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import DataSettings, make_data_settings
@@ -119,7 +119,10 @@ class TrainingData(Dataset[Sample]):
         return source, int(self._order(source, turn)[step])
 
     def __getitem__(self, index: int) -> Sample:
-        """A broken record is reported, and replaced by another one of its source that is drawn from (seed, index)."""
+        """A broken record is reported and replaced by another one of its source that is drawn from (seed, index).
+
+        A record whose image is too small is replaced without a report.
+        """
         number, record = self.locate(index)
         source = self.sources[number]
         rng = random.Random(f"{self.seed}/{index}")  # noqa: S311
@@ -130,9 +133,12 @@ class TrainingData(Dataset[Sample]):
                 return source.sample(record, rng, lambda reason, key=key: self.broken.add(source.name, key, reason))
             except InputError as error:
                 reason = str(error)
-                self.broken.add(source.name, key, reason)
+                if not isinstance(error, TooSmallError):
+                    self.broken.add(source.name, key, reason)
             record = source.table.replacement(record, rng)
-        raise UsageError(f"{ATTEMPTS} consecutive records of {source.name} are broken, most recently: {reason}")
+        raise UsageError(
+            f"{ATTEMPTS} consecutive records of {source.name} are broken or too small, most recently: {reason}"
+        )
 
     def _make_mixture(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The source of each position of an epoch, and how many earlier positions have the same source."""

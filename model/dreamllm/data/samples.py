@@ -68,6 +68,20 @@ def generation_pair(processor: DreamLLMProcessor, caption: str, image: Image.Ima
     return sample
 
 
+def image_pair(
+    processor: DreamLLMProcessor, source: Image.Image, text: str, target: Image.Image, max_length: int
+) -> Sample:
+    """`bos IMAGE text DREAM eos`, without labels: only `target` is learned, from `source` and a text that may be empty.
+
+    Without a text and with `target` the same image, it is the original's image-image pair. A text that is too long is truncated.
+    """
+    bos, eos = _ends(processor)
+    read, dream = _image(processor, source), _dream(processor, target, read_back=False)
+    sample = _join([bos, read, _text(processor, text, _room(max_length, read, dream)), dream, eos])
+    sample.labels = [IGNORED] * len(sample.labels)
+    return sample
+
+
 def matched_parts(
     texts: Sequence[str], images: Sequence[Image.Image], matched_text_index: Sequence[int]
 ) -> list[str | Image.Image]:
@@ -224,11 +238,12 @@ def _joined(sentences: Sequence[str]) -> str:
     return " ".join(stripped for sentence in sentences if (stripped := sentence.strip()))
 
 
-def _room(max_length: int, span: _Piece) -> int:
-    """Positions left for a caption beside a span, bos and eos."""
-    room = max_length - len(span.ids) - 2
+def _room(max_length: int, *spans: _Piece) -> int:
+    """Positions left for a caption beside spans, bos and eos."""
+    taken = sum(len(span.ids) for span in spans)
+    room = max_length - taken - 2
     if room < 0:
-        raise UsageError(f"max_length {max_length} is too short for an image of {len(span.ids)} tokens, bos and eos")
+        raise UsageError(f"max_length {max_length} is too short for an image of {taken} tokens, bos and eos")
     return room
 
 

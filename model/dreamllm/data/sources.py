@@ -13,19 +13,28 @@ from typing import Any, Literal, TypeGuard
 
 from PIL import Image
 
-from dreamllm.data.samples import Sample, comprehension_pair, conversation, document, generation_pair, matched_parts
+from dreamllm.data.samples import (
+    Sample,
+    comprehension_pair,
+    conversation,
+    document,
+    generation_pair,
+    image_pair,
+    matched_parts,
+)
 from dreamllm.data.tables import Stream, Table, find_files
-from dreamllm.errors import InputError, UsageError
+from dreamllm.errors import InputError, TooSmallError, UsageError
 from dreamllm.files import inside, read_image
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import SourceSettings
 
 Report = Callable[[str], None]  # called with the reason for each image that a document loses
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-Field = Literal["image", "caption"]
+Field = Literal["image", "caption", "target"]
 USUAL_FIELDS: dict[Field, tuple[str, ...]] = {
     "caption": ("caption", "text", "txt"),
     "image": ("image", *(suffix[1:] for suffix in SUFFIXES)),
+    "target": ("target",),
 }
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
@@ -66,6 +75,8 @@ class Source:
         record = self.table.record(index)
         if self.settings.kind == "pairs":
             sample = self._pair(record, chance)
+        elif self.settings.kind == "image_pairs":
+            sample = self._image_pair(record)
         elif self.settings.kind == "conversations":
             sample = self._conversation(record)
         elif self.settings.kind == "obelics":
@@ -80,13 +91,33 @@ class Source:
     def _pair(self, record: dict[str, Any], chance: float) -> Sample:
         extra = record.get("json")  # WebDataset: key.json with the caption in it
         caption = self._field("caption", record, extra if isinstance(extra, dict) else {})
-        image = open_image(self._field("image", record), self.images)
+        image = self._open(self._field("image", record))
         generated = self.mode == "generation" or (self.mode == "either" and chance < 0.5)
         return (generation_pair if generated else comprehension_pair)(self.processor, caption, image, self.max_length)
 
+    def _image_pair(self, record: dict[str, Any]) -> Sample:
+        """An image and the `target` that is generated from it; a caption between them is optional."""
+        source = self._open(self._field("image", record))
+        target = source if self.mode == "reconstruction" else self._open(self._field("target", record))
+        named = any(record.get(name) is not None for name in self._names("caption"))
+        text = self._field("caption", record) if named else ""
+        return image_pair(self.processor, source, text, target, self.max_length)
+
+    def _open(self, value: Any) -> Image.Image:
+        """`open_image`; TooSmallError if the shorter side has less than `min_size` pixels."""
+        image = open_image(value, self.images)
+        if min(image.size) < self.settings.min_size:
+            raise TooSmallError(
+                f"an image of {image.width} x {image.height} is below min_size {self.settings.min_size}"
+            )
+        return image
+
+    def _names(self, name: Field) -> Sequence[str]:
+        return [self.settings.columns[name]] if name in self.settings.columns else USUAL_FIELDS[name]
+
     def _field(self, name: Field, *records: dict[str, Any]) -> Any:
         """The field that `columns` names, else the first of the usual ones that is set; InputError without it, or a blank caption."""
-        names = [self.settings.columns[name]] if name in self.settings.columns else USUAL_FIELDS[name]
+        names = self._names(name)
         values = [record[field] for record in records for field in names if record.get(field) is not None]
         if not values or (name == "caption" and not (isinstance(values[0], str) and values[0].strip())):
             raise InputError(f"no {name} (tried {', '.join(names)}; set its field in `columns`)")
@@ -133,15 +164,18 @@ class Source:
         )
 
     def _open_images(self, names: Sequence[Any], report: Report) -> list[Image.Image | None]:
-        """The images of a document, None for those that are broken; InputError if all are."""
+        """The images of a document, None for those that are broken or too small; InputError if all are broken."""
         images: list[Image.Image | None] = []
+        broken = 0
         for name in names:
             try:
-                images.append(open_image(name, self.images))
+                images.append(self._open(name))
             except InputError as error:
                 images.append(None)
-                report(str(error))
-        if names and not any(images):
+                if not isinstance(error, TooSmallError):
+                    broken += 1
+                    report(str(error))
+        if names and broken == len(names):
             raise InputError(f"none of its images can be read ({len(names)})")
         return images
 
@@ -158,7 +192,7 @@ class Source:
         return conversation(
             self.processor,
             [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in turns],
-            [open_image(name, self.images) for name in names],
+            [self._open(name) for name in names],
             self.max_length,
             learn_dream_start=self.settings.learn_dream_start,
         )

@@ -16,7 +16,7 @@ from dreamllm import checkpoint
 from dreamllm.configuration import DreamLLMConfig, ImageDecoderConfig
 from dreamllm.errors import CheckpointError, UsageError, first_line
 from dreamllm.files import check_new_folder, read_json
-from dreamllm.layers import Projector
+from dreamllm.layers import Projector, generator_for
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.processing import CHAT_TEMPLATES, DreamLLMProcessor, read_image_processor
 from dreamllm.tokenizer import token_ids, tokenizer_from_file
@@ -35,12 +35,13 @@ def assemble(
     vision_select_layer: int = -2,
     resolution: int | None = None,
     chat_template: str = "vicuna_v1.1",
+    new_embeddings: str | None = None,
     seed: int = 0,
     dtype: str | torch.dtype = torch.float32,
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """A model of three published parts, in eval mode, and its processor.
 
-    The eight special tokens follow the language model's vocabulary; their input and output embeddings are the mean of the others.
+    The eight special tokens follow the language model's vocabulary.
     Projectors (as torch's linear layers) and dream queries (N(0, 0.02)) are initialised from `seed`.
 
     Args:
@@ -48,16 +49,23 @@ def assemble(
         clip: folder of a CLIP model or its vision tower, with `preprocessor_config.json`.
         diffusion: folder of a Stable Diffusion model: `vae`, `unet`, `scheduler`.
         resolution: pixels of generated images; default: the UNet's sample size times the autoencoder's factor.
+        new_embeddings: of the special tokens, in and out: "mean" of the others, the default, or "random", N(0, the language
+            model's initializer_range) from `seed`.
 
     Raises CheckpointError if a folder lacks a file or a tensor.
     """
     if chat_template not in CHAT_TEMPLATES:
         raise UsageError(f"chat_template {chat_template!r} is unknown; choose from {', '.join(CHAT_TEMPLATES)}")
+    if new_embeddings not in (None, "mean", "random"):
+        raise UsageError(f"new_embeddings {new_embeddings!r} is unknown; choose from mean, random")
     dtype = checkpoint.torch_dtype(dtype) or torch.float32
     llm, clip, diffusion = (_folder(part) for part in (language_model, clip, diffusion))
     tokenizer = tokenizer_from_file(_tokenizer_file(llm))
     decoder = _load(AutoModelForCausalLM, llm, dtype)
-    _add_embeddings(decoder, len(tokenizer))
+    if not _add_embeddings(decoder, len(tokenizer), seed if new_embeddings == "random" else None) and new_embeddings:
+        raise UsageError(
+            f"new_embeddings {new_embeddings}: {llm} has embeddings of the special tokens already; leave it out"
+        )
     tower = _load(CLIPVisionModel, clip, dtype)
     for part in (decoder, tower):
         part.config._name_or_path = ""
@@ -117,15 +125,24 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def _add_embeddings(decoder: PreTrainedModel, size: int) -> None:
-    """Grow the input and output embeddings to `size` tokens; new rows are the mean of the old ones."""
+def _add_embeddings(decoder: PreTrainedModel, size: int, seed: int | None) -> bool:
+    """Grow the input and output embeddings to `size` tokens; new rows are the mean of the old ones, or random from `seed`.
+
+    Returns whether there are new ones.
+    """
     layers: Any = decoder
     old = layers.get_input_embeddings().weight.shape[0]
     if size <= old:
-        return
+        return False
     layers.resize_token_embeddings(size, mean_resizing=False)
-    for layer in (layers.get_input_embeddings(), layers.get_output_embeddings()):
-        layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+    spread = float(getattr(decoder.config, "initializer_range", 0.02))
+    for number, layer in enumerate((layers.get_input_embeddings(), layers.get_output_embeddings())):
+        weight = layer.weight
+        if seed is None:
+            weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
+        else:
+            weight[old:] = torch.randn(weight[old:].shape, generator=generator_for(seed, number)) * spread
+    return True
 
 
 def _image_decoder_config(diffusion: Path, resolution: int | None) -> ImageDecoderConfig:
