@@ -240,6 +240,8 @@ def compute_losses(
         draws = draws.to(hidden.device)
         states = conditioning_states(model, hidden, ids, draws, settings)
         vm = image_terms(model, scheduler, states, targets, draws, settings).losses.sum() / images
+    elif settings.drop_probability:  # as in `conditioning_states`: another process may have images in this batch
+        vm = 0.0 * unconditional_states(model, settings.unconditional).sum()
     return Losses(weighted_loss(settings, lm, vm) + _zero_gradients(model), lm.detach(), vm.detach())
 
 

@@ -13,13 +13,14 @@ from typing import Any, cast, get_type_hints
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import save_fsdp_optimizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from dreamllm.checkpoint import check_tensors
@@ -29,6 +30,7 @@ from dreamllm.files import append_json_line, errors_of_writing, read_json, write
 from dreamllm.layers import count_spans
 from dreamllm.options import has_type
 from dreamllm.recipe import Recipe
+from dreamllm.training import sharding
 from dreamllm.training.losses import Draws, DreamLLMForTraining, count_targets, draw, weighted_loss
 
 CHECKPOINTS, LOGS, WEIGHTS = "checkpoints", "logs.jsonl", "model.safetensors"
@@ -89,6 +91,8 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
         "ddp_find_unused_parameters": False,  # every trained part has a gradient at every step
         "lr_scheduler_type": "cosine",
         "eval_strategy": "steps" if recipe.data.eval_sources else "no",
+        # Without an accelerator the processes of a launch find each other only on demand, see `process_state`.
+        "use_cpu": not torch.accelerator.is_available() and process_state(recipe).num_processes > 1,
     }
     fixed: dict[str, Any] = {
         "output_dir": str(recipe.output / CHECKPOINTS),
@@ -193,6 +197,16 @@ class DreamLLMTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs: start it with `accelerate launch`, or set CUDA_VISIBLE_DEVICES"
             )
 
+    def create_accelerator_and_postprocess(self) -> None:
+        wanted = sharding.is_wanted(self.args)
+        if wanted:
+            sharding.allow_cpu()
+        super().create_accelerator_and_postprocess()
+        if self.recipe.lora is not None and (wanted or self.is_deepspeed_enabled):
+            raise self.recipe.error("lora: adapters cannot be sharded: use `accelerate launch --multi_gpu`")
+        if wanted:
+            sharding.prepare(self.accelerator)
+
     def train(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
     ) -> Any:
@@ -201,12 +215,22 @@ class DreamLLMTrainer(Trainer):
             # The data loader, which is made before the library reads its own state, needs the step.
             state = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint)) / TRAINER_STATE_NAME))
             self._first_step, history = state.global_step, state.log_history
+            self._check_optimizer(Path(str(resume_from_checkpoint)))
         if self.is_world_process_zero():
             # Without the lines that a killed run logged after its last checkpoint: they will be logged again.
             lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
             write_text(self.recipe.output / LOGS, lines)
             rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit)  # what a kill prevented
         return super().train(resume_from_checkpoint, **kwargs)
+
+    def _check_optimizer(self, folder: Path) -> None:
+        """UsageError for a checkpoint without an optimizer's state of this kind, which the library would go on without, or stumble over."""
+        name = sharding.optimizer_file(self.accelerator) if self.is_fsdp_enabled else OPTIMIZER_NAME
+        if not self.is_deepspeed_enabled and not (folder / name).exists():
+            raise UsageError(
+                f"{folder} has no {name}: resume with the sharding that it was written with, or remove that folder "
+                "(save_only_model leaves nothing to resume from)"
+            )
 
     # Data
 
@@ -347,38 +371,56 @@ class DreamLLMTrainer(Trainer):
             last_checkpoint(folder)  # removes what is incomplete
             raise
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.is_fsdp_enabled:  # the library would gather the frozen parameters as well
+            self._save(output_dir, sharding.gather_trained(cast("nn.Module", self.model)))
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The trained parameters only, and no pickle of the arguments."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        model: Any = self.model
-        values = dict(model.named_parameters()) if state_dict is None else state_dict
-        trained = {name: values[name].detach().cpu().contiguous() for name in _trained_parameters(model)}
-        save_file(trained, folder / WEIGHTS)
+        trained: Any = sharding.trained_parameters(cast("nn.Module", self.model))
+        values = trained if state_dict is None else state_dict
+        save_file({name: values[name].detach().cpu().contiguous() for name in trained}, folder / WEIGHTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # As the library, but without `save_fsdp_model`, which writes the whole model.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(cast("Any", self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the trainer's state, which makes a checkpoint complete, is written next
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         path = Path(resume_from_checkpoint) / WEIGHTS
-        parameters = _trained_parameters(cast("nn.Module", self.model))
-        try:
-            saved = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read ({error}): remove {path.parent} to resume from the checkpoint before it"
-            ) from None
-        names, found = set(parameters), set(saved)
-        check_tensors(f"{path}, read for this recipe,", names - found, found - names)
+        own = cast("nn.Module", self.model)
+        parameters = sharding.trained_parameters(own)
+        saved: dict[str, torch.Tensor] = {}
+        if not self.is_fsdp_enabled or self.accelerator.is_main_process:
+            try:
+                saved = load_file(path)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{path} cannot be read ({error}): remove {path.parent} to resume from the checkpoint before it"
+                ) from None
+            names, found = set(parameters), set(saved)
+            check_tensors(f"{path}, read for this recipe,", names - found, found - names)
+        if self.is_fsdp_enabled:
+            sharding.scatter_trained(own, saved)
+            return
         with torch.no_grad():
             for name, tensor in saved.items():
                 parameters[name].copy_(tensor)
-
-
-def _trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _mean_losses(sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:

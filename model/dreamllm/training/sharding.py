@@ -1,0 +1,74 @@
+"""Fully sharded data parallel training (FSDP2): accelerate and torch shard; here they are kept to float32 sums and trained parameters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, fsdp2_canonicalize_names
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from transformers import TrainingArguments
+
+from dreamllm.errors import UsageError
+
+
+def is_wanted(args: TrainingArguments) -> bool:
+    """Whether the recipe's trainer, or the configuration that `accelerate launch` passes on, asks for sharding."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def allow_cpu() -> None:
+    """Let accelerate shard on CPUs, where it ignores an FSDP configuration without a word and replicates the model.
+
+    It shards if the kind of the processes is one of its accelerators'. Device and backend are chosen by now and stay.
+    """
+    state = PartialState()
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        state.distributed_type = DistributedType.MULTI_GPU
+
+
+def prepare(accelerator: Accelerator) -> None:
+    """Reduce gradients and return losses in float32, as without sharding; layers compute in the precision that is set.
+
+    UsageError unless FSDP2 will shard the model.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        raise UsageError(
+            "FSDP is configured, but there is only one process: start it with `accelerate launch --config_file FILE`"
+        )
+    if not accelerator.is_fsdp2:
+        raise UsageError("FSDP 1 is not supported: set fsdp_version to 2")
+    plugin: Any = accelerator.state.fsdp_plugin
+    if plugin.mixed_precision_policy is not None:
+        changes: dict[str, Any] = {"reduce_dtype": torch.float32, "output_dtype": None}
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **changes)
+
+
+def optimizer_file(accelerator: Accelerator) -> str:
+    """The file or folder of a checkpoint in which accelerate keeps the optimizer's state."""
+    plugin: Any = accelerator.state.fsdp_plugin
+    return "optimizer.bin" if plugin.state_dict_type.name == "FULL_STATE_DICT" else "optimizer_0"
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By the names that they have without the wrappers of activation checkpointing and compilation."""
+    named = fsdp2_canonicalize_names(dict(model.named_parameters()))
+    return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+
+
+def gather_trained(model: nn.Module) -> dict[str, Any]:
+    """The trained parameters, whole and on the CPU, in the main process; nothing in the others. All must call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    return get_model_state_dict(model, options=options)
+
+
+def scatter_trained(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+    """The reverse of `gather_trained`: `values` are read in the main process only. All must call it."""
+    # strict, or else it would require the frozen parameters as well
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+    set_model_state_dict(model, dict(values), options=options)
