@@ -95,9 +95,12 @@ class LossSettings(Settings):
     drop_probability: float = Field(default=0.0, ge=0, le=1)  # of the condition, for classifier-free guidance
     unconditional: Literal["queries", "patches"] = "queries"  # replaces a dropped condition; patches: as the original
     length_groups: int = Field(default=1, ge=1)  # groups of rows of similar length, to pad less in the decoder
+    packing: bool = later(False)  # several samples in one row of the decoder, which keeps them apart
 
     @model_validator(mode="after")
-    def _not_both_zero(self) -> Self:
+    def _consistent(self) -> Self:
+        if self.packing and self.length_groups > 1:
+            raise ValueError("packing leaves no padding for length_groups: set one of them")
         if self.weight_lm == self.weight_vm == 0:
             raise ValueError("weight_lm and weight_vm are both 0: nothing would be trained")
         return self

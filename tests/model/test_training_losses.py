@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor
@@ -14,6 +16,7 @@ from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import make_scheduler
 from dreamllm.modeling import language_loss
 from dreamllm.recipe import LossSettings
+from dreamllm.training import losses
 from dreamllm.training.losses import (
     Draws,
     check_decoder,
@@ -215,8 +218,15 @@ def test_counts_of_a_larger_batch_scale_both_losses(model: Model, batch: dict[st
 
 
 @torch.no_grad()
-def test_length_groups_do_not_change_the_hidden_states(
-    model: Model, processor: DreamLLMProcessor, batch: dict[str, torch.Tensor]
+@pytest.mark.parametrize(("groups", "packing", "rows"), [(3, False, 2), (1, True, 2)])
+def test_rows_by_length_and_packed_rows_do_not_change_the_hidden_states(
+    model: Model,
+    processor: DreamLLMProcessor,
+    batch: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    groups: int,
+    packing: bool,
+    rows: int,
 ) -> None:
     ids, mask = batch["input_ids"], batch["attention_mask"]
     text = processor.tokenizer("one blue square and some more words", add_special_tokens=False)["input_ids"]
@@ -224,11 +234,38 @@ def test_length_groups_do_not_change_the_hidden_states(
         row = torch.tensor([text[:count] + [model.config.pad_token_id] * (ids.shape[1] - count)])
         ids = torch.cat([ids, row])
         mask = torch.cat([mask, (torch.arange(ids.shape[1]) < count)[None].long()])
-    whole, grouped = (final_states(model, ids, mask, batch["pixel_values"], groups) for groups in (1, 3))
-    torch.testing.assert_close(grouped[mask.bool()], whole[mask.bool()], atol=1e-5, rtol=1e-5)
+    whole = final_states(model, ids, mask, batch["pixel_values"])
+    decoder: Any = model.get_decoder()
+    forward, seen = decoder.forward, []
+
+    def watched(**inputs: Any) -> Any:
+        seen.append(len(inputs["inputs_embeds"]))
+        return forward(**inputs)
+
+    monkeypatch.setattr(decoder, "forward", watched)
+    fewer = final_states(model, ids, mask, batch["pixel_values"], groups, packing)
+    torch.testing.assert_close(fewer[mask.bool()], whole[mask.bool()], atol=1e-5, rtol=1e-5)
+    assert max(seen) == rows < len(ids)
     # The texts of 1 and 3 tokens are a group, which ends with the longer one.
-    assert not grouped[3, 3:].any()
+    assert not fewer[3, 3:].any()
     assert whole[3, 3:].any()
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9))
+def test_packed_sequences_do_not_overlap(lengths: list[int]) -> None:
+    places = losses.pack(lengths, max(lengths))
+    taken = [(row, first + i) for (row, first), length in zip(places, lengths, strict=True) for i in range(length)]
+    assert len(set(taken)) == sum(lengths)
+    assert max(column for _, column in taken) < max(lengths)
+    rows = 1 + max(row for row, _ in places)
+    assert rows == 1 or 2 * sum(lengths) > (rows - 1) * max(lengths)  # what first fit guarantees
+
+
+def test_a_decoder_that_mixes_packed_sequences_is_rejected(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses.check_packing(model)
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+    with pytest.raises(UsageError, match=r"loss\.packing: a 'llama' decoder mixes"):
+        losses.check_packing(model)
 
 
 def test_images_and_spans_that_differ_in_number_are_rejected(model: Model, batch: dict[str, torch.Tensor]) -> None:

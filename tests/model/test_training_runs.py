@@ -111,12 +111,14 @@ def test_gradient_accumulation_does_not_change_the_losses(data: Path, tiny: Path
     assert len({line["loss"] for line in both}) >= 2  # else the comparison says little
 
 
-def test_grouping_rows_by_length_does_not_change_the_losses(data: Path, tiny: Path, tmp_path: Path) -> None:
-    for groups in (1, 3):
-        raw = recipe_dict("sft", data, tiny, tmp_path / str(groups), max_steps=3, per_device_train_batch_size=4)
-        raw["loss"]["length_groups"] = groups
+def test_rows_by_length_and_packed_rows_do_not_change_the_losses(data: Path, tiny: Path, tmp_path: Path) -> None:
+    for name, settings in {"padded": {}, "groups": {"length_groups": 3}, "packed": {"packing": True}}.items():
+        raw = recipe_dict("sft", data, tiny, tmp_path / name, max_steps=3, per_device_train_batch_size=4)
+        raw["loss"] = raw["loss"] | settings
         run.train(make_recipe(raw))
-    assert logs(tmp_path / "3") == [pytest.approx(line, rel=1e-4) for line in logs(tmp_path / "1")]
+    padded = [pytest.approx(line, rel=1e-4) for line in logs(tmp_path / "padded")]
+    assert logs(tmp_path / "groups") == padded
+    assert logs(tmp_path / "packed") == padded
 
 
 def test_the_recipe_sets_the_attention_implementation(data: Path, tiny: Path, tmp_path: Path) -> None:

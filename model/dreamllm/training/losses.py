@@ -169,13 +169,16 @@ def final_states(
     attention_mask: torch.Tensor | None,
     pixel_values: torch.Tensor | None,
     length_groups: int = 1,
+    packing: bool = False,
 ) -> torch.Tensor:
     """(B, T, H) hidden states after the final norm.
 
     With `length_groups` above 1, rows of similar length go through the decoder together, without the padding that only longer rows
-    need; positions beyond a group's longest row are 0.
+    need; positions beyond a group's longest row are 0. With `packing`, several rows share one, and padded positions are 0.
     """
     embeds = model.embed(input_ids, pixel_values=pixel_values)
+    if packing and attention_mask is not None:
+        return _decode_packed(model, embeds, attention_mask)
     if attention_mask is None or length_groups == 1:
         return _decode(model, embeds, attention_mask)
     lengths = attention_mask.sum(1)
@@ -194,6 +197,37 @@ def _decode(model: Model, embeds: torch.Tensor, attention_mask: torch.Tensor | N
         inputs_embeds=embeds, attention_mask=attention_mask, position_ids=positions, use_cache=False
     )
     return output.last_hidden_state
+
+
+def _decode_packed(model: Model, embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The states of rows that share rows as long as the longest; FlashAttention takes them all in one.
+
+    transformers keeps sequences apart in a row where positions start again and there is no mask.
+    """
+    decoder: Any = model.get_decoder()
+    lengths = attention_mask.sum(1).tolist()
+    width = sum(lengths) if "flash" in str(decoder.config._attn_implementation) else max(lengths)
+    places = torch.tensor(pack(lengths, width), device=embeds.device)
+    sources, positions = attention_mask.bool().nonzero(as_tuple=True)
+    rows, columns = places[sources, 0], places[sources, 1] + positions
+    size = (int(places[:, 0].max()) + 1, width)
+    packed = embeds.new_zeros(*size, embeds.shape[2]).index_put((rows, columns), embeds[sources, positions])
+    position_ids = positions.new_zeros(size).index_put((rows, columns), positions)
+    output = decoder(inputs_embeds=packed, position_ids=position_ids, use_cache=False)
+    states: torch.Tensor = output.last_hidden_state
+    return states.new_zeros(*embeds.shape).index_put((sources, positions), states[rows, columns])
+
+
+def pack(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
+    """The (row, first column) of each sequence: the longest first, in the first row with room."""
+    places = [(0, 0)] * len(lengths)
+    used: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        row = next((row for row, end in enumerate(used) if end + lengths[number] <= width), len(used))
+        used += [0] if row == len(used) else []
+        places[number] = (row, used[row])
+        used[row] += lengths[number]
+    return places
 
 
 def conditioning_states(
@@ -232,7 +266,9 @@ def compute_losses(
     count = 0 if targets is None else len(targets)
     if spans != count:
         raise InputError(f"target images and dream spans differ in number: {count} and {spans}")
-    hidden = final_states(model, ids, batch.get("attention_mask"), batch.get("pixel_values"), settings.length_groups)
+    hidden = final_states(
+        model, ids, batch.get("attention_mask"), batch.get("pixel_values"), settings.length_groups, settings.packing
+    )
     tokens, images = (max(count, 1) for count in counts or count_targets(batch))
     lm = token_losses(hidden, batch["labels"], model.get_output_embeddings()) / tokens
     vm = lm.new_zeros(())
@@ -261,6 +297,23 @@ def check_decoder(model: Model) -> None:
     unsupported = [name for name in LOGIT_FIELDS if getattr(config, name, None) not in (None, 1, 1.0)]
     if unsupported:
         raise UsageError(f"training does not support a {config.model_type!r} decoder with {unsupported[0]}")
+
+
+@torch.no_grad()
+def check_packing(model: Model) -> None:
+    """UsageError for a decoder that does not keep packed sequences apart: some ignore positions, as those with ALiBi or a state do.
+
+    FlashAttention, which keeps them apart by the same positions, runs on GPUs only and is not tried.
+    """
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    if "flash" not in str(model.config.text_config._attn_implementation):
+        ids = torch.arange(mask.numel()).reshape(mask.shape)
+        alone, packed = (
+            final_states(model, ids, mask, None, packing=packing)[mask.bool()] for packing in (False, True)
+        )
+        if not (alone - packed).abs().max() <= 0.05 * alone.abs().max():
+            kind = model.config.text_config.model_type
+            raise UsageError(f"loss.packing: a {kind!r} decoder mixes the sequences of a row: use loss.length_groups")
 
 
 class DreamLLMForTraining(DreamLLMForConditionalGeneration):

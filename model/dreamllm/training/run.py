@@ -21,7 +21,7 @@ from dreamllm.options import Resume, choose
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import Lora, Recipe
 from dreamllm.training.assemble import assemble
-from dreamllm.training.losses import DreamLLMForTraining, check_decoder
+from dreamllm.training.losses import DreamLLMForTraining, check_decoder, check_packing
 from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint, process_state
 
 RECIPE, RESULT, BROKEN = "recipe.json", "training.json", "broken.jsonl"
@@ -139,6 +139,8 @@ def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMPro
             model.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:
             raise recipe.error(f"start.attention {attention}: {one_line(error)}") from None
+    if recipe.loss.packing:
+        check_packing(model)
     return model, processor
 
 
