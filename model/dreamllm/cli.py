@@ -74,8 +74,8 @@ def _load(
     diffusion: Diffusion = None,
     device: Annotated[str, typer.Option(metavar="NAME", callback=check_device, help=f"{DEVICES}.")] = "auto",
     dtype: Annotated[Dtype | None, typer.Option(help="Dtype of the weights.  [default: as stored]")] = None,
-) -> tuple[Any, "DreamLLMProcessor"]:
-    """The model and its processor. The parameters are options of every verb that uses a model."""
+) -> tuple[Any, "DreamLLMProcessor", Callable[[str], None]]:
+    """The model, its processor, and what to call with a prompt. The parameters are options of every verb that uses a model."""
     folder = find_checkpoint(model)
     import torch
 
@@ -83,13 +83,20 @@ def _load(
         raise UsageError(f"--device {device}: torch finds no CUDA device on this machine; try --device cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    from dreamllm.card import WorldNotice
     from dreamllm.checkpoint import load
 
     _hide_progress_bars()
     loaded, processor = load(folder, clip=clip, diffusion=diffusion, device=device, dtype=dtype)
     if loaded.config.untrained:
         typer.echo(f"{folder}: the weights are random, the model is untrained", err=True)
-    return loaded, processor
+    notice = WorldNotice(folder, processor.tokenizer)
+
+    def notify(prompt: str) -> None:
+        if (line := notice.about(prompt)) is not None:
+            typer.echo(f"dreamllm: {_printable(line)}", err=True)
+
+    return loaded, processor, notify
 
 
 def _image_options(
@@ -160,7 +167,8 @@ def generate(
 
     Example: dreamllm generate --chat "<image> What is in the image?" --image circle.png
     """
-    model, processor = load()
+    model, processor, notify = load()
+    notify(prompt)
     text = _text(processor, prompt, chat)
     answer = _answer(model, processor, text, image or [], max_new_tokens, temperature, seed, num_beams=num_beams)
     typer.echo(_printable(answer))
@@ -181,7 +189,8 @@ def generate_image(
     Example: dreamllm generate-image "a red circle on a white background" circle.png
     """
     check_image_file(file)
-    model, processor = load()
+    model, processor, notify = load()
+    notify(prompt)
     generated = model.generate_images(processor(prompt, image or None), seeds=[seed], **image_options())[0]
     with temporary(file) as unfinished:
         generated.save(unfinished)
@@ -218,7 +227,8 @@ def generate_interleaved(
         check_new_file(html)
         if folder is not None and html.absolute() in (folder.absolute(), *folder.absolute().parents):
             raise UsageError(f"--html {html} is the folder of the document or holds it: choose another name")
-    model, processor = load()
+    model, processor, notify = load()
+    notify(prompt)
     options = image_options()
     # On one terminal, the bar would overwrite the line of text.
     progress = options.pop("progress") and not sys.stdout.isatty()
@@ -308,7 +318,7 @@ def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) ->
 
     Example: dreamllm chat --image circle.png
     """
-    model, processor = load()
+    model, processor, notify = load()
     new, shown, messages = list(image or []), [], []
     while True:
         try:
@@ -324,6 +334,7 @@ def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) ->
             else:
                 typer.echo(f"there is no file {path}", err=True)
         elif line:
+            notify(line)
             parts = [{"type": "image"} for _ in new] + [{"type": "text", "text": line}]
             messages.append({"role": "user", "content": parts})
             shown, new = shown + new, []
