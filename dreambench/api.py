@@ -258,9 +258,13 @@ def execute(
     planned = plan(spec, out, model, fresh=fresh)
     folder = RunFolder(planned.folder)
     if (path := obeyed_run()) is not None:
-        before, now = list(RunFolder(path).run_file()["protocols"]), [protocol.id for protocol in planned.protocols]
+        begun = RunFolder(path).run_file()
+        before, now = list(begun["protocols"]), [protocol.id for protocol in planned.protocols]
         if before != now:
             say(f"{path} has the protocol {before[0]}, its repetition {now[0]}: the data or the version are others now")
+        was, is_ = begun["system"].get("generation"), planned.system.get("generation")
+        if was != is_:
+            say(f"{path} has {_settings(was, is_)}, its repetition {_settings(is_, was)}: the defaults are others now")
     rank, world = rank_and_world()
     remove_leftovers(out)
     if fresh and rank == 0 and folder.path.exists():
@@ -295,6 +299,13 @@ def execute(
             say("this process is done; the last of the others to finish will score the run")
             return Result(folder.path, None)
         return _score_once(folder, task, answers, say)
+
+
+def _settings(generation: JSON, other: JSON) -> str:
+    """The generation settings that are not those of `other`, for people."""
+    known = other if isinstance(other, Mapping) else {}
+    settings = generation if isinstance(generation, Mapping) else {}
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if known.get(name) != value) or "none of it"
 
 
 def _remove(path: Path) -> None:

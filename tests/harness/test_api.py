@@ -14,6 +14,7 @@ from dreambench.errors import DataError, ModelError, RunError, UsageError
 from dreambench.report.terminal import print_result
 from dreambench.requests import Sample
 from dreambench.spec import RunSpec
+from dreambench.trust import obeying
 
 TOY, PALETTE = "toybench:Toy", "toybench:Palette"
 
@@ -60,6 +61,27 @@ def test_what_changes_the_question_changes_the_run(tmp_path: Path, change: dict[
     base = dreambench.run(TOY, "echo", out=tmp_path)
     other = dreambench.run(TOY, "echo", out=tmp_path, **change)  # type: ignore[arg-type]
     assert base.folder != other.folder
+
+
+def test_a_checkpoint_s_own_settings_are_the_run_s_and_a_repetition_says_where_they_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = dreambench.run(TOY, "echo", out=tmp_path)
+    said = {"max_new_tokens": 9, "prompt": "a setting that the task does not leave to it"}
+    monkeypatch.setattr("toybench.Toy.left_to_checkpoint", frozenset({"max_new_tokens"}))
+    monkeypatch.setattr("dreambench.adapters.echo.Echo.checkpoint_settings", lambda _: said)
+    own = dreambench.run(TOY, "echo", out=tmp_path)
+    assert own.folder != default.folder
+    assert json.loads((own.folder / "run.json").read_text())["system"]["generation"]["max_new_tokens"] == 9
+    assert dreambench.run(TOY, "echo", out=tmp_path, generation=["max_new_tokens=9"]).folder == own.folder
+    assert dreambench.run(TOY, "echo", out=tmp_path, generation=["default"]).folder == default.folder
+    lines: list[str] = []
+    spec = RunSpec(task=TOY, model="echo")
+    with obeying(default.folder, spec, task=TOY, model=None, judge=None):
+        assert execute(spec, tmp_path, say=lines.append).folder == own.folder
+    assert lines == [
+        f"{default.folder} has max_new_tokens=4, its repetition max_new_tokens=9: the defaults are others now"
+    ]
 
 
 def test_scoring_again_needs_only_the_folder(tmp_path: Path) -> None:

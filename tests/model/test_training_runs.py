@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers.utils import is_flash_attn_2_available
 
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, checkpoint, files
+from dreamllm.defaults import ImageDefaults, read_defaults
 from dreamllm.errors import CheckpointError, UsageError
 from dreamllm.recipe import Recipe, make_recipe
 from dreamllm.training import run
@@ -49,7 +50,9 @@ def tiny(
     tmp_path_factory: pytest.TempPathFactory, built: tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]
 ) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    checkpoint.save(folder, *built)
+    model, processor = copy.deepcopy(built[0]), built[1]
+    model.image_defaults = ImageDefaults(guidance_scale=3.0)
+    checkpoint.save(folder, model, processor)
     return folder
 
 
@@ -93,6 +96,7 @@ def test_a_killed_run_resumes_with_the_same_losses_and_ends_with_the_same_weight
     before = load_file(tiny / "model.safetensors")
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], theirs[name])}
     assert moved == set(STAGES[stage][0])
+    assert read_defaults(killed.output) == read_defaults(tiny) == (ImageDefaults(guidance_scale=3.0), None)
 
 
 def test_gradient_accumulation_does_not_change_the_losses(data: Path, tiny: Path, tmp_path: Path) -> None:

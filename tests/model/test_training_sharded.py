@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from model.made_pairs import STAGES, recipe_dict, write_pairs
 from safetensors.torch import load_file
 
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, checkpoint
+from dreamllm.defaults import ImageDefaults, read_defaults
 from dreamllm.errors import UsageError
 from dreamllm.recipe import make_recipe
 from dreamllm.training import run, sharding
@@ -63,7 +65,9 @@ def made(
 ) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     write_pairs(folder)
-    checkpoint.save(folder / "tiny", *built)
+    model, processor = copy.deepcopy(built[0]), built[1]
+    model.image_defaults = ImageDefaults(guidance_scale=3.0)
+    checkpoint.save(folder / "tiny", model, processor)
     return folder
 
 
@@ -96,6 +100,7 @@ def test_a_sharded_run_resumes_bit_for_bit_from_checkpoints_of_what_learns(made:
         load_file(tmp_path / "undisturbed" / "model.safetensors"),
     )
     assert set(after) == set(before)
+    assert read_defaults(tmp_path / "undisturbed") == (ImageDefaults(guidance_scale=3.0), None)
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == set(
         STAGES["igpt"][0]
     )
