@@ -98,9 +98,17 @@ class ImageDecoder(nn.Module):
 
     def encode(self, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Pixels (M, 3, S, S) in [-1, 1] -> a sample of the scaled latents (M, C, h, w); `noise` is standard normal of that shape."""
+        return self.sample(self.posterior(pixels), noise)
+
+    def posterior(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (M, 3, S, S) in [-1, 1] -> mean and standard deviation of their latents, (M, 2, C, h, w) float32, not scaled."""
         output: Any = self.vae.encode(pixels.to(self.vae.encoder.conv_in.weight.dtype))
-        posterior = output.latent_dist
-        return (posterior.mean.float() + posterior.std.float() * noise) * self.scaling_factor
+        return torch.stack([output.latent_dist.mean.float(), output.latent_dist.std.float()], dim=1)
+
+    def sample(self, posterior: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """A sample of the scaled latents (M, C, h, w) from `posterior`."""
+        mean, deviation = posterior.unbind(1)
+        return (mean + deviation * noise) * self.scaling_factor
 
 
 def denoise(

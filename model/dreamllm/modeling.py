@@ -145,9 +145,13 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels (n, 3, S, S) from the processor -> their embeddings in a sequence, (n, N, H)."""
+        return self.visual_projector(self.vision_states(pixel_values))
+
+    def vision_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels (n, 3, S, S) from the processor -> CLIP's states of their patches, (n, N, width of CLIP)."""
         pixels = pixel_values.to(self.device, self.vision_tower.dtype)
         hidden = self.vision_tower(pixels, output_hidden_states=True).hidden_states[self.config.vision_select_layer]
-        return self.visual_projector(hidden[:, 1:])
+        return hidden[:, 1:]
 
     def get_image_features(
         self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None = None

@@ -153,6 +153,7 @@ class DataSettings(Settings):
     flip: bool = True  # mirror half of the generated images
     max_broken: int = Field(default=1000, ge=0)  # distinct broken records or images before training stops
     cache: str | None = None  # folder of the tables that `datasets` writes; default: its own cache
+    feature_cache: str | None = later(None, min_length=1)  # folder of what CLIP and the autoencoder gave for an image
     eval_sources: list[SourceSettings] = []  # evaluated every trainer.eval_steps
     eval_samples: int = Field(default=256, ge=1)  # per evaluation
 

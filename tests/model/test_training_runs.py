@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderKL
 from model.made_pairs import STAGES, recipe_dict, write_pairs
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPVisionModel
 from transformers.utils import is_flash_attn_2_available
 
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, checkpoint, files
@@ -28,6 +30,7 @@ from dreamllm.recipe import Recipe, make_recipe
 from dreamllm.training import run
 from dreamllm.training.assemble import assemble, merge
 from dreamllm.training.dry_run import dry_run
+from dreamllm.training.features import FeatureStore
 from dreamllm.training.trainer import last_checkpoint
 
 pytestmark = [
@@ -123,6 +126,48 @@ def test_rows_by_length_and_packed_rows_do_not_change_the_losses(data: Path, tin
     padded = [pytest.approx(line, rel=1e-4) for line in logs(tmp_path / "padded")]
     assert logs(tmp_path / "groups") == padded
     assert logs(tmp_path / "packed") == padded
+
+
+def test_stored_features_do_not_change_the_losses(
+    data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mirrored images too, and to the last bit whatever was stored before: a resumed run finds more than the first one did."""
+    raw = recipe_dict("sft", data, tiny, tmp_path / "none", max_steps=2, per_device_train_batch_size=4)
+    assert make_recipe(raw).data.flip
+    run.train(make_recipe(raw))
+    raw["data"] |= {
+        "feature_cache": str(tmp_path / "features"),
+        "eval_sources": raw["data"]["sources"],
+        "eval_samples": 6,
+    }
+    raw["trainer"] |= {"eval_steps": 2, "per_device_eval_batch_size": 3}
+    run.train(make_recipe(raw | {"output": str(tmp_path / "cold")}))
+    stored = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("features/*/*/*"))
+    assert {path.parts[1].split("-")[0] for path in stored} == {"vision", "vae"}
+    monkeypatch.setattr(AutoencoderKL, "encode", None)
+    monkeypatch.setattr(CLIPVisionModel, "forward", None)
+    run.train(make_recipe(raw | {"output": str(tmp_path / "warm")}))
+    cold = [line for line in logs(tmp_path / "cold") if "loss" in line]
+    assert cold == [pytest.approx(line, rel=1e-4) for line in logs(tmp_path / "none")]
+    assert logs(tmp_path / "warm") == logs(tmp_path / "cold")
+    ours, theirs = weights(tmp_path / "warm"), weights(tmp_path / "cold")
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_features_of_other_weights_are_others(own_model: DreamLLMForConditionalGeneration, tmp_path: Path) -> None:
+    pixels, keys = torch.zeros(1, 3, 64, 64), torch.tensor([[1, 2]])
+    before = FeatureStore(tmp_path, own_model).vision_states(own_model, pixels, keys)
+    with torch.no_grad():
+        next(own_model.vision_tower.parameters()).add_(1.0)
+    assert not torch.equal(FeatureStore(tmp_path, own_model).vision_states(own_model, pixels, keys), before)
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"of data\.feature_cache cannot be read .*: remove it") as caught:
+        FeatureStore(tmp_path, own_model).vision_states(own_model, pixels, keys)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"feature_cache: folder .* cannot be created"):
+        FeatureStore(tmp_path / "file" / "below", own_model)
 
 
 def test_the_recipe_sets_the_attention_implementation(data: Path, tiny: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ Shapes: B samples, T tokens of the longest, n input images and m generated image
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -281,10 +282,13 @@ def _check_no_patches(processor: DreamLLMProcessor, ids: Sequence[int]) -> None:
 
 
 class Collator:
-    """Collates samples into right-padded batches; generated images have `resolution` (R) pixels."""
+    """Collates samples into right-padded batches; generated images have `resolution` (R) pixels.
 
-    def __init__(self, processor: DreamLLMProcessor, resolution: int) -> None:
-        self.processor, self.resolution = processor, resolution
+    With `keys`, batches also have `pixel_keys` (n, 2) and `target_keys` (m, 2) int64, hashes of the pixels.
+    """
+
+    def __init__(self, processor: DreamLLMProcessor, resolution: int, keys: bool = False) -> None:
+        self.processor, self.resolution, self.keys = processor, resolution, keys
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask` and `labels` (B, T) int64; if there are images `pixel_values` (n, 3, S, S) and `target_pixels`
@@ -307,7 +311,16 @@ class Collator:
         ]
         if targets:
             batch["target_pixels"] = torch.stack(targets)
+        for name, pixels in (("pixel_keys", "pixel_values"), ("target_keys", "target_pixels")):
+            if self.keys and pixels in batch:
+                batch[name] = _hashes(batch[pixels])
         return batch
+
+
+def _hashes(pixels: torch.Tensor) -> torch.Tensor:
+    """128-bit hashes of images (n, ...): (n, 2) int64."""
+    digests = [hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest() for image in pixels]
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64).reshape(-1, 2)
 
 
 def target_pixels(image: Image.Image, resolution: int, mirrored: bool = False) -> torch.Tensor:

@@ -20,6 +20,7 @@ from dreamllm.image_decoder import Scheduler
 from dreamllm.layers import find_spans, generator_for, position_ids_from_mask
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.recipe import LossSettings
+from dreamllm.training.features import FeatureStore
 
 Model = DreamLLMForConditionalGeneration
 # Configuration fields of transformers' decoders that change logits after the output embeddings.
@@ -104,15 +105,17 @@ def image_terms(
     target_pixels: torch.Tensor,
     draws: Draws,
     settings: LossSettings,
+    posterior: torch.Tensor | None = None,
 ) -> ImageTerms:
     """The image loss of each image (section 3 of the paper): the MSE of the UNet's prediction under the model's condition vectors.
 
     states (m, Q, H), target_pixels (m, 3, R, R) in [-1, 1]. Gradients flow through the UNet into the states even if the UNet is
-    frozen; none flow into the autoencoder.
+    frozen; none flow into the autoencoder, whose `posterior` of the pixels (m, 2, C, h, w) may be given.
     """
     decoder = model.image_decoder
     with torch.no_grad():
-        latents = decoder.encode(target_pixels, draws.posterior)
+        posterior = decoder.posterior(target_pixels) if posterior is None else posterior
+        latents = decoder.sample(posterior, draws.posterior)
     noise = draws.noise if draws.offset is None else draws.noise + settings.noise_offset * draws.offset
     perturbed = noise if draws.perturbation is None else noise + settings.input_perturbation * draws.perturbation
     noisy = scheduler.add_noise(latents, perturbed, draws.timesteps)
@@ -170,13 +173,14 @@ def final_states(
     pixel_values: torch.Tensor | None,
     length_groups: int = 1,
     packing: bool = False,
+    image_features: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(B, T, H) hidden states after the final norm.
+    """(B, T, H) hidden states after the final norm, of images given as `pixel_values` or as `image_features` (n, N, H).
 
     With `length_groups` above 1, rows of similar length go through the decoder together, without the padding that only longer rows
     need; positions beyond a group's longest row are 0. With `packing`, several rows share one, and padded positions are 0.
     """
-    embeds = model.embed(input_ids, pixel_values=pixel_values)
+    embeds = model.embed(input_ids, image_features, pixel_values=pixel_values)
     if packing and attention_mask is not None:
         return _decode_packed(model, embeds, attention_mask)
     if attention_mask is None or length_groups == 1:
@@ -250,6 +254,7 @@ def compute_losses(
     batch: dict[str, torch.Tensor],
     draws: Draws | None,
     counts: tuple[int, int] | None = None,
+    store: FeatureStore | None = None,
 ) -> Losses:
     """Both losses of a batch and their weighted sum.
 
@@ -258,6 +263,7 @@ def compute_losses(
             `target_pixels` (m, 3, R, R) for the dream spans, if there are any.
         draws: for the m images; None if m is 0.
         counts: numbers of tokens and images to average over; by default the batch's own.
+        store: of what the frozen encoders give for the images, whose keys are then in the batch too.
 
     Raises InputError if target images and dream spans differ in number.
     """
@@ -266,16 +272,20 @@ def compute_losses(
     count = 0 if targets is None else len(targets)
     if spans != count:
         raise InputError(f"target images and dream spans differ in number: {count} and {spans}")
-    hidden = final_states(
-        model, ids, batch.get("attention_mask"), batch.get("pixel_values"), settings.length_groups, settings.packing
-    )
+    pixels, features, posterior = batch.get("pixel_values"), None, None
+    if store is not None and pixels is not None:
+        features = model.visual_projector(store.vision_states(model, pixels, batch["pixel_keys"]))
+    if store is not None and targets is not None:
+        posterior = store.posteriors(model, targets, batch["target_keys"])
+    options = (settings.length_groups, settings.packing, features)
+    hidden = final_states(model, ids, batch.get("attention_mask"), None if features is not None else pixels, *options)
     tokens, images = (max(count, 1) for count in counts or count_targets(batch))
     lm = token_losses(hidden, batch["labels"], model.get_output_embeddings()) / tokens
     vm = lm.new_zeros(())
     if targets is not None and draws is not None:
         draws = draws.to(hidden.device)
         states = conditioning_states(model, hidden, ids, draws, settings)
-        vm = image_terms(model, scheduler, states, targets, draws, settings).losses.sum() / images
+        vm = image_terms(model, scheduler, states, targets, draws, settings, posterior).losses.sum() / images
     elif settings.drop_probability:  # as in `conditioning_states`: another process may have images in this batch
         vm = 0.0 * unconditional_states(model, settings.unconditional).sum()
     return Losses(weighted_loss(settings, lm, vm) + _zero_gradients(model), lm.detach(), vm.detach())
@@ -321,11 +331,12 @@ class DreamLLMForTraining(DreamLLMForConditionalGeneration):
 
     loss_settings: LossSettings
     noise_scheduler: Scheduler
+    feature_store: FeatureStore | None = None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, draws: Draws | None = None, counts: tuple[int, int] | None = None, **batch: torch.Tensor
     ) -> Losses:
-        return compute_losses(self, self.noise_scheduler, self.loss_settings, batch, draws, counts)
+        return compute_losses(self, self.noise_scheduler, self.loss_settings, batch, draws, counts, self.feature_store)
 
     def train(self, mode: bool = True) -> Self:
         if mode and self.training:  # the trainer calls this before every batch, and visiting all modules takes time

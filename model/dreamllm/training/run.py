@@ -21,6 +21,7 @@ from dreamllm.options import Resume, choose
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import Lora, Recipe
 from dreamllm.training.assemble import assemble
+from dreamllm.training.features import FeatureStore
 from dreamllm.training.losses import DreamLLMForTraining, check_decoder, check_packing
 from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint, process_state
 
@@ -95,10 +96,10 @@ def check_output(recipe: Recipe, resume: str, main: bool = True) -> str | None:
             )
     elif main:
         remove_leftovers(folder)
-        # A start that failed may have left an empty folder for checkpoints, and tables of the data.
-        ignored = [folder / DRY_RUN]
-        if recipe.data.cache is not None and folder.resolve() in (cache := Path(recipe.data.cache).resolve()).parents:
-            ignored.append(folder / cache.relative_to(folder.resolve()))
+        # A start that failed may have left an empty folder for checkpoints, and tables and features of the data.
+        caches = [Path(path).resolve() for path in (recipe.data.cache, recipe.data.feature_cache) if path is not None]
+        inside = [path.relative_to(folder.resolve()) for path in caches if folder.resolve() in path.parents]
+        ignored = [folder / DRY_RUN, *(folder / path for path in inside)]
         files = (path for path in folder.rglob("*") if path.is_file())
         if not all(any(file.is_relative_to(place) for place in ignored) for file in files):
             raise UsageError(f"{folder} exists and is not empty: choose another output")
@@ -153,9 +154,12 @@ def make_trainer(
         raise recipe.error(f"data.max_length {data.max_length} exceeds the {positions} positions of the language model")
     samples = training_dataset(data, processor, broken_file=recipe.output / BROKEN)
     eval_samples = training_dataset(data.evaluation(), processor) if data.eval_sources else None
-    collator = Collator(processor, model.config.image_decoder_config.resolution)
+    trainable = make_trainable(model, recipe)
+    if data.feature_cache is not None:
+        trainable.feature_store = FeatureStore(Path(data.feature_cache), model)
+    collator = Collator(processor, model.config.image_decoder_config.resolution, keys=data.feature_cache is not None)
     try:
-        return DreamLLMTrainer(make_trainable(model, recipe), recipe, collator, samples, eval_samples)
+        return DreamLLMTrainer(trainable, recipe, collator, samples, eval_samples)
     except DreamLLMError:
         raise
     except (ValueError, ImportError) as error:
