@@ -26,7 +26,17 @@ from dreamllm.files import (
     temporary,
     write_text,
 )
-from dreamllm.options import DEVICES, Dtype, Layout, Preset, Resume, SchedulerName, check_device, check_tokenizer
+from dreamllm.options import (
+    DEVICES,
+    Dtype,
+    ImagePreset,
+    Layout,
+    Preset,
+    Resume,
+    SchedulerName,
+    check_device,
+    check_tokenizer,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -182,16 +192,30 @@ def generate_image(
     image_options: Any,
     load: Any,
     image: Images = None,
+    preset: Annotated[
+        ImagePreset | None,
+        typer.Option(help="Settings of the original's demo or MS-COCO script; other options override them."),
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What the image should not show.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Generate an image from a prompt.
+    """Generate an image from a prompt, or from an image with the prompt "<image>" and --image.
 
     Example: dreamllm generate-image "a red circle on a white background" circle.png
     """
     check_image_file(file)
+    from dreamllm.defaults import IMAGE_PRESETS, ImageSettings
+
+    settings = IMAGE_PRESETS[preset] if preset else ImageSettings({})
+    options = settings.options | {name: value for name, value in image_options().items() if value is not None}
     model, processor, notify = load()
     notify(prompt)
-    generated = model.generate_images(processor(prompt, image or None), seeds=[seed], **image_options())[0]
+    if negative_prompt is not None and options.get("guidance_scale", model.image_defaults.guidance_scale) == 1:
+        raise UsageError("--negative-prompt acts by guidance, which a --guidance-scale of 1 turns off")
+    if unwanted := settings.negative_prompt if negative_prompt is None else negative_prompt:
+        options["negative_prompts"] = processor(unwanted)
+    inputs = processor(settings.prefix + prompt, image or None)
+    generated = model.generate_images(inputs, seeds=[seed], **options)[0]
     with temporary(file) as unfinished:
         generated.save(unfinished)
         unfinished.replace(file)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamllm.errors import CheckpointError
 from dreamllm.files import read_json_object
-from dreamllm.options import SchedulerName
+from dreamllm.options import ImagePreset, SchedulerName
 
 FILE = "generation_config.json"
 
@@ -57,6 +57,30 @@ class ImageDefaults(_Defaults):
     num_inference_steps: int = Field(default=50, ge=1)
     guidance_scale: float = Field(default=7.5, ge=0)  # the paper's, except on MS-COCO
     guidance_rescale: float = Field(default=0.0, ge=0)
+
+
+class ImageSettings(NamedTuple):
+    """What a preset says about an image: arguments of `generate_images`, and words around the prompt."""
+
+    options: dict[str, Any]
+    prefix: str = ""
+    negative_prompt: str = ""
+
+
+# One word of the demo's negative prompt, a slur, is left out.
+_UNWANTED = (
+    "ugly,duplicate,morbid,mutilated,mutated hands,poorly drawn hands,blurry,bad anatomy,bad proportions,extra limbs,cloned face,"
+    "disfigured,missing arms,extra legs,mutated hands,fused fingers,too many fingers,unclear eyes,lowers,bad anatomy,bad hands,text,"
+    "error,missing fingers,extra digit,fewer digits,cropped,worst quality,low quality,normal quality,jpeg artifacts,signature,watermark,"
+    "username,blurry,bad feet,gettyimages"
+)
+_ANCESTRAL = {"scheduler": SchedulerName.ddpm, "num_inference_steps": 150}
+IMAGE_PRESETS = {
+    ImagePreset.demo: ImageSettings(
+        {**_ANCESTRAL, "guidance_scale": 3.5}, "(best quality,extremely detailed) ", _UNWANTED
+    ),
+    ImagePreset.coco: ImageSettings({**_ANCESTRAL, "guidance_scale": 2.0}),
+}
 
 
 class InterleavedDefaults(_Defaults):

@@ -36,6 +36,11 @@ class Preset(StrEnum):
     large = "7b"  # has the sizes of the released model
 
 
+class ImagePreset(StrEnum):
+    demo = "demo"  # the original's projects/dreamllm/inference.py
+    coco = "coco"  # its images for the Fréchet distance on MS-COCO
+
+
 class Layout(StrEnum):
     native = "native"  # safetensors, as `save_pretrained` writes them
     released = "released"  # that of the original's checkpoints

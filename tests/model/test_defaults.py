@@ -11,7 +11,7 @@ import torch
 
 from dreamllm import DreamLLMForConditionalGeneration, load
 from dreamllm.checkpoint import convert, save
-from dreamllm.cli import _answer
+from dreamllm.cli import _answer, main
 from dreamllm.defaults import ImageDefaults, InterleavedDefaults, read_defaults
 from dreamllm.errors import CheckpointError
 from dreamllm.training.assemble import merge
@@ -38,6 +38,42 @@ def test_images_are_generated_as_the_checkpoint_says(model, stated, processor) -
         given = stated.generate_images(**prompt, **{name: value})
         assert torch.equal(given, model.generate_images(**prompt, **{**settings, name: value}))
         assert not torch.equal(given, stated.generate_images(**prompt))
+
+
+def test_a_preset_gives_the_settings_and_words_of_the_original_unless_options_do(
+    stated, processor, image, monkeypatch, tmp_path
+) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def recorded(prompts: Any, **options: Any) -> list[Any]:
+        words = {
+            name: processor.decode(options.pop(name)["input_ids"][0])
+            for name in ["negative_prompts"]
+            if name in options
+        }
+        calls.append({"prompt": processor.decode(prompts["input_ids"][0]), **words, **options})
+        return [image(0)]
+
+    monkeypatch.setattr(stated, "generate_images", recorded)
+    monkeypatch.setattr("dreamllm.checkpoint.load", lambda *_, **__: (stated, processor))
+
+    def run(*options: str) -> dict[str, Any]:
+        with pytest.raises(SystemExit, match="0"):
+            main(["generate-image", "a red ring", str(tmp_path / "x.png"), *options])
+        (tmp_path / "x.png").unlink()
+        return calls.pop()
+
+    original = {"scheduler": "ddpm", "num_inference_steps": 150}
+    assert run("--preset", "coco").items() >= {"prompt": "a red ring", **original, "guidance_scale": 2.0}.items()
+    demo = run("--preset", "demo", "--steps", "3")
+    assert demo.items() >= {**original, "num_inference_steps": 3, "guidance_scale": 3.5}.items()
+    assert demo["prompt"] == "(best quality,extremely detailed) a red ring"
+    assert demo["negative_prompts"].startswith("ugly,duplicate")
+    assert run("--preset", "demo", "--negative-prompt", "a blue ring")["negative_prompts"] == "a blue ring"
+    plain = run()
+    assert plain.keys().isdisjoint(["scheduler", "num_inference_steps", "guidance_scale", "negative_prompts"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate-image", "a", str(tmp_path / "x.png"), "--negative-prompt", "b", "--guidance-scale", "1"])
 
 
 def test_documents_are_sampled_as_the_checkpoint_says_and_answers_are_not(model, stated, processor) -> None:
