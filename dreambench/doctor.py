@@ -32,7 +32,7 @@ def _software() -> Iterator[str]:
         "judge": ("openai",),
         "lora": ("peft",),
         "sheets": ("openpyxl",),
-        "tracking": ("mlflow",),
+        "tracking": ("mlflow", "tensorboard"),
     }.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         yield (

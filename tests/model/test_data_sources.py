@@ -167,6 +167,49 @@ def test_every_format_can_be_streamed(processor, folder, monkeypatch, write) -> 
     assert not (folder / "cache").exists()
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_images_with_texts_beside_them_is_pairs(processor, folder, streaming) -> None:
+    photos = folder / "photos"
+    for i, name in enumerate(("a.PNG", "b/c.jpeg", "b/c.d.png", "b/e.webp")):
+        file = photos / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(COLORS[i]))
+        file.with_suffix(".txt").write_text(f"{CAPTIONS[i]}\n")
+    source = {"kind": "pairs", "path": "photos", "images": None, "mode": "comprehension"}
+    source |= {"streaming": True, "weight": 1} if streaming else {}
+    data = opened(processor, folder, source, **({"samples": 4} if streaming else {}))
+    found = in_order(data, 4)
+    assert [words(processor, sample) for sample in found] == CAPTIONS
+    assert [numbers(sample.images) for sample in found] == [[0], [1], [2], [3]]
+
+
+def test_an_image_or_a_text_without_the_other_is_broken(processor, folder) -> None:
+    (folder / "images" / "0.txt").write_text("image 0")
+    (folder / "images" / "bad.png").rename(folder / "images" / "bad.txt")
+    source = {"kind": "pairs", "path": "images", "images": None, "mode": "comprehension"}
+    data = opened(processor, folder, source)
+    reasons = []
+    for i in range(len(data.sources[0].table)):
+        try:
+            sample = data.sources[0].sample(i, random.Random(0), lambda reason: None)
+            reasons.append(words(processor, sample))
+        except InputError as error:
+            reasons.append(str(error).split(" (")[0])
+    assert reasons == ["image 0", *["no caption"] * 3, "no image"]
+    (folder / "images" / "1.txt").write_text("another")  # a changed folder is read anew
+    assert words(processor, by_record(opened(processor, folder, source), 2)[1]) == "another"
+
+
+def test_a_folder_without_texts_or_with_images_elsewhere_is_refused(processor, folder) -> None:
+    with pytest.raises(UsageError, match=r"images is a folder: name its files .* a \.txt file beside each image"):
+        opened(processor, folder, {"kind": "pairs", "path": "images", "images": None})
+    (folder / "images" / "0.txt").write_text("image 0")
+    with pytest.raises(UsageError, match="remove `images` of source"):
+        opened(processor, folder, {"kind": "pairs", "path": "images"})
+    with pytest.raises(UsageError, match="is a folder of images: give it a source of its own"):
+        opened(processor, folder, {"kind": "pairs", "path": [write_jsonl(folder), "images"]})
+
+
 def test_columns_name_other_fields(processor, folder) -> None:
     (folder / "x.jsonl").write_text(lines([{"file": "2.png", "words": "hello", "caption": "not this"}]))
     columns = {"image": "file", "caption": "words"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,16 +109,30 @@ def test_wrong_trainer_fields_are_reported_in_one_line(tmp_path: Path, trainer: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
 def test_reporting_to_a_package_that_is_not_installed_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    from dreamllm.training.trainer import training_arguments
+    from dreamllm.training import tracking, trainer
 
-    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
-    recipe = make_recipe(raw(tmp_path, trainer={"max_steps": 3, "report_to": "tensorboard", "use_cpu": True}))
-    with pytest.raises(UsageError, match=r"trainer: .*tensorboard") as caught:
-        training_arguments(recipe, samples=10)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    recipe = make_recipe(raw(tmp_path, trainer={"max_steps": 3, "report_to": ["none", name], "use_cpu": True}))
+    with pytest.raises(UsageError, match=rf"trainer\.report_to: the package {name} is missing: pip install") as caught:
+        trainer.training_arguments(recipe, samples=10)
     assert "\n" not in str(caught.value)
+
+
+def test_mlflow_is_not_used_with_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dreamllm.training import tracking, trainer
+
+    monkeypatch.setattr(tracking, "find_spec", lambda name: object())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        monkeypatch.setenv(name, "false")
+    recipe = make_recipe(raw(tmp_path, trainer={"max_steps": 3, "report_to": "mlflow", "use_cpu": True}))
+    with pytest.raises(UsageError, match=r"MLFLOW_TRACKING_URI is http.* unset it"):
+        trainer.training_arguments(recipe, samples=10)
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 REVIEWED = """
@@ -150,9 +165,7 @@ def test_every_field_of_training_arguments_is_known_to_use_no_network_or_is_refu
     assert fields - doors - set(REVIEWED.split()) == {"report_to", "deepspeed"}
     assert {"push_to_hub", "hub_token", "hub_model_id", "hub_strategy", "trackio_space_id"} <= doors
     refused: list[tuple[str, object]] = [(name, True) for name in doors]
-    refused += [
-        ("report_to", name) for name in ("wandb", "all", "mlflow", "codecarbon", ["tensorboard", "trackio"], None, 1)
-    ]
+    refused += [("report_to", name) for name in ("wandb", "all", "codecarbon", ["tensorboard", "trackio"], None, 1)]
     (tmp_path / "ds.json").write_text('{"wandb": {"enabled": true}}')
     refused += [
         ("deepspeed", value) for value in ({"comet": {}}, str(tmp_path / "ds.json"), "eyJ3YW5kYiI6IHt9fQ==", [1])

@@ -143,7 +143,7 @@ def test_sharding_that_cannot_be_is_refused_in_one_line(
 def test_the_first_version_of_fsdp_is_refused() -> None:
     first: Any = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False)
     with pytest.raises(UsageError, match="FSDP 1 is not supported"):
-        sharding.prepare(first)
+        sharding.prepare(first, torch.nn.Linear(1, 1))
 
 
 def test_a_checkpoint_without_this_optimizer_is_refused_in_one_line(made: Path, tmp_path: Path) -> None:

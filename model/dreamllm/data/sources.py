@@ -22,14 +22,13 @@ from dreamllm.data.samples import (
     image_pair,
     matched_parts,
 )
-from dreamllm.data.tables import Stream, Table, find_files
+from dreamllm.data.tables import SUFFIXES, Stream, Table, find_files
 from dreamllm.errors import InputError, TooSmallError, UsageError
 from dreamllm.files import inside, read_image
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import SourceSettings
 
 Report = Callable[[str], None]  # called with the reason for each image that a document loses
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 Field = Literal["image", "caption", "target"]
 USUAL_FIELDS: dict[Field, tuple[str, ...]] = {
     "caption": ("caption", "text", "txt"),
@@ -200,7 +199,13 @@ class Source:
 
 def locate(settings: SourceSettings, folder: Path) -> tuple[list[str], Path]:
     """The files of a source and the folder of its images; UsageError if one is missing."""
-    files = find_files(settings.path, folder)
+    files = find_files(settings.path, folder, pairs=settings.kind == "pairs")
+    if Path(files[0]).is_dir():
+        if settings.images:
+            raise UsageError(
+                f"{files[0]} is a folder of images with their captions: remove `images` of source {settings.label}"
+            )
+        return files, Path(files[0])
     images = folder / Path(settings.images).expanduser() if settings.images else Path(files[0]).parent
     if not images.is_dir():
         raise UsageError(f"image folder {images} is missing: correct `images` of source {settings.label}")

@@ -32,6 +32,7 @@ FORMATS = {  # of `datasets`, by suffix
     "parquet": (".parquet",),
     "webdataset": (".tar",),
 }
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of images
 # What `datasets` and its readers raise on files that are damaged, truncated or of another format.
 _READ_ERRORS = (
     *(DatasetGenerationError, OSError, EOFError, ValueError, TypeError),
@@ -131,18 +132,25 @@ def _parse(row: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def find_files(paths: str | Sequence[str], folder: Path) -> list[str]:
-    """The files that paths and patterns relative to `folder` match, in order; UsageError if one matches nothing."""
+def find_files(paths: str | Sequence[str], folder: Path, pairs: bool = False) -> list[str]:
+    """The files that paths and patterns relative to `folder` match, in order; UsageError if one matches nothing.
+
+    With `pairs`, also one folder in which images have captions beside them.
+    """
     files: list[str] = []
     for path in [paths] if isinstance(paths, str) else paths:
         pattern = str(folder / Path(path).expanduser())
         matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         if not matches:
             raise UsageError(f"data file {pattern} is missing: correct `path`")
+        if pairs and len(matches) == 1 and next(Path(matches[0]).rglob("*.txt"), None):
+            if paths not in (path, [path]):
+                raise UsageError(f"{matches[0]} is a folder of images: give it a source of its own")
+            return matches
         matched_files = [name for name in matches if Path(name).is_file()]
         if not matched_files:
-            example = Path(path) / "*.jsonl"
-            raise UsageError(f"{matches[0]} is a folder: name its files in `path`, for instance {example}")
+            example, captions = Path(path) / "*.jsonl", ", or put a .txt file beside each image" if pairs else ""
+            raise UsageError(f"{matches[0]} is a folder: name its files in `path`, for instance {example}{captions}")
         files += matched_files
     empty = [file for file in files if not Path(file).stat().st_size]
     if empty:
@@ -156,14 +164,20 @@ def _load(files: Sequence[str], streaming: bool = False, **options: Any) -> tupl
     if len(formats) > 1:
         raise UsageError(f"the files of a source must have one format, not {' and '.join(sorted(formats))}")
     format_ = formats.pop()
-    as_json = format_ in ("json", "text")
+    as_json = format_ in ("json", "text", "folder")
     try:
+        kind = datasets.IterableDataset if streaming else datasets.Dataset
+        if format_ in ("json", "folder"):
+            options["features"] = datasets.Features({"text": datasets.Value("string")})
         if format_ == "json":
             # Lists are split here, because Arrow wants one type for each field, unlike LLaVA's ids and images.
-            options["gen_kwargs"] = {"stamps": [(file, Path(file).stat().st_mtime_ns) for file in files]}
-            options["features"] = datasets.Features({"text": datasets.Value("string")})
-            kind = datasets.IterableDataset if streaming else datasets.Dataset
+            options["gen_kwargs"] = {"stamps": [_stamp(Path(file)) for file in files]}
             return kind.from_generator(_list_items, **options), as_json
+        if format_ == "folder":
+            # A tuple, because `datasets` calls the generator for each item of a list alone.
+            stamps = tuple(_stamp(file) for file in sorted(Path(files[0]).rglob("*.*")))
+            options["gen_kwargs"] = {"stamps": stamps, "folder": files[0]}
+            return kind.from_generator(_captioned_images, **options), as_json
         if format_ == "text":
             options["encoding_errors"] = "replace"
         rows = datasets.load_dataset(format_, data_files=list(files), split="train", streaming=streaming, **options)
@@ -183,6 +197,8 @@ def _unreadable(files: Sequence[str], error: BaseException) -> UsageError:
 
 
 def _format(file: str) -> str:
+    if Path(file).is_dir():
+        return "folder"
     for name, suffixes in FORMATS.items():
         if PurePosixPath(file).name.lower().endswith(suffixes):
             return name
@@ -190,8 +206,25 @@ def _format(file: str) -> str:
     raise UsageError(f"the format of data file {file} is unknown; accepted are {accepted}")
 
 
+def _stamp(file: Path) -> tuple[str, int]:
+    """A file's name and modification time: in the key of the cache, so that a changed file is read anew."""
+    return str(file), file.stat().st_mtime_ns
+
+
+def _captioned_images(stamps: Sequence[tuple[str, int]], folder: str) -> Iterator[dict[str, str]]:
+    """The images of a folder with their captions, and captions without an image, which are reported as broken, as JSON text."""
+    files = [Path(file) for file, _ in stamps]
+    captions = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
+    images = [(file.with_suffix(""), file) for file in files if file.suffix.lower() in SUFFIXES]
+    alone = [(name, None) for name in captions.keys() - {name for name, _ in images}]
+    for name, image in [*images, *sorted(alone)]:
+        caption = captions[name].read_text(encoding="utf-8", errors="replace") if name in captions else None
+        record = {"image": image and image.relative_to(folder).as_posix(), "caption": caption and caption.strip()}
+        yield {"text": json.dumps(record)}
+
+
 def _list_items(stamps: Sequence[tuple[str, int]]) -> Iterator[dict[str, str]]:
-    """The items of JSON lists, each as JSON text. The cache's key has the modification times, so that changed files are read anew."""
+    """The items of JSON lists, each as JSON text."""
     for file, _ in stamps:
         with (gzip.open if file.endswith(".gz") else open)(file, "rt", encoding="utf-8") as text:
             items = list(_items(parse_json(text.read()), file))

@@ -150,8 +150,10 @@ def make_trainer(
 ) -> DreamLLMTrainer:
     """Raises UsageError for data that cannot be read, and for trainer options that exclude each other or need another machine."""
     data, positions = recipe.data, model.config.text_config.max_position_embeddings
-    if data.max_length is not None and data.max_length > positions:
-        raise recipe.error(f"data.max_length {data.max_length} exceeds the {positions} positions of the language model")
+    longest = data.max_length or int(processor.tokenizer.model_max_length)
+    if longest > positions:
+        key = "data.max_length" if data.max_length else "data.max_length is not set, and the tokenizer's"
+        raise recipe.error(f"{key} {longest} exceeds the {positions} positions of the language model")
     samples = training_dataset(data, processor, broken_file=recipe.output / BROKEN)
     eval_samples = training_dataset(data.evaluation(), processor) if data.eval_sources else None
     trainable = make_trainable(model, recipe)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, fsdp2_canonicalize_names
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import TrainingArguments
@@ -32,10 +33,11 @@ def allow_cpu() -> None:
         state.distributed_type = DistributedType.MULTI_GPU
 
 
-def prepare(accelerator: Accelerator) -> None:
+def prepare(accelerator: Accelerator, model: nn.Module) -> None:
     """Reduce gradients and return losses in float32, as without sharding; layers compute in the precision that is set.
 
-    UsageError unless FSDP2 will shard the model.
+    UsageError unless FSDP2 will shard the model, and apart from the whole only layers that every process calls at every step.
+    ValueError for a configuration that accelerate refuses.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         raise UsageError(
@@ -44,6 +46,14 @@ def prepare(accelerator: Accelerator) -> None:
     if not accelerator.is_fsdp2:
         raise UsageError("FSDP 1 is not supported: set fsdp_version to 2")
     plugin: Any = accelerator.state.fsdp_plugin
+    plugin.set_auto_wrap_policy(model)
+    is_unit = fsdp2_prepare_auto_wrap_policy(plugin, model) or (lambda module: False)
+    for name, module in model.named_modules():
+        if name and not name.startswith("language_model.") and is_unit(module):
+            raise UsageError(
+                f"FSDP would wait for ever at {name}, which only batches with images call: set fsdp_transformer_layer_cls_to_wrap to "
+                "the layers of the language model, for instance LlamaDecoderLayer"
+            )
     if plugin.mixed_precision_policy is not None:
         changes: dict[str, Any] = {"reduce_dtype": torch.float32, "output_dtype": None}
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **changes)

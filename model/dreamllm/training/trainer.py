@@ -30,7 +30,7 @@ from dreamllm.files import append_json_line, errors_of_writing, read_json, write
 from dreamllm.layers import count_spans
 from dreamllm.options import has_type
 from dreamllm.recipe import Recipe
-from dreamllm.training import sharding
+from dreamllm.training import sharding, tracking
 from dreamllm.training.losses import Draws, DreamLLMForTraining, count_targets, draw, weighted_loss
 
 CHECKPOINTS, LOGS, WEIGHTS = "checkpoints", "logs.jsonl", "model.safetensors"
@@ -47,8 +47,6 @@ FIXED = {
 
 # Doors to the network: training uses none beyond the processes of its own launch.
 DOORS = ("push_to_hub", "hub_", "trackio_")
-REPORTS = ("none", "tensorboard")  # written to files; the others send them away
-TRACKERS = ("wandb", "comet")  # sections of DeepSpeed's configuration
 
 
 def process_state(recipe: Recipe) -> PartialState:
@@ -75,7 +73,7 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
             raise recipe.error(f"trainer.{name} is not a field of transformers.TrainingArguments")
         if not has_type(options[name], declared[name]):  # which transformers does not check
             raise recipe.error(f"trainer.{name} is {str(options[name])[:80]!r}, must be {declared[name]}")
-    _check_reports(recipe, options)
+    tracking.check_reports(recipe, options)
     lengths = [name for name in ("max_steps", "num_train_epochs") if name in options]
     if len(lengths) != 1 or not options[lengths[0]] > 0:
         raise recipe.error("trainer: set max_steps or num_train_epochs, one of them and above 0")
@@ -103,49 +101,36 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
     try:
         arguments = TrainingArguments(**(defaults | options | fixed))
         for callback in get_reporting_integration_callbacks(arguments.report_to):
-            callback()  # RuntimeError if its package is not installed
+            callback()  # RuntimeError if its package cannot be used
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise recipe.error(f"trainer: {one_line(error)}") from None
     return arguments
 
 
-def _check_reports(recipe: Recipe, options: dict[str, Any]) -> None:
-    """UsageError for a tracker that sends figures to a server."""
-    reports = options.get("report_to", "none")
-    unknown = [one for one in (reports if isinstance(reports, list) else [reports]) if one not in REPORTS]
-    if unknown:
-        raise recipe.error(
-            f"trainer.report_to: {unknown[0]} would use the network, which training does not: choose from {', '.join(REPORTS)}, "
-            f"or read {LOGS}"
-        )
-    config: Any = options.get("deepspeed") or {}
-    if isinstance(config, str):
-        try:
-            config = read_json(Path(config))
-        except CheckpointError as error:
-            raise recipe.error(f"trainer.deepspeed: {error}") from None
-    for name in TRACKERS:
-        if not isinstance(config, dict) or name in config:
-            raise recipe.error(
-                f"trainer.deepspeed: it must be a JSON object without {name}: training does not use the network"
-            )
-
-
 @dataclass
 class BatchIndices:
-    """The sample indices of one process's batches, from batch `first` on; `count` batches, or without end."""
+    """The sample indices of one process's batches, from batch `first` on; `count` batches, or without end.
+
+    With `samples`, only indices below it: the last batches are then shorter. All processes have equally many batches, because sharded
+    ones wait for each other at each; where nothing is left for one, its batch is sample 0.
+    """
 
     batch_size: int
     first: int
     count: int | None
     process: int
     processes: int
+    samples: int | None = None
+
+    def begin(self, number: int) -> int:
+        """The first index of a batch; `samples` or more if nothing is left for it."""
+        return (number * self.processes + self.process) * self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         numbers = itertools.count(self.first) if self.count is None else range(self.first, self.first + self.count)
         for number in numbers:
-            begin = (number * self.processes + self.process) * self.batch_size
-            yield list(range(begin, begin + self.batch_size))
+            indices = range(self.begin(number), self.begin(number) + self.batch_size)
+            yield [index for index in indices if self.samples is None or index < self.samples] or [0]
 
 
 class LogAtCheckpoints(TrainerCallback):
@@ -205,7 +190,7 @@ class DreamLLMTrainer(Trainer):
         if self.recipe.lora is not None and (wanted or self.is_deepspeed_enabled):
             raise self.recipe.error("lora: adapters cannot be sharded: use `accelerate launch --multi_gpu`")
         if wanted:
-            sharding.prepare(self.accelerator)
+            sharding.prepare(self.accelerator, cast("nn.Module", self.model))
 
     def train(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
@@ -221,7 +206,8 @@ class DreamLLMTrainer(Trainer):
             lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
             write_text(self.recipe.output / LOGS, lines)
             rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit)  # what a kill prevented
-        return super().train(resume_from_checkpoint, **kwargs)
+        with tracking.mlflow_store(self.recipe.output):
+            return super().train(resume_from_checkpoint, **kwargs)
 
     def _check_optimizer(self, folder: Path) -> None:
         """UsageError for a checkpoint without an optimizer's state of this kind, which the library would go on without, or stumble over."""
@@ -243,16 +229,20 @@ class DreamLLMTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         if self.eval_data is None:
             raise UsageError("evaluation needs data.eval_sources in the recipe")
-        batch = self.args.per_device_eval_batch_size * self.args.world_size
-        count = math.ceil(self.recipe.data.eval_samples / batch)
-        return self._loader(self.eval_data, self.args.per_device_eval_batch_size, 0, count)
+        size, samples = self.args.per_device_eval_batch_size, self.recipe.data.eval_samples
+        count = math.ceil(samples / (size * self.args.world_size))
+        return self._loader(self.eval_data, size, 0, count, samples)
 
-    def _loader(self, data: TrainingData, batch_size: int, first: int, count: int | None = None) -> DataLoader[Any]:
+    def _loader(
+        self, data: TrainingData, batch_size: int, first: int, count: int | None = None, samples: int | None = None
+    ) -> DataLoader[Any]:
         # Not prepared by accelerate: the sampler gives each process its own indices, and starts where a resumed run continues.
         workers = self.args.dataloader_num_workers
         return DataLoader(
             data,
-            batch_sampler=BatchIndices(batch_size, first, count, self.args.process_index, self.args.world_size),
+            batch_sampler=BatchIndices(
+                batch_size, first, count, self.args.process_index, self.args.world_size, samples
+            ),
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
@@ -345,10 +335,13 @@ class DreamLLMTrainer(Trainer):
         model: Any = self.model_wrapped
         model.eval()
         sums = torch.zeros(4)
-        for index, batch in enumerate(self.get_eval_dataloader()):
+        loader = self.get_eval_dataloader()
+        indices = cast("BatchIndices", loader.batch_sampler)
+        for number, batch in enumerate(loader):
             inputs = self._prepare_inputs(batch)
-            tokens, images = counts = count_targets(inputs)
-            draws = self.draws(inputs, index, self.args.per_device_eval_batch_size, evaluation=True)
+            counted = indices.begin(number) < self.recipe.data.eval_samples
+            tokens, images = counts = count_targets(inputs) if counted else (0, 0)
+            draws = self.draws(inputs, number, indices.batch_size, evaluation=True)
             losses = model(**inputs, draws=draws, counts=counts)
             sums += torch.tensor([float(losses.lm) * tokens, float(losses.vm) * images, tokens, images])
         model.train()
