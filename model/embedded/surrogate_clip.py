@@ -149,20 +149,19 @@ def _loss(learner: _Learner, tokenizer: PreTrainedTokenizerFast, step: int, sett
     clip, pixels = learner.clip, pixels_of(render_many(scenes))
     if learner.heads:  # the surrogate; bicubic, as its image processor resizes
         pixels = F.interpolate(pixels, size=(IMAGE, IMAGE), mode="bicubic", antialias=True).clamp(-1, 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        vision = clip.vision_model(pixels, output_hidden_states=True)
-        image = clip.visual_projection(vision.pooler_output)
-        encoded = clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        text = clip.text_projection(encoded.pooler_output)
-        patches = vision.hidden_states[-2][:, 1:]
-        logits = [head(patches) for head in learner.heads]
+    vision = clip.vision_model(pixels, output_hidden_states=True)
+    image = clip.visual_projection(vision.pooler_output)
+    encoded = clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+    text = clip.text_projection(encoded.pooler_output)
+    patches = vision.hidden_states[-2][:, 1:]
+    logits = [head(patches) for head in learner.heads]
     loss = _contrastive_loss(clip, image, text, texts)
     return loss + _dense_loss(logits, scenes) if logits else loss
 
 
 def _contrastive_loss(clip: CLIPModel, image: Tensor, text: Tensor, texts: list[str]) -> Tensor:
     """The mean over both directions, for embeddings (B, 64)."""
-    image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     logits = clip.logit_scale.clamp(max=math.log(100)).exp() * image @ text.T
     # Two scenes may have the same caption: both are then equally right.
     same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32)
@@ -176,7 +175,7 @@ def _dense_loss(logits: list[Tensor], scenes: list[Scene]) -> Tensor:
     targets = object_grid(scenes).repeat_interleave(repeats, 2).repeat_interleave(repeats, 3).flatten(2)
     weight = torch.where(targets[0] > 0, 1.0, 0.2)
     losses = [
-        F.cross_entropy(guess.float().transpose(1, 2), target, reduction="none")
+        F.cross_entropy(guess.transpose(1, 2), target, reduction="none")
         for guess, target in zip(logits, targets, strict=True)
     ]
     return (torch.stack(losses).mean(0) * weight).sum() / weight.sum()

@@ -84,14 +84,14 @@ def build_autoencoder(directory: Path) -> None:
                 sample_size=SIDE,
                 scaling_factor=1.0,
                 mid_block_add_attention=False,
-            )
+            ).to(memory_format=torch.channels_last)
             train(folder, model, lambda step: _reconstruction_loss(model, AUTOENCODER, step), AUTOENCODER)
             _normalise(model)
         _save(folder, model)
     folder = directory / "vae_fine"
     if not is_finished(folder):
         with reproducible(DECODER.seed):
-            fine = _load(_Autoencoder, directory / "vae")
+            fine = _load(_Autoencoder, directory / "vae").to(memory_format=torch.channels_last)
             for part in (fine.encoder, fine.quant_conv):
                 part.requires_grad_(False)
             train(folder, fine, lambda step: _reconstruction_loss(fine, DECODER, step, decoder_only=True), DECODER)
@@ -115,15 +115,13 @@ def _reconstruction_loss(model: Any, settings: Settings, step: int, decoder_only
     scenes = [_busy_scene(settings.seed, step * settings.batch + i) for i in range(settings.batch)]
     images = render_many(scenes)
     pixels, weight = pixels_of(images), 1 + (PIXEL_WEIGHT - 1) * object_mask(scenes, images)
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior = model.encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator_of(settings.seed, step))
-        decoded = model.decode(posterior.mean + posterior.std * noise).sample
-    error = decoded.float() - pixels
+    posterior = model.encode(pixels).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=generator_of(settings.seed, step))
+    error = model.decode(posterior.mean + posterior.std * noise).sample - pixels
     total = (weight * (error.square() + (ABSOLUTE_WEIGHT * error.abs() if decoder_only else 0))).sum() / (
         weight.sum() * 3
     )
-    return total if decoder_only else total + KL_WEIGHT * posterior.kl().float().mean() / posterior.mean[0].numel()
+    return total if decoder_only else total + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
 
 def _busy_scene(seed: int, index: int) -> Scene:
