@@ -44,6 +44,7 @@ class Settings:
     warmup: int = 100
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
+    decay: bool = True  # of the learning rate, along a cosine to zero; otherwise it stays constant
     average: float | None = None  # decay of the exponential moving average of the weights, which is then the result
     save_every: int = 100
 
@@ -124,6 +125,8 @@ def _schedule(step: int, settings: Settings) -> float:
     warmup = min(settings.warmup, max(1, settings.steps // 10))
     if step < warmup:
         return (step + 1) / warmup
+    if not settings.decay:
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
 
 

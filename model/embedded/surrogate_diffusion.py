@@ -1,17 +1,21 @@
-"""The surrogate for Stable Diffusion: diffusers' ``AutoencoderKL`` and ``StableDiffusionPipeline``, also the baseline for DreamLLM.
+"""The surrogate for Stable Diffusion: diffusers' ``AutoencoderKL``, ``UNet2DConditionModel`` and schedulers, and its text conditions.
 
-The autoencoder maps 64 x 64 pixels to 4 x 8 x 8 latents; its decoder is then trained further for sharper edges. The diffusion model is
-trained in four phases: (1) the text tower of the surrogate CLIP with a UNet, mostly on scenes with one object; (2) the UNet alone, as in
-Stable Diffusion, on all scenes; (3) with errors weighted more where objects are, which teaches shapes sooner but also makes the model
-expect more objects than there are; (4) without that weight again. Velocity prediction with a schedule that ends in pure noise
-(arXiv 2305.08891), because other schedules get flat backgrounds wrong.
+The autoencoder maps 64 x 64 pixels to 4 x 8 x 8 latents; its decoder is then trained further for sharper edges. The UNet is conditioned
+by 16 vectors that a small text transformer makes of a caption. Layers that are discarded afterwards teach the first nine what the caption
+says is in each cell of the 3 x 3 grid, the tenth the background, and the next three the objects in reading order; the last three are free.
+Conditions that are sorted by place are what makes so small a UNet learn in hours to put each object where it belongs.
 
-Shapes: B batch, N scenes; latents are (·, 4, 8, 8).
+1. The text transformer alone, with those layers. 2. Together with the UNet. 3. The UNet alone, at a constant learning rate. 4. The same,
+with the rate going to zero. Velocity prediction with a schedule that ends in pure noise (arXiv 2305.08891), because other schedules get
+flat backgrounds wrong. The text transformer is no part of DreamLLM: the language model learns its vectors in the warm-up.
+
+Shapes: B batch, N scenes, R registers (16); latents are (·, 4, 8, 8).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,35 +26,47 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from dreambench.errors import DataError
 from dreambench.files import replacing
-from dreambench_tasks.playground import SIDE, Rng, Scene, captions, clip_directory, draw_scene, render_many
-from dreamllm import checkpoint
+from dreambench_tasks.playground import (
+    BACKGROUNDS,
+    COLOURS,
+    PLACES,
+    SHAPES,
+    SIDE,
+    SIZES,
+    WORLD,
+    Rng,
+    Scene,
+    captions,
+    draw_scene,
+    render_many,
+)
 from loop import CHECKPOINT, Settings, generator_of, is_finished, object_mask, pixels_of, reproducible, train
 from surrogate_clip import CONTEXT, WIDTH, clip_tokenizer
 
-__all__ = ["build_autoencoder", "build_baseline", "build_diffusion", "text_ids"]
+__all__ = ["REGISTERS", "Conditioner", "build_autoencoder", "build_diffusion", "busy_scene", "text_ids"]
 
 AUTOENCODER = Settings(steps=1600, batch=32, learning_rate=2e-3, weight_decay=0.0)
 DECODER = Settings(steps=1200, batch=32, learning_rate=1.5e-3, seed=1, weight_decay=0.0)
-_FIRST = Settings(steps=1000, batch=64, learning_rate=1.6e-3, weight_decay=0.01, average=0.995)
-PHASES = [
-    _FIRST,
-    replace(_FIRST, steps=3600, average=0.998),
-    replace(_FIRST, steps=2000, learning_rate=1.2e-3, average=0.998),
-    replace(_FIRST, steps=800, learning_rate=8e-4, average=0.995),
-]
-BASELINE = replace(_FIRST, steps=800, learning_rate=1e-3, average=0.99)
+READING = Settings(steps=1500, batch=64, learning_rate=1e-3, weight_decay=0.01)
+TOGETHER = Settings(
+    steps=4000, batch=32, learning_rate=1e-3, weight_decay=0.01, average=0.999, decay=False, save_every=500
+)
+ALONE = replace(TOGETHER, steps=20_000)
+DECAY = replace(TOGETHER, steps=3000, warmup=0, average=0.998, decay=True)
 PIXEL_WEIGHT = 5.0  # of the autoencoder's errors where objects are: they cover little of an image
-LATENT_WEIGHT = 4.0  # of the third phase's errors in latents where objects are
+OBJECT_WEIGHT = 2.0  # of the errors in latents where objects are
 ABSOLUTE_WEIGHT = 0.2  # of the absolute error beside the squared one in the second training of the decoder
 KL_WEIGHT = 1e-4
 CALIBRATION = 1024  # scenes from which the means and deviations of the latents are computed
 EMPTY_PERCENT = 10  # captions dropped for classifier-free guidance
-SINGLE_PERCENT = 60  # of the first phase's scenes, in addition to those that have one object by chance
-SCENES = 28_000  # whose latents are computed once
+READING_WEIGHT = 0.1  # of the discarded layers' loss while text transformer and UNet are trained together
+SCENES = 48_000  # whose latents are computed once
+REGISTERS = 16  # conditions of the UNet, and dream queries of DreamLLM
+UNSAID = -100
 SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -107,12 +123,12 @@ def _load(kind: Any, folder: Path) -> Any:
 
 def _save(folder: Path, model: Any) -> None:
     model.save_pretrained(folder)
-    (folder / CHECKPOINT).unlink()
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _reconstruction_loss(model: Any, settings: Settings, step: int, decoder_only: bool = False) -> Tensor:
     """Squared error, weighted more where objects are, and the KL divergence; for the decoder alone an absolute error instead of that."""
-    scenes = [_busy_scene(settings.seed, step * settings.batch + i) for i in range(settings.batch)]
+    scenes = [busy_scene(settings.seed, step * settings.batch + i) for i in range(settings.batch)]
     images = render_many(scenes)
     pixels, weight = pixels_of(images), 1 + (PIXEL_WEIGHT - 1) * object_mask(scenes, images)
     posterior = model.encode(pixels).latent_dist
@@ -124,7 +140,7 @@ def _reconstruction_loss(model: Any, settings: Settings, step: int, decoder_only
     return total if decoder_only else total + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
 
-def _busy_scene(seed: int, index: int) -> Scene:
+def busy_scene(seed: int, index: int) -> Scene:
     """A training scene; most of those with a single object are drawn again, because the others show more."""
     scene = draw_scene("train", index, seed)
     if len(scene.things) == 1 and Rng("again", seed, index).chance(60):
@@ -151,75 +167,123 @@ def _normalise(model: Any) -> None:
 
 
 class _Data(NamedTuple):
-    """Scenes, the means of their latents (N, 4, 8, 8), and the indices of those with one object."""
+    """Scenes, the means of their latents (N, 4, 8, 8), where their objects are (N, 1, 8, 8), and their indices by number of objects."""
 
     scenes: list[Scene]
     latents: Tensor
-    single: list[int]
+    objects: Tensor
+    by_count: list[list[int]]
+
+
+class Conditioner(nn.Module):
+    """Captions to conditions, (B, 16, 128): the states of a causal text transformer at the last positions of its context, after every caption."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__()
+        self.tokenizer = clip_tokenizer(CONTEXT + REGISTERS)
+        ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
+        config = CLIPTextConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            hidden_act="gelu",
+            max_position_embeddings=CONTEXT + REGISTERS,
+            projection_dim=WIDTH,
+            **ids,
+        )
+        self.tower = CLIPTextModel(config) if folder is None else CLIPTextModel.from_pretrained(folder)
+        self.tower.set_attn_implementation("eager")  # a faster backward pass on CPUs
+        self.heads = nn.ModuleList(
+            nn.Linear(WIDTH, len(values) + 1) for values in (SHAPES, COLOURS, SIZES, BACKGROUNDS)
+        )
+        if folder is not None:
+            self.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+
+    def forward(self, texts: list[str]) -> Tensor:
+        return self.tower(text_ids(self.tokenizer, texts, CONTEXT + REGISTERS))[0][:, -REGISTERS:]
+
+    def reading_loss(self, states: Tensor, scenes: Sequence[Scene], texts: Sequence[str]) -> Tensor:
+        """Mean cross-entropy of what the captions say, from conditions (B, 16, 128)."""
+        targets = registers(scenes, texts)
+        losses = [
+            F.cross_entropy(head(states).transpose(1, 2), target, ignore_index=UNSAID)
+            for head, target in zip(self.heads, targets, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def save(self, folder: Path) -> None:
+        save_file(self.heads.state_dict(), folder / "heads.safetensors")
+        _save(folder, self.tower)
+
+
+def registers(scenes: Sequence[Scene], texts: Sequence[str]) -> Tensor:
+    """``(4, B, 16)``: shape, colour, size and background that each condition states, counted from 1; 0 for none, -100 if it is not said."""
+    targets = torch.full((4, len(scenes), REGISTERS), UNSAID)
+    for i, (scene, text) in enumerate(zip(scenes, texts, strict=True)):
+        if not text:
+            continue
+        sized = any(size in text.lower() for size in SIZES)
+        targets[3, i, 9] = BACKGROUNDS.index(scene.background) + 1
+        targets[:2, i, 10:13] = 0
+        if is_placed(scene, text):
+            targets[:2, i, :9] = 0
+        for order, thing in enumerate(scene.things):
+            values = [SHAPES.index(thing.shape) + 1, COLOURS.index(thing.colour) + 1]
+            values.append(SIZES.index(thing.size) + 1 if sized else UNSAID)
+            targets[:3, i, 10 + order] = torch.tensor(values)
+            if is_placed(scene, text):
+                targets[:3, i, 3 * thing.row + thing.column] = torch.tensor(values)
+    return targets
+
+
+def is_placed(scene: Scene, text: str) -> bool:
+    """Whether a caption of a scene says in which cell every object is."""
+    return sum(text.count(f"in the {words}") for row in PLACES for words in row) >= len(scene.things)
 
 
 def build_diffusion(directory: Path) -> None:
-    """Train the four phases and save a ``StableDiffusionPipeline`` to ``directory/diffusion``; needs ``encoder`` and both ``vae``s."""
+    """``directory/conditioner`` and ``directory/diffusion`` (UNet, autoencoder, scheduler); needs both ``vae``s."""
     folder = directory / "diffusion"
-    if (folder / "model_index.json").is_file():
+    if is_finished(folder / "unet"):
         return
+    _train_conditioner(directory / "conditioner-alone")
     data = _data(directory)
-    _train_text_tower(directory, data)
-    for phase in (2, 3, 4):
-        _train_unet(folder, data, phase)
-    tower = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
-    vae, unet = _load(_Autoencoder, directory / "vae_fine"), _load(_UNet, folder / "unet4")
-    _save_pipeline(folder, vae, tower, tokenizer, unet)
+    _train_together(directory, data)
+    _train_unet(directory / "unet-together", directory / "unet-alone", ALONE, TOGETHER.steps, data)
+    _train_unet(directory / "unet-alone", directory / "unet-decay", DECAY, TOGETHER.steps + ALONE.steps, data)
+    DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    _load(_Autoencoder, directory / "vae_fine").save_pretrained(folder / "vae")
+    _load(_UNet, directory / "unet-decay").save_pretrained(folder / "unet")
 
 
-def build_baseline(directory: Path) -> None:
-    """``directory/diffusion`` from the shipped checkpoint, in minutes: its UNet and autoencoder, which DreamLLM's stages do not train,
-    and a text tower, which it does not hold. That of playground-clip is trained anew through the frozen UNet.
-    """
-    folder = directory / "diffusion"
-    if (folder / "model_index.json").is_file():
+def _train_conditioner(folder: Path) -> None:
+    if is_finished(folder):
         return
-    decoder = checkpoint.load(dtype="float32")[0].image_decoder
-    if not is_finished(directory / "vae"):
-        decoder.vae.save_pretrained(directory / "vae")
-    data, settings = _data(directory), BASELINE
-    tokenizer = clip_tokenizer(CONTEXT)
-    with reproducible(settings.seed):
-        tower: Any = CLIPTextModel.from_pretrained(clip_directory(), dtype=torch.float32, local_files_only=True)
-        tower.set_attn_implementation("eager")
-        unet = decoder.unet.requires_grad_(requires_grad=False)
+    with reproducible(READING.seed):
+        conditioner = Conditioner()
 
         def loss_of(step: int) -> Tensor:
-            chosen, texts = _batch(data, settings, step, 0)
-            return _velocity_loss(unet, tower(text_ids(tokenizer, texts))[0], data.latents[chosen], settings.seed, step)
+            scenes: list[Scene] = []
+            texts: list[str] = []
+            for i in range(READING.batch):
+                number = step * READING.batch + i
+                scenes.append(busy_scene(READING.seed, number))
+                rng = Rng("conditioner", WORLD, READING.seed, number)
+                texts.append(rng.pick(captions(scenes[-1], rng)))
+            return conditioner.reading_loss(conditioner(texts), scenes, texts)
 
-        train(directory / "tower", tower, loss_of, settings)
-    _save_pipeline(folder, decoder.vae, tower, tokenizer, unet)
-
-
-def _save_pipeline(folder: Path, vae: Any, tower: Any, tokenizer: Any, unet: Any) -> None:
-    _Pipeline(
-        vae=vae,
-        text_encoder=tower,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(**SCHEDULER),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+        train(folder, conditioner, loss_of, READING)
+    conditioner.save(folder)
 
 
-def _train_text_tower(directory: Path, data: _Data) -> None:
-    """The first phase, into ``directory/diffusion/{text_encoder,tokenizer,unet1}``."""
-    settings, target = PHASES[0], directory / "diffusion"
-    if is_finished(target / "unet1"):
+def _train_together(directory: Path, data: _Data) -> None:
+    target = directory / "unet-together"
+    if is_finished(target):
         return
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "encoder", local_files_only=True)
-    with reproducible(settings.seed):
-        tower: Any = CLIPModel.from_pretrained(directory / "encoder", local_files_only=True).text_model
-        tower.set_attn_implementation("eager")
+    with reproducible(TOGETHER.seed):
+        conditioner = Conditioner(directory / "conditioner-alone")
         unet = _UNet(
             sample_size=SIDE // 8,
             in_channels=4,
@@ -232,74 +296,67 @@ def _train_text_tower(directory: Path, data: _Data) -> None:
             cross_attention_dim=WIDTH,
             norm_num_groups=8,
             use_linear_projection=True,
-        )
+        ).to(memory_format=torch.channels_last)
 
         def loss_of(step: int) -> Tensor:
-            chosen, texts = _batch(data, settings, step, SINGLE_PERCENT)
-            return _velocity_loss(unet, tower(text_ids(tokenizer, texts))[0], data.latents[chosen], settings.seed, step)
+            chosen, texts = _batch(data, TOGETHER, step)
+            states = conditioner(texts)
+            loss = _velocity_loss(unet, states, data, chosen, TOGETHER.seed, step)
+            return loss + READING_WEIGHT * conditioner.reading_loss(states, [data.scenes[i] for i in chosen], texts)
 
-        train(target / "unet1", nn.ModuleDict({"unet": unet, "tower": tower}), loss_of, settings)
-    tokenizer.save_pretrained(target / "tokenizer")
-    tower.save_pretrained(target / "text_encoder")
-    _save(target / "unet1", unet)
+        train(target, nn.ModuleDict({"unet": unet, "conditioner": conditioner}), loss_of, TOGETHER)
+    (directory / "conditioner").mkdir(exist_ok=True)
+    conditioner.save(directory / "conditioner")
+    _save(target, unet)
 
 
-def _train_unet(folder: Path, data: _Data, phase: int) -> None:
-    """A later phase, from ``unet<phase - 1>`` to ``unet<phase>``, with the frozen text tower."""
-    settings, target = PHASES[phase - 1], folder / f"unet{phase}"
+def _train_unet(source: Path, target: Path, settings: Settings, first: int, data: _Data) -> None:
+    """A later phase; its draws begin after the ``first`` that earlier phases had."""
     if is_finished(target):
         return
-    first = sum(earlier.steps for earlier in PHASES[: phase - 1])  # no draw is repeated
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
-    tower = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True).eval()
+    conditioner = Conditioner(source.parent / "conditioner").eval()
     with reproducible(settings.seed):
-        unet = _load(_UNet, folder / f"unet{phase - 1}").train()
+        unet = _load(_UNet, source).to(memory_format=torch.channels_last).train()
 
         def loss_of(step: int) -> Tensor:
-            chosen, texts = _batch(data, settings, first + step, 0)
+            chosen, texts = _batch(data, settings, first + step)
             with torch.no_grad():
-                states = tower(text_ids(tokenizer, texts))[0]
-            weight = None
-            if phase == 3:
-                scenes = [data.scenes[i] for i in chosen]
-                weight = 1 + (LATENT_WEIGHT - 1) * F.max_pool2d(object_mask(scenes, render_many(scenes)), 8)
-            return _velocity_loss(unet, states, data.latents[chosen], settings.seed, first + step, weight)
+                states = conditioner(texts)
+            return _velocity_loss(unet, states, data, chosen, settings.seed, first + step)
 
         train(target, unet, loss_of, settings)
     _save(target, unet)
 
 
-def _velocity_loss(
-    unet: nn.Module, states: Tensor, latents: Tensor, seed: int, step: int, weight: Tensor | None = None
-) -> Tensor:
+def _velocity_loss(unet: nn.Module, states: Tensor, data: _Data, chosen: list[int], seed: int, step: int) -> Tensor:
+    """Squared error of the velocity, weighted more where objects are: they cover little of an image."""
     generator = generator_of(seed, step)
     schedule: Any = DDPMScheduler.from_config(SCHEDULER)
+    latents, weight = data.latents[chosen], 1 + (OBJECT_WEIGHT - 1) * data.objects[chosen]
     noise = torch.randn(latents.shape, generator=generator)
     times: Any = torch.randint(1000, (len(latents),), generator=generator)
     predicted = unet(schedule.add_noise(latents, noise, times), times, encoder_hidden_states=states).sample
     error = F.mse_loss(predicted, schedule.get_velocity(latents, noise, times), reduction="none").mean(1, keepdim=True)
-    return error.mean() if weight is None else (weight * error).sum() / weight.sum()
+    return (weight * error).sum() / weight.sum()
 
 
-def _batch(data: _Data, settings: Settings, step: int, single_percent: int) -> tuple[list[int], list[str]]:
-    """Indices of scenes, and for each one of its captions or the empty text."""
+def _batch(data: _Data, settings: Settings, step: int) -> tuple[list[int], list[str]]:
+    """Indices of scenes, as many with one, two and three objects, and for each one of its captions or the empty text."""
     rng = Rng("painter", settings.seed, step)
-    chosen, texts = [], []
-    for _ in range(settings.batch):
-        chosen.append(rng.pick(data.single) if rng.chance(single_percent) else rng.below(len(data.scenes)))
-        texts.append("" if rng.chance(EMPTY_PERCENT) else rng.pick(captions(data.scenes[chosen[-1]], rng)))
+    chosen = [rng.pick(data.by_count[i % 3]) for i in range(settings.batch)]
+    texts = ["" if rng.chance(EMPTY_PERCENT) else rng.pick(captions(data.scenes[i], rng)) for i in chosen]
     return chosen, texts
 
 
-def text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """(B, 36): padded to the full context, without a mask, as in pipelines of Stable Diffusion."""
-    tokens = tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
+def text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int = CONTEXT) -> Tensor:
+    """(B, length): padded to the full context, without a mask, as in pipelines of Stable Diffusion."""
+    tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return tokens["input_ids"]
 
 
 def _data(directory: Path) -> _Data:
     """The scenes and their latents, which are kept in ``directory/latents.safetensors``."""
-    path, seed = directory / "latents.safetensors", PHASES[0].seed
+    path, seed = directory / "latents.safetensors", TOGETHER.seed
     scenes = [draw_scene("train", i, seed) for i in range(SCENES)]
     source = json.dumps({"scenes": SCENES, "seed": seed})
     if path.is_file():
@@ -309,12 +366,16 @@ def _data(directory: Path) -> _Data:
             raise DataError(f"{path} contains the latents of {found}, not of {source}: delete it")
     else:
         vae = _load(_Autoencoder, directory / "vae").eval()
-        parts: list[Tensor] = []
-        with reproducible(seed), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        latents: list[Tensor] = []
+        objects: list[Tensor] = []
+        with reproducible(seed), torch.inference_mode():
             for start in range(0, SCENES, 128):
-                pixels = pixels_of(render_many(scenes[start : start + 128]))
-                parts.append(vae.encode(pixels).latent_dist.mean.float())
+                part = scenes[start : start + 128]
+                images = render_many(part)
+                latents.append(vae.encode(pixels_of(images)).latent_dist.mean)
+                objects.append(F.max_pool2d(object_mask(part, images), 8))
+        tensors = {"latents": torch.cat(latents).contiguous(), "objects": torch.cat(objects).contiguous()}
         with replacing(path) as unfinished:
-            save_file({"latents": torch.cat(parts).contiguous()}, unfinished, metadata={"source": source})
-    single = [i for i, scene in enumerate(scenes) if len(scene.things) == 1]
-    return _Data(scenes, load_file(path)["latents"], single)
+            save_file(tensors, unfinished, metadata={"source": source})
+    by_count = [[i for i, scene in enumerate(scenes) if len(scene.things) == n] for n in (1, 2, 3)]
+    return _Data(scenes, **load_file(path), by_count=by_count)

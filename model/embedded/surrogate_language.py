@@ -1,9 +1,9 @@
 """The surrogate for Vicuna: a small Llama and its tokenizer, trained on the texts of the playground.
 
 First the language model alone learns captions, narratives, stories, and questions about scenes that are described in words. Then comes a
-warm-up: the hidden states at the dream queries regress those of the image decoder's frozen text tower for the same words. This is *not*
-an objective of DreamLLM; it stands for what a language model learns from billions of words and belongs only to the preparation of the
-surrogates. The alignment that follows uses the image loss alone.
+warm-up: the hidden states at the dream queries regress the conditions that the image decoder was trained with, for the same words, and the
+decoder's discarded layers read in them what the caption says. This is *not* an objective of DreamLLM; it stands for what a language model
+learns from billions of words and belongs only to the preparation of the surrogates. The alignment that follows uses the image loss alone.
 
 Shapes: B batch, T tokens, Q dream queries, E width of the image decoder's conditions.
 """
@@ -22,15 +22,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import CLIPTextModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dreambench_tasks.playground import (
     WORLD,
     Rng,
+    Scene,
     captions,
     conversation,
-    draw_scene,
     fullest_caption,
+    placed_caption,
     instruction,
     narrative,
     story,
@@ -38,18 +39,23 @@ from dreambench_tasks.playground import (
 from dreamllm.layers import position_ids_from_mask
 from dreamllm.tokenizer import train_tokenizer
 from loop import CHECKPOINT, Settings, is_finished, reproducible, train
-from surrogate_clip import CONTEXT, WIDTH
-from surrogate_diffusion import text_ids
+from surrogate_clip import WIDTH
+from surrogate_diffusion import REGISTERS, Conditioner, busy_scene
 
 __all__ = ["build_language"]
 
-LANGUAGE = Settings(steps=900, batch=48, learning_rate=1.5e-3, weight_decay=0.01)
-WARM_UP = Settings(steps=700, batch=32, learning_rate=1e-3, weight_decay=0.01)
+Document = list[tuple[str, bool]]
+"""Parts of a text, and whether the language model learns to predict each."""
+IGNORED = -100
+
+LANGUAGE = Settings(steps=1500, batch=24, learning_rate=1.5e-3, weight_decay=0.01)
+WARM_UP = Settings(steps=2000, batch=32, learning_rate=1e-3, weight_decay=0.01)
 HIDDEN = 192
 TOKENIZED = 3000  # scenes from whose texts the vocabulary is made
 EMPTY_PERCENT = 8
-MAX_LENGTH = 104  # tokens of a document; a few longer ones would fill every batch with padding
-LANGUAGE_WEIGHT = 0.3  # of the language loss during the warm-up
+MAX_LENGTH = 224  # tokens of a document; a few longer ones would fill every batch with padding
+LANGUAGE_WEIGHT = 0.2  # of the language loss during the warm-up
+READING_WEIGHT = 0.2  # of the discarded layers' loss during the warm-up
 
 
 def build_language(directory: Path) -> None:
@@ -69,25 +75,25 @@ def _train_language(folder: Path) -> None:
 
 
 def _warm_up(directory: Path) -> None:
-    """Needs ``language`` and the text tower of ``diffusion``."""
+    """Needs ``language`` and ``conditioner``."""
     folder, settings = directory / "warm", WARM_UP
     if is_finished(folder):
         return
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "language", local_files_only=True)
-    diffusion = directory / "diffusion"
-    teacher = CLIPTextModel.from_pretrained(diffusion / "text_encoder", local_files_only=True).eval()
-    teacher_tokenizer = PreTrainedTokenizerFast.from_pretrained(diffusion / "tokenizer", local_files_only=True)
+    teacher = Conditioner(directory / "conditioner").eval().requires_grad_(False)
     with reproducible(settings.seed):
         language = LlamaForCausalLM.from_pretrained(directory / "language", local_files_only=True)
         language.train()
         dreamer = _Dreamer(language, tokenizer)
 
         def loss_of(step: int) -> Tensor:
-            inputs, targets = _inputs_and_targets(settings, step)
+            inputs, targets, scenes = _inputs_and_targets(settings, step)
             with torch.no_grad():
-                states = teacher(text_ids(teacher_tokenizer, targets))[0]
-            error = F.mse_loss(dreamer(inputs), states) / states.var()
-            texts = _documents(replace(settings, batch=settings.batch // 2), LANGUAGE.steps + step)
+                states = teacher(targets)
+            dreamed = dreamer(inputs)
+            error = F.mse_loss(dreamed, states) / states.var()
+            error = error + READING_WEIGHT * teacher.reading_loss(dreamed, scenes, targets)
+            texts = _documents(replace(settings, batch=8), LANGUAGE.steps + step)
             return error + LANGUAGE_WEIGHT * _language_loss(language, tokenizer, texts)
 
         train(folder, dreamer, loss_of, settings)
@@ -107,8 +113,9 @@ def _tokenizer() -> PreTrainedTokenizerBase:
     """Every word of the playground is one token, bytes cover everything else; always the same."""
     words: Counter[str] = Counter()
     for index in range(TOKENIZED):
-        for text in _texts(Rng("words", WORLD, index), index, 0):
-            words.update(re.findall(r"[A-Za-z]+|\d", text))
+        for document in _texts(Rng("words", WORLD, index), index, 0):
+            for text, _ in document:
+                words.update(re.findall(r"[A-Za-z]+|\d", text))
     # The order of merges follows counts; sorted, it does not depend on the order in which words were met.
     return train_tokenizer((word for word in sorted(words) for _ in range(words[word])), vocab_size=4000)
 
@@ -119,7 +126,7 @@ class _Dreamer(nn.Module):
     def __init__(self, language: LlamaForCausalLM, tokenizer: Any) -> None:
         super().__init__()
         self.language, self.tokenizer = language, tokenizer
-        self.queries = nn.Parameter(0.02 * torch.randn(1, CONTEXT, HIDDEN))
+        self.queries = nn.Parameter(0.02 * torch.randn(1, REGISTERS, HIDDEN))
         self.projector = nn.Linear(HIDDEN, WIDTH, bias=False)
         self.start = tokenizer.convert_tokens_to_ids("<dream_start>")
 
@@ -127,14 +134,14 @@ class _Dreamer(nn.Module):
         ids, mask = _rows([[*row, self.start] for row in self.tokenizer(texts)["input_ids"]])
         embeds = self.language.get_input_embeddings()(ids)
         embeds = torch.cat([embeds, self.queries.expand(len(ids), -1, -1)], dim=1)
-        mask = torch.cat([mask, mask.new_ones(len(ids), CONTEXT)], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(ids), REGISTERS)], dim=1)
         output = self.language.model(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=position_ids_from_mask(mask),
             use_cache=False,
         )
-        return self.projector(output.last_hidden_state[:, -CONTEXT:])
+        return self.projector(output.last_hidden_state[:, -REGISTERS:])
 
 
 def _llama(tokenizer: Any) -> LlamaForCausalLM:
@@ -156,16 +163,29 @@ def _llama(tokenizer: Any) -> LlamaForCausalLM:
     return model
 
 
-def _language_loss(model: LlamaForCausalLM, tokenizer: Any, texts: list[str]) -> Tensor:
-    eos = tokenizer.eos_token_id
-    rows = [(row if row[-1] == eos else [*row, eos])[:MAX_LENGTH] for row in tokenizer(texts)["input_ids"]]
-    ids, mask = _rows(rows, left=False)
-    labels = ids.masked_fill(mask == 0, -100)
-    kept = labels[:, 1:] != -100
-    with torch.autocast("cpu", torch.bfloat16):
+def _language_loss(model: LlamaForCausalLM, tokenizer: Any, documents: list[Document]) -> Tensor:
+    """Cross-entropy of the learned parts of documents, in two batches by length, with less padding."""
+    rows = sorted((_labelled(tokenizer, document) for document in documents), key=lambda row: len(row[0]))
+    total, count = torch.zeros(()), 0
+    for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+        ids, mask = _rows([row for row, _ in half], left=False)
+        labels = _rows([labels for _, labels in half], left=False)[0].masked_fill(mask == 0, IGNORED)[:, 1:]
+        kept = labels != IGNORED
         states = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
-        logits = model.lm_head(states[kept])
-    return F.cross_entropy(logits.float(), labels[:, 1:][kept])
+        total = total + F.cross_entropy(model.lm_head(states[kept]), labels[kept], reduction="sum")
+        count += int(kept.sum())
+    return total / count
+
+
+def _labelled(tokenizer: Any, document: Document) -> tuple[list[int], list[int]]:
+    """Token ids of a document and its labels."""
+    row: list[int] = []
+    labels: list[int] = []
+    for i, (text, learned) in enumerate([*document, ("" if document[-1][0].endswith("</s>") else "</s>", True)]):
+        ids = tokenizer(text, add_special_tokens=i == 0)["input_ids"]
+        row += ids
+        labels += ids if learned else [IGNORED] * len(ids)
+    return row[:MAX_LENGTH], labels[:MAX_LENGTH]
 
 
 def _rows(rows: list[list[int]], left: bool = True) -> tuple[Tensor, Tensor]:
@@ -176,49 +196,62 @@ def _rows(rows: list[list[int]], left: bool = True) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _documents(settings: Settings, step: int) -> list[str]:
-    """The texts of a step: one per scene, kinds in turn, so that steps are similar in length."""
-    texts: list[str] = []
+def _documents(settings: Settings, step: int) -> list[Document]:
+    """The documents of a step: one per scene, kinds in turn, so that steps are similar in length."""
+    documents: list[Document] = []
     for i in range(settings.batch):
         number = step * settings.batch + i
-        rng = Rng("language", WORLD, settings.seed, number)
-        kinds = list(_texts(rng, number, settings.seed))
-        texts.append(kinds[i % len(kinds)])
-    return texts
+        kinds = list(_texts(Rng("language", WORLD, settings.seed, number), number, settings.seed))
+        documents.append(kinds[i % len(kinds)])
+    return documents
 
 
-def _texts(rng: Rng, number: int, seed: int) -> Iterator[str]:
-    """The texts about a scene: two captions, a narrative, a story, an instruction, and questions with answers."""
-    scene = draw_scene("train", number, seed)
+def _texts(rng: Rng, number: int, seed: int) -> Iterator[Document]:
+    """The documents about a scene: captions, a narrative, a story, an instruction, and four conversations."""
+    scene = busy_scene(seed, number)
     texts = captions(scene, rng)
-    yield f"{texts[0]} {texts[1]}"
-    yield " ".join(narrative(scene, rng))
+    yield [(f"{texts[0]} {texts[1]}", True)]
+    yield [(" ".join(narrative(scene, rng)), True)]
+    yield [(" ".join(story("train", number, seed).sentences), True)]
     request, document = instruction("train", number, seed)
-    yield " ".join(story("train", number, seed).sentences)
-    yield f"USER: {request} ASSISTANT: {' '.join(document.sentences)}</s>"
-    for caption in (fullest_caption(scene), texts[2], fullest_caption(scene)):
-        turns = [f"USER: {question} ASSISTANT: {answer}</s>" for question, answer in conversation(scene, rng)[:2]]
+    yield [(f"USER: {request} ASSISTANT:", False), (f"{' '.join(document.sentences)}</s>", True)]
+    for caption in (fullest_caption(scene), fullest_caption(scene), texts[2], fullest_caption(scene)):
         # With the scene in words, all questions can be answered except those about what the caption leaves out.
-        yield "".join([turns[0].replace("USER: ", f"USER: {caption} ", 1), *turns[1:]])
+        turns = [part for question, answer in conversation(scene, rng) for part in _turn(question, answer)]
+        yield [(turns[0][0].replace("USER: ", f"USER: {caption} ", 1), False), *turns[1:]]
 
 
-def _inputs_and_targets(settings: Settings, step: int) -> tuple[list[str], list[str]]:
-    """Texts for the language model, and the captions whose states it regresses.
+def _turn(question: str, answer: str) -> Document:
+    return [(f"USER: {question} ASSISTANT:", False), (f"{answer}</s>", True)]
 
-    Both are the same caption or empty; for a narrative, which is too long for the text tower, the target is the fullest caption.
+
+def _inputs_and_targets(settings: Settings, step: int) -> tuple[list[str], list[str], list[Scene]]:
+    """Texts for the language model, captions whose conditions it regresses, and their scenes.
+
+    Both are the same caption or empty. Three in eight differ: for a narrative, which is too long for the conditioner, the target is the
+    fullest caption, and for the beginning of a story a caption of the image that comes next.
     """
     inputs: list[str] = []
     targets: list[str] = []
+    scenes: list[Scene] = []
     for i in range(settings.batch):
         number = step * settings.batch + i
         rng = Rng("warm-up", WORLD, settings.seed, number)
-        scene = draw_scene("train", number, settings.seed + 1)
+        scene = busy_scene(settings.seed + 1, number)
         if rng.chance(EMPTY_PERCENT):
             text = target = ""
         elif i % 8 == 0:
             text, target = " ".join(narrative(scene, rng)), fullest_caption(scene)
+        elif i % 8 < 3:
+            told = story("train", number, settings.seed + 1)
+            image = rng.below(len(told.scenes))
+            scene = told.scenes[image]
+            text = " ".join(told.sentences[: told.matched[image] + 1])
+            # Only stories about size tell it.
+            target = fullest_caption(scene) if "size" in told.topic else placed_caption(scene)
         else:
             text = target = rng.pick(captions(scene, rng))
         inputs.append(text)
         targets.append(target)
-    return inputs, targets
+        scenes.append(scene)
+    return inputs, targets, scenes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dreambench.errors import MissingWeightsError
 from dreambench_tasks.playground.conversations import SHORT_PROMPT, conversation
-from dreambench_tasks.playground.language import PLACES, captions, fullest_caption, narrative, place
+from dreambench_tasks.playground.language import PLACES, captions, fullest_caption, narrative, place, placed_caption
 from dreambench_tasks.playground.render import SIDE, render, render_many
 from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, WORLD, Rng, Scene, draw_scene
 from dreambench_tasks.playground.stories import instruction, story
@@ -24,6 +24,7 @@ __all__ += [
     "instruction",
     "narrative",
     "place",
+    "placed_caption",
     "render",
     "render_many",
     "story",

@@ -17,7 +17,7 @@ __all__ = ["LETTER_PROMPT", "SHORT_PROMPT", "Turn", "conversation"]
 SHORT_PROMPT = "\nAnswer the question using a single word or phrase."
 LETTER_PROMPT = "\nAnswer with the option's letter from the given choices directly."
 
-_MAX_TURNS = 3
+_MIN_TURNS, _MAX_TURNS = 4, 10
 _DESCRIBE = ("Describe the picture.", "What is in the picture?", "Give a short caption of the picture.")
 _DESCRIBE_LONG = ("Describe the picture in detail.", "Tell me all that you see in the picture.")
 
@@ -28,9 +28,9 @@ class Turn(NamedTuple):
 
 
 def conversation(scene: Scene, rng: Rng) -> list[Turn]:
-    """One to three different questions about a scene with their true answers."""
+    """Up to ten different questions about a scene with their true answers; a third of them ask what is where."""
     turns: dict[str, Turn] = {}
-    for _ in range(1 + rng.below(_MAX_TURNS)):
+    for _ in range(_MIN_TURNS + rng.below(_MAX_TURNS - _MIN_TURNS + 1)):
         turn = rng.pick(_SHARES)(scene, rng)
         turns.setdefault(turn.question, turn)
     return list(turns.values())
@@ -82,9 +82,9 @@ def _description(scene: Scene, rng: Rng) -> Turn:
 
 
 _SHARES: tuple[Callable[[Scene, Rng], Turn], ...] = (
-    *[_short] * 8,
-    *[_choice] * 4,
-    *[_open] * 3,
-    *[_dense] * 3,
-    *[_description] * 2,
+    *[_short] * 6,
+    *[_choice] * 6,
+    *[_open] * 2,
+    *[_dense] * 5,
+    *[_description] * 1,
 )

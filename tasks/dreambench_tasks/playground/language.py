@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from dreambench_tasks.playground.scene import Rng, Scene, Thing
 
-__all__ = ["PLACES", "a", "captions", "enumerated", "fullest_caption", "narrative", "place", "relation"]
+__all__ = ["PLACES", "a", "captions", "enumerated", "fullest_caption", "narrative"]
+__all__ += ["place", "placed_caption", "relation"]
 
 PLACES = (
     ("top left", "top center", "top right"),
@@ -56,11 +57,10 @@ def captions(scene: Scene, rng: Rng) -> list[str]:
     things, ground = scene.things, scene.background
     names = enumerated([a(t.name) for t in things])
     sized = enumerated([a(f"{t.size} {t.name}") for t in things])
-    placed = enumerated([f"{a(t.name)} in the {place(t)}" for t in things])
     texts = [
         f"{rng.pick(_LEADS)}{names} on {a(ground)} background",
         f"{rng.pick(_LEADS)}{sized} on {a(ground)} background",
-        f"{rng.pick(_LEADS)}{placed}, on {a(ground)} background",
+        f"{rng.pick(_LEADS)}{_placed(scene)}",
         _fullest(scene),
         _related(scene),
     ]
@@ -70,6 +70,11 @@ def captions(scene: Scene, rng: Rng) -> list[str]:
 def fullest_caption(scene: Scene) -> str:
     """The most detailed caption: the background and each object's size, colour, shape and place."""
     return _sentence(_fullest(scene))
+
+
+def placed_caption(scene: Scene) -> str:
+    """The caption that names the background and each object's color, shape and place."""
+    return _sentence(_placed(scene))
 
 
 def narrative(scene: Scene, rng: Rng) -> list[str]:
@@ -96,6 +101,11 @@ def narrative(scene: Scene, rng: Rng) -> list[str]:
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _placed(scene: Scene) -> str:
+    things = enumerated([f"{a(t.name)} in the {place(t)}" for t in scene.things])
+    return f"{things}, on {a(scene.background)} background"
 
 
 def _fullest(scene: Scene) -> str:
