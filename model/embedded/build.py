@@ -2,6 +2,7 @@
 
     python model/embedded/build.py DIR                 # every step in order
     python model/embedded/build.py DIR --step clip     # playground-clip, the feature extractor, which is not part of the model
+    python model/embedded/build.py DIR --step reuse    # before the first: CLIP and autoencoder of the shipped checkpoint, not new ones
 
 A step is skipped if its result exists and resumes from its own checkpoint if it was interrupted. The stages are ordinary recipes of
 ``dreamllm train``, in the folder ``recipes``.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from contextlib import chdir
 from importlib.metadata import version
@@ -26,18 +28,23 @@ from dreambench.errors import DreambenchError
 from dreambench.files import temporary
 from dreambench_tasks.playground import WORLD, write
 from dreamllm import checkpoint
+from dreamllm.defaults import ImageDefaults, InterleavedDefaults
 from dreamllm.errors import DreamLLMError
 from dreamllm.recipe import load_recipe
 from dreamllm.training.assemble import assemble, merge
 from dreamllm.training.run import train
 from loop import reproducible
-from surrogate_clip import CONTEXT, build_clip, build_encoder
-from surrogate_diffusion import build_autoencoder, build_baseline, build_diffusion
+from surrogate_clip import build_clip, build_encoder
+from surrogate_diffusion import REGISTERS, build_autoencoder, build_baseline, build_diffusion
 from surrogate_language import build_language
 
 __all__ = ["STEPS", "build"]
 
 IMAGES, STORIES = 24_000, 8_000  # of the train split
+IMAGES_BY_DEFAULT = ImageDefaults(
+    scheduler=SchedulerName.ddim, num_inference_steps=20, guidance_scale=3.0
+)  # chosen on the val split
+STORIES_BY_DEFAULT = InterleavedDefaults(do_sample=True, temperature=0.7)
 HERE = Path(__file__).parent
 RECIPES = HERE / "recipes"
 STAGES = ("alignment-comprehension", "alignment-generation", "igpt", "sft")
@@ -45,12 +52,26 @@ WEIGHTS = "model.safetensors"
 
 
 def build(directory: Path, step: str | None = None) -> None:
-    """Run one of ``STEPS``, or all steps of the embedded model, in ``directory``."""
+    """Run one of ``STEPS``, or all steps of the embedded model, in ``directory``; ``seconds.jsonl`` says how long each took."""
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     for name in [name for name in STEPS if name not in APART] if step is None else [step]:
         print(f"{name}: {directory}", flush=True)
+        start = time.monotonic()
         STEPS[name](directory)
+        line = json.dumps({"step": name, "seconds": round(time.monotonic() - start)})
+        with (directory / "seconds.jsonl").open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+
+def reuse(directory: Path) -> None:
+    """CLIP's image tower and the autoencoder of the shipped checkpoint, in place of the steps ``encoder`` and ``autoencoder``."""
+    model, processor = checkpoint.load(dtype="float32")
+    folder = directory / "encoder"
+    processor.image_processor.save_pretrained(folder)
+    model.vision_tower.save_pretrained(folder)
+    for name in ("vae", "vae_fine"):
+        model.image_decoder.vae.save_pretrained(directory / name)
 
 
 def world(directory: Path) -> None:
@@ -64,9 +85,10 @@ def start(directory: Path) -> None:
     if (directory / "start" / WEIGHTS).is_file():
         return
     parts = (directory / "warm", directory / "encoder", directory / "diffusion")
-    model, processor = assemble(*parts, num_dream_queries=CONTEXT, chat_template="plain")
+    model, processor = assemble(*parts, num_dream_queries=REGISTERS, chat_template="plain")
     model.load_state_dict({**model.state_dict(), **load_file(directory / "warm" / "dreams.safetensors")})
     model.config.training = "surrogates trained on the dreambench playground"
+    model.image_defaults, model.interleaved_defaults = IMAGES_BY_DEFAULT, STORIES_BY_DEFAULT
     _publish(directory / "start", lambda folder: checkpoint.save(folder, model, processor))
 
 
@@ -98,7 +120,7 @@ def card(directory: Path) -> None:
     shipped = directory / "embedded"
     if (shipped / "README.md").is_file():
         return
-    scores = evaluate.evaluate(shipped, directory / "probe", directory / "diffusion")
+    scores = evaluate.evaluate(shipped, directory / "baseline")
     rows: list[str] = []
     for name in STAGES:
         recipe: Any = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -137,12 +159,13 @@ STEPS: dict[str, Callable[[Path], object]] = {
     "alignment": alignment,
     "igpt": lambda directory: stage(directory, "igpt"),
     "sft": lambda directory: stage(directory, "sft"),
+    "baseline": build_baseline,
     "ship": ship,
     "card": card,
     "clip": build_clip,
-    "baseline": build_baseline,
+    "reuse": reuse,
 }
-APART = ("clip", "baseline")  # no steps of the embedded model
+APART = ("clip", "reuse")  # no steps of the embedded model
 
 
 if __name__ == "__main__":
@@ -151,7 +174,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--step",
         choices=STEPS,
-        help="run only this step; clip is the feature extractor, baseline a diffusion pipeline",
+        help="run only this step; clip is the feature extractor, and reuse goes before the first",
     )
     options = parser.parse_args()
     try:

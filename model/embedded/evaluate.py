@@ -56,8 +56,16 @@ __all__ = ["Share", "as_markdown", "evaluate", "image_sections", "text_to_image"
 BATCH = 64
 WORDS = ("one object", "two objects", "three objects")
 BENCHMARKS = (("vqav2", None), ("mmbench", None), ("mmvet", "rule"))
-STORY_METRICS = ("image_count_match", "shows_what_is_told", "told_background", "told_objects", "told_places")
-STORY_METRICS += ("story_is_shown", "nothing_else_changes", "unparsed_sentences")
+STORY_METRICS = (
+    "image_count_match",
+    "shows_what_is_told",
+    "told_background",
+    "told_objects",
+    "told_places",
+    "story_is_shown",
+    "nothing_else_changes",
+    "unparsed_sentences",
+)
 
 ImageGenerator = Callable[[Sequence[str], Sequence[int]], NDArray[np.uint8]]
 """Captions and seeds to images, (N, 64, 64, 3) uint8."""
@@ -232,6 +240,7 @@ def image_sections(title: str, described: Sequence[tuple[Scene, str]], readings:
         rows |= {
             f"{title}: {shape}s": share((i for i in judged if i[0].things[0].shape == shape), shows_objects)
             for shape in SHAPES
+            if any(scene.things[0].shape == shape for scene, _ in described)
         }
     return rows
 
@@ -279,7 +288,7 @@ def pipeline_generator(model: Any, folder: str | Path) -> ImageGenerator:
     """Images by a pipeline of Stable Diffusion with the number of steps and the guidance of a DreamLLM."""
     pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    settings = {name: getattr(model.generation_config, name) for name in ("num_inference_steps", "guidance_scale")}
+    settings = {name: getattr(model.image_defaults, name) for name in ("num_inference_steps", "guidance_scale")}
 
     def generate(texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -299,12 +308,13 @@ def probe_accuracy(split: str, n: int) -> Rows:
     return {"background; shape, color, size and place of every object": Share(right, [s.content for s in scenes])}
 
 
-def _diversity(run_folder: RunFolder) -> Rows:
+def _diversity(folder: RunFolder) -> Rows:
     """How often the most frequent place and background are told first, in stories whose request tells neither."""
     places: Counter[str] = Counter()
     backgrounds: Counter[str] = Counter()
-    for sample in run_folder.samples:
-        document = run_folder.responses[sample.id].document
+    responses = folder.responses()
+    for sample in folder.samples():
+        document = responses[sample.id].document
         told = [parse_sentence(text) for text in matched_sentences(document)[:1] if text]
         if told and told[0] and not any(words in document_text(sample.prompt) for words in chain(*PLACES)):
             places[told[0].things[0].place] += 1

@@ -1,9 +1,9 @@
 """Two small CLIPs (transformers' ``CLIPModel``): the surrogate for CLIP ViT-L/14, and ``playground-clip``, the feature extractor.
 
-Both are trained contrastively (Radford et al. 2021, section 2.3). The surrogate, whose image tower DreamLLM uses and whose text tower
-the image decoder uses, has an additional objective that 400 million pairs make unnecessary and 1,800 steps do not: from the patch
-tokens that DreamLLM uses (hidden state -2), linear layers that are discarded afterwards predict the shape, colour and size of the
-object in the patch's cell of the 3 x 3 grid.
+Both are trained contrastively (Radford et al. 2021, section 2.3) with an additional objective that 400 million pairs make unnecessary and
+some thousand steps do not: linear layers that are discarded afterwards predict the shape, colour and size of the object in each cell of the
+3 x 3 grid. The surrogate, whose image tower DreamLLM uses, predicts them from the patch tokens of that cell which DreamLLM reads (hidden
+state -2); the extractor from the image's embedding, so that distances between embeddings tell shapes, counts and places apart.
 
 Shapes: B batch, P patches, D width.
 """
@@ -39,32 +39,37 @@ from loop import CHECKPOINT, Settings, is_finished, pixels_of, reproducible, tra
 
 __all__ = ["CONTEXT", "WIDTH", "build_clip", "build_encoder", "object_grid"]
 
-CLIP = Settings(steps=1600, batch=128, learning_rate=1e-3, betas=(0.9, 0.999))
+CLIP = Settings(steps=2400, batch=96, learning_rate=1e-3)
 ENCODER = Settings(steps=1800, batch=128, learning_rate=1e-3)
 CONTEXT = 36  # text tokens of the surrogate: enough for every short caption, not for narratives
-WIDTH = 128
+WIDTH, FEATURES = 128, 64
 IMAGE, PATCH = 96, 16  # pixels of the surrogate: 64 enlarged, so that a cell of the grid is 2 x 2 patches
 SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>")  # <eos> is 3: CLIP's pooling gives an eos_token_id of 2 another meaning
 
 
 class _Learner(nn.Module):
-    """CLIP and, for the surrogate, the discarded layers that predict shape, colour and size (class 0 is an empty cell)."""
+    """CLIP and the layers, discarded afterwards, that predict shape, colour and size in each cell of the grid (class 0 is an empty cell).
 
-    def __init__(self, vocabulary: int, context: int, dense: bool, **vision: int) -> None:
+    They read the patch tokens of the cell in the surrogate, and the whole image's embedding in the feature extractor.
+    """
+
+    def __init__(self, vocabulary: int, context: int, patches: bool, **vision: int) -> None:
         super().__init__()
-        width = {"hidden_size": WIDTH, "num_attention_heads": 4, "projection_dim": 64, "hidden_act": "gelu"}
+        width = {"hidden_size": WIDTH, "num_attention_heads": 4, "projection_dim": FEATURES, "hidden_act": "gelu"}
         text = {"vocab_size": vocabulary, "intermediate_size": 384, "num_hidden_layers": 3}
         ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
         config = CLIPConfig(
             text_config={**width, **text, **ids, "max_position_embeddings": context},
             vision_config={**width, "intermediate_size": 512, **vision},
-            projection_dim=64,
+            projection_dim=FEATURES,
         )
         self.clip = CLIPModel(config)
         # With so few tokens, the backward pass of fused attention takes four times as long on CPUs as that of plain products.
         self.clip.set_attn_implementation("eager")
-        classes = [len(values) + 1 for values in (SHAPES, COLOURS, SIZES)] if dense else []
-        self.heads = nn.ModuleList(nn.Linear(WIDTH, count) for count in classes)
+        self.patches = patches
+        classes = [len(values) + 1 for values in (SHAPES, COLOURS, SIZES)]
+        sizes = [(WIDTH, count) if patches else (FEATURES, 9 * count) for count in classes]
+        self.heads = nn.ModuleList(nn.Linear(*size) for size in sizes)
 
 
 def build_clip(directory: Path) -> Path:
@@ -147,16 +152,15 @@ def _loss(learner: _Learner, tokenizer: PreTrainedTokenizerFast, step: int, sett
         texts.append(rng.pick(captions(scene, rng)))
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     clip, pixels = learner.clip, pixels_of(render_many(scenes))
-    if learner.heads:  # the surrogate; bicubic, as its image processor resizes
+    if learner.patches:  # bicubic, as the surrogate's image processor resizes
         pixels = F.interpolate(pixels, size=(IMAGE, IMAGE), mode="bicubic", antialias=True).clamp(-1, 1)
     vision = clip.vision_model(pixels, output_hidden_states=True)
     image = clip.visual_projection(vision.pooler_output)
     encoded = clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
     text = clip.text_projection(encoded.pooler_output)
-    patches = vision.hidden_states[-2][:, 1:]
-    logits = [head(patches) for head in learner.heads]
-    loss = _contrastive_loss(clip, image, text, texts)
-    return loss + _dense_loss(logits, scenes) if logits else loss
+    read = vision.hidden_states[-2][:, 1:] if learner.patches else image
+    logits = [head(read) if learner.patches else head(read).unflatten(1, (9, -1)) for head in learner.heads]
+    return _contrastive_loss(clip, image, text, texts) + _dense_loss(logits, scenes)
 
 
 def _contrastive_loss(clip: CLIPModel, image: Tensor, text: Tensor, texts: list[str]) -> Tensor:
@@ -170,8 +174,8 @@ def _contrastive_loss(clip: CLIPModel, image: Tensor, text: Tensor, texts: list[
 
 
 def _dense_loss(logits: list[Tensor], scenes: list[Scene]) -> Tensor:
-    """Mean cross-entropy of shape, colour and size in each patch's cell, from logits (B, P, classes); empty cells count a fifth."""
-    repeats = IMAGE // PATCH // 3
+    """Mean cross-entropy of shape, colour and size, from logits (B, cells or patches, classes); empty cells count a fifth."""
+    repeats = math.isqrt(logits[0].shape[1]) // 3
     targets = object_grid(scenes).repeat_interleave(repeats, 2).repeat_interleave(repeats, 3).flatten(2)
     weight = torch.where(targets[0] > 0, 1.0, 0.2)
     losses = [

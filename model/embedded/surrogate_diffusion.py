@@ -41,13 +41,22 @@ from dreambench_tasks.playground import (
     Rng,
     Scene,
     captions,
+    clip_directory,
     draw_scene,
     render_many,
 )
 from loop import CHECKPOINT, Settings, generator_of, is_finished, object_mask, pixels_of, reproducible, train
 from surrogate_clip import CONTEXT, WIDTH, clip_tokenizer
 
-__all__ = ["REGISTERS", "Conditioner", "build_autoencoder", "build_diffusion", "busy_scene", "text_ids"]
+__all__ = [
+    "REGISTERS",
+    "Conditioner",
+    "build_autoencoder",
+    "build_baseline",
+    "build_diffusion",
+    "busy_scene",
+    "text_ids",
+]
 
 AUTOENCODER = Settings(steps=1600, batch=32, learning_rate=2e-3, weight_decay=0.0)
 DECODER = Settings(steps=1200, batch=32, learning_rate=1.5e-3, seed=1, weight_decay=0.0)
@@ -55,8 +64,9 @@ READING = Settings(steps=1500, batch=64, learning_rate=1e-3, weight_decay=0.01)
 TOGETHER = Settings(
     steps=4000, batch=32, learning_rate=1e-3, weight_decay=0.01, average=0.999, decay=False, save_every=500
 )
-ALONE = replace(TOGETHER, steps=20_000)
+ALONE = replace(TOGETHER, steps=12_000)
 DECAY = replace(TOGETHER, steps=3000, warmup=0, average=0.998, decay=True)
+BASELINE = replace(TOGETHER, steps=1600, seed=3, decay=True)
 PIXEL_WEIGHT = 5.0  # of the autoencoder's errors where objects are: they cover little of an image
 OBJECT_WEIGHT = 2.0  # of the errors in latents where objects are
 ABSOLUTE_WEIGHT = 0.2  # of the absolute error beside the squared one in the second training of the decoder
@@ -176,12 +186,11 @@ class _Data(NamedTuple):
 
 
 class Conditioner(nn.Module):
-    """Captions to conditions, (B, 16, 128): the states of a causal text transformer at the last positions of its context, after every caption."""
+    """Captions to conditions, (B, 16, 128): the states of a causal text transformer at its last positions, after every caption."""
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__()
         self.tokenizer = clip_tokenizer(CONTEXT + REGISTERS)
-        ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
         config = CLIPTextConfig(
             vocab_size=len(self.tokenizer),
             hidden_size=WIDTH,
@@ -191,7 +200,9 @@ class Conditioner(nn.Module):
             hidden_act="gelu",
             max_position_embeddings=CONTEXT + REGISTERS,
             projection_dim=WIDTH,
-            **ids,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=3,
         )
         self.tower = CLIPTextModel(config) if folder is None else CLIPTextModel.from_pretrained(folder)
         self.tower.set_attn_implementation("eager")  # a faster backward pass on CPUs
@@ -346,6 +357,37 @@ def _batch(data: _Data, settings: Settings, step: int) -> tuple[list[int], list[
     chosen = [rng.pick(data.by_count[i % 3]) for i in range(settings.batch)]
     texts = ["" if rng.chance(EMPTY_PERCENT) else rng.pick(captions(data.scenes[i], rng)) for i in chosen]
     return chosen, texts
+
+
+def build_baseline(directory: Path) -> None:
+    """``directory/baseline``, a ``StableDiffusionPipeline``: DreamLLM's UNet and autoencoder with a CLIP text tower for conditions.
+
+    The tower, first that of playground-clip, is trained through the frozen UNet, as dream queries are in stage I.
+    """
+    folder = directory / "baseline"
+    if (folder / "model_index.json").is_file():
+        return
+    data, tokenizer = _data(directory), clip_tokenizer(CONTEXT)
+    unet = _load(_UNet, directory / "diffusion" / "unet").requires_grad_(requires_grad=False)
+    with reproducible(BASELINE.seed):
+        tower: Any = CLIPTextModel.from_pretrained(clip_directory(), dtype=torch.float32, local_files_only=True)
+        tower.set_attn_implementation("eager")
+
+        def loss_of(step: int) -> Tensor:
+            chosen, texts = _batch(data, BASELINE, step)
+            return _velocity_loss(unet, tower(text_ids(tokenizer, texts))[0], data, chosen, BASELINE.seed, step)
+
+        train(directory / "baseline-tower", tower, loss_of, BASELINE)
+    _Pipeline(
+        vae=_load(_Autoencoder, directory / "vae_fine"),
+        text_encoder=tower,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(**SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
 
 
 def text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int = CONTEXT) -> Tensor:

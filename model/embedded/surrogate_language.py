@@ -31,9 +31,9 @@ from dreambench_tasks.playground import (
     captions,
     conversation,
     fullest_caption,
-    placed_caption,
     instruction,
     narrative,
+    placed_caption,
     story,
 )
 from dreamllm.layers import position_ids_from_mask

@@ -12,7 +12,14 @@ import yaml
 
 import build
 
-KILLED_IN = ("encoder:3", "autoencoder:3", "diffusion:3", "language:3", *(f"{stage}:3" for stage in build.STAGES))
+KILLED_IN = (
+    "encoder:3",
+    "autoencoder:3",
+    "diffusion:3",
+    "language:3",
+    *(f"{stage}:3" for stage in build.STAGES),
+    "baseline:3",
+)
 
 # A few steps of every loop on a few scenes, killed within the named step, after the checkpoint of the second step has been written.
 SMALL = """
@@ -29,12 +36,11 @@ def few(settings):
     return replace(settings, steps=4, batch=4, save_every=2)
 for module, names in (
     (surrogate_clip, ["ENCODER"]),
-    (surrogate_diffusion, ["AUTOENCODER", "DECODER"]),
+    (surrogate_diffusion, ["AUTOENCODER", "DECODER", "READING", "TOGETHER", "ALONE", "DECAY", "BASELINE"]),
     (surrogate_language, ["LANGUAGE", "WARM_UP"]),
 ):
     for name in names:
         setattr(module, name, few(getattr(module, name)))
-surrogate_diffusion.PHASES = [few(phase) for phase in surrogate_diffusion.PHASES]
 surrogate_diffusion.CALIBRATION, surrogate_diffusion.SCENES, surrogate_language.TOKENIZED = 16, 48, 40
 build.IMAGES, build.STORIES, build.RECIPES = 24, 6, recipes
 
@@ -84,7 +90,11 @@ def losses(folder: Path, stage: str) -> list[dict[str, float]]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "seconds.jsonl"
+    }
 
 
 @pytest.mark.timeout(3600)
