@@ -30,6 +30,7 @@ from dreambench_tasks.playground import WORLD, write
 from dreamllm import checkpoint
 from dreamllm.defaults import ImageDefaults, InterleavedDefaults
 from dreamllm.errors import DreamLLMError
+from dreamllm.options import SchedulerName
 from dreamllm.recipe import load_recipe
 from dreamllm.training.assemble import assemble, merge
 from dreamllm.training.run import train
