@@ -64,11 +64,11 @@ READING = Settings(steps=1500, batch=64, learning_rate=1e-3, weight_decay=0.01)
 TOGETHER = Settings(
     steps=4000, batch=32, learning_rate=1e-3, weight_decay=0.01, average=0.999, decay=False, save_every=500
 )
-ALONE = replace(TOGETHER, steps=12_000)
-DECAY = replace(TOGETHER, steps=3000, warmup=0, average=0.998, decay=True)
+ALONE = replace(TOGETHER, steps=6500)
+DECAY = replace(TOGETHER, steps=8000, decay=True)
 BASELINE = replace(TOGETHER, steps=1600, seed=3, decay=True)
 PIXEL_WEIGHT = 5.0  # of the autoencoder's errors where objects are: they cover little of an image
-OBJECT_WEIGHT = 2.0  # of the errors in latents where objects are
+OBJECT_WEIGHT = 2.0  # of the errors in latents where objects are, in all phases but the last
 ABSOLUTE_WEIGHT = 0.2  # of the absolute error beside the squared one in the second training of the decoder
 KL_WEIGHT = 1e-4
 CALIBRATION = 1024  # scenes from which the means and deviations of the latents are computed
@@ -263,7 +263,7 @@ def build_diffusion(directory: Path) -> None:
     data = _data(directory)
     _train_together(directory, data)
     _train_unet(directory / "unet-together", directory / "unet-alone", ALONE, TOGETHER.steps, data)
-    _train_unet(directory / "unet-alone", directory / "unet-decay", DECAY, TOGETHER.steps + ALONE.steps, data)
+    _train_unet(directory / "unet-alone", directory / "unet-decay", DECAY, TOGETHER.steps + ALONE.steps, data, 1.0)
     DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
     _load(_Autoencoder, directory / "vae_fine").save_pretrained(folder / "vae")
     _load(_UNet, directory / "unet-decay").save_pretrained(folder / "unet")
@@ -321,7 +321,9 @@ def _train_together(directory: Path, data: _Data) -> None:
     _save(target, unet)
 
 
-def _train_unet(source: Path, target: Path, settings: Settings, first: int, data: _Data) -> None:
+def _train_unet(
+    source: Path, target: Path, settings: Settings, first: int, data: _Data, weight: float = OBJECT_WEIGHT
+) -> None:
     """A later phase; its draws begin after the ``first`` that earlier phases had."""
     if is_finished(target):
         return
@@ -333,17 +335,28 @@ def _train_unet(source: Path, target: Path, settings: Settings, first: int, data
             chosen, texts = _batch(data, settings, first + step)
             with torch.no_grad():
                 states = conditioner(texts)
-            return _velocity_loss(unet, states, data, chosen, settings.seed, first + step)
+            return _velocity_loss(unet, states, data, chosen, settings.seed, first + step, weight)
 
         train(target, unet, loss_of, settings)
     _save(target, unet)
 
 
-def _velocity_loss(unet: nn.Module, states: Tensor, data: _Data, chosen: list[int], seed: int, step: int) -> Tensor:
-    """Squared error of the velocity, weighted more where objects are: they cover little of an image."""
+def _velocity_loss(
+    unet: nn.Module,
+    states: Tensor,
+    data: _Data,
+    chosen: list[int],
+    seed: int,
+    step: int,
+    object_weight: float = OBJECT_WEIGHT,
+) -> Tensor:
+    """Squared error of the velocity, weighted more where objects are: they cover little of an image.
+
+    The weight teaches shapes sooner, but makes the model expect more objects than there are, so that the last phase does without.
+    """
     generator = generator_of(seed, step)
     schedule: Any = DDPMScheduler.from_config(SCHEDULER)
-    latents, weight = data.latents[chosen], 1 + (OBJECT_WEIGHT - 1) * data.objects[chosen]
+    latents, weight = data.latents[chosen], 1 + (object_weight - 1) * data.objects[chosen]
     noise = torch.randn(latents.shape, generator=generator)
     times: Any = torch.randint(1000, (len(latents),), generator=generator)
     predicted = unet(schedule.add_noise(latents, noise, times), times, encoder_hidden_states=states).sample

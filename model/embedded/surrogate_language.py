@@ -1,9 +1,10 @@
 """The surrogate for Vicuna: a small Llama and its tokenizer, trained on the texts of the playground.
 
-First the language model alone learns captions, narratives, stories, and questions about scenes that are described in words. Then comes a
-warm-up: the hidden states at the dream queries regress the conditions that the image decoder was trained with, for the same words, and the
-decoder's discarded layers read in them what the caption says. This is *not* an objective of DreamLLM; it stands for what a language model
-learns from billions of words and belongs only to the preparation of the surrogates. The alignment that follows uses the image loss alone.
+First the language model alone learns captions, narratives, stories, and questions about scenes that are described in words; then the same
+with equal weight for every answer, because a letter is one token and a description fifty. Then comes a warm-up: the hidden states at the
+dream queries regress the conditions that the image decoder was trained with, for the same words, and the decoder's discarded layers read in
+them what the caption says. This is *not* an objective of DreamLLM; it stands for what a language model learns from billions of words and
+belongs only to the preparation of the surrogates. The alignment that follows uses the image loss alone.
 
 Shapes: B batch, T tokens, Q dream queries, E width of the image decoder's conditions.
 """
@@ -46,9 +47,9 @@ __all__ = ["build_language"]
 
 Document = list[tuple[str, bool]]
 """Parts of a text, and whether the language model learns to predict each."""
-IGNORED = -100
 
 LANGUAGE = Settings(steps=1500, batch=24, learning_rate=1.5e-3, weight_decay=0.01)
+QUESTIONS = Settings(steps=2000, batch=24, learning_rate=1.2e-3, weight_decay=0.01, seed=2)
 WARM_UP = Settings(steps=2000, batch=32, learning_rate=1e-3, weight_decay=0.01)
 HIDDEN = 192
 TOKENIZED = 3000  # scenes from whose texts the vocabulary is made
@@ -60,17 +61,26 @@ READING_WEIGHT = 0.2  # of the discarded layers' loss during the warm-up
 
 def build_language(directory: Path) -> None:
     """Tokenizer and language model into ``directory/language``, then with dream queries and projector into ``directory/warm``."""
-    _train_language(directory / "language")
+    _train_language(directory / "language-alone")
+    _train_language(directory / "language", directory / "language-alone")
     _warm_up(directory)
 
 
-def _train_language(folder: Path) -> None:
+def _train_language(folder: Path, first: Path | None = None) -> None:
+    """The language model alone; after that of ``first``, if it is given, with equal weight for every answer."""
     if is_finished(folder):
         return
-    with reproducible(LANGUAGE.seed):
+    settings = LANGUAGE if first is None else QUESTIONS
+    with reproducible(settings.seed):
         tokenizer = _tokenizer()
-        model = _llama(tokenizer)
-        train(folder, model, lambda step: _language_loss(model, tokenizer, _documents(LANGUAGE, step)), LANGUAGE)
+        model = _llama(tokenizer) if first is None else LlamaForCausalLM.from_pretrained(first, local_files_only=True)
+        model.set_attn_implementation("eager")  # a faster backward pass on CPUs than fused attention at these lengths
+        model.train()
+
+        def loss_of(step: int) -> Tensor:
+            return _language_loss(model, tokenizer, _documents(settings, step), equal=first is not None)
+
+        train(folder, model, loss_of, settings)
     _save(folder, model, tokenizer)
 
 
@@ -83,6 +93,7 @@ def _warm_up(directory: Path) -> None:
     teacher = Conditioner(directory / "conditioner").eval().requires_grad_(False)
     with reproducible(settings.seed):
         language = LlamaForCausalLM.from_pretrained(directory / "language", local_files_only=True)
+        language.set_attn_implementation("eager")
         language.train()
         dreamer = _Dreamer(language, tokenizer)
 
@@ -93,7 +104,7 @@ def _warm_up(directory: Path) -> None:
             dreamed = dreamer(inputs)
             error = F.mse_loss(dreamed, states) / states.var()
             error = error + READING_WEIGHT * teacher.reading_loss(dreamed, scenes, targets)
-            texts = _documents(replace(settings, batch=8), LANGUAGE.steps + step)
+            texts = _documents(replace(settings, batch=8), LANGUAGE.steps + QUESTIONS.steps + step)
             return error + LANGUAGE_WEIGHT * _language_loss(language, tokenizer, texts)
 
         train(folder, dreamer, loss_of, settings)
@@ -145,7 +156,7 @@ class _Dreamer(nn.Module):
 
 
 def _llama(tokenizer: Any) -> LlamaForCausalLM:
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=HIDDEN,
@@ -159,33 +170,35 @@ def _llama(tokenizer: Any) -> LlamaForCausalLM:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    model.set_attn_implementation("eager")  # a faster backward pass on CPUs than fused attention at these lengths
-    return model
 
 
-def _language_loss(model: LlamaForCausalLM, tokenizer: Any, documents: list[Document]) -> Tensor:
-    """Cross-entropy of the learned parts of documents, in two batches by length, with less padding."""
+def _language_loss(model: LlamaForCausalLM, tokenizer: Any, documents: list[Document], equal: bool = False) -> Tensor:
+    """Cross-entropy of the learned parts of documents, in two batches by length, with less padding.
+
+    Every token counts the same or, with `equal`, every learned part.
+    """
     rows = sorted((_labelled(tokenizer, document) for document in documents), key=lambda row: len(row[0]))
-    total, count = torch.zeros(()), 0
+    total, count = torch.zeros(()), torch.zeros(())
     for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
         ids, mask = _rows([row for row, _ in half], left=False)
-        labels = _rows([labels for _, labels in half], left=False)[0].masked_fill(mask == 0, IGNORED)[:, 1:]
-        kept = labels != IGNORED
+        parts = pad_sequence([torch.tensor(lengths) for _, lengths in half], batch_first=True)[:, 1:]
+        kept = parts > 0
         states = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
-        total = total + F.cross_entropy(model.lm_head(states[kept]), labels[kept], reduction="sum")
-        count += int(kept.sum())
+        losses = F.cross_entropy(model.lm_head(states[kept]), ids[:, 1:][kept], reduction="none")
+        weights = 1 / parts[kept] if equal else torch.ones_like(losses)
+        total, count = total + (weights * losses).sum(), count + weights.sum()
     return total / count
 
 
 def _labelled(tokenizer: Any, document: Document) -> tuple[list[int], list[int]]:
-    """Token ids of a document and its labels."""
+    """Token ids of a document, and for each the number of tokens in its part, 0 where the part is not learned."""
     row: list[int] = []
-    labels: list[int] = []
+    lengths: list[int] = []
     for i, (text, learned) in enumerate([*document, ("" if document[-1][0].endswith("</s>") else "</s>", True)]):
         ids = tokenizer(text, add_special_tokens=i == 0)["input_ids"]
         row += ids
-        labels += ids if learned else [IGNORED] * len(ids)
-    return row[:MAX_LENGTH], labels[:MAX_LENGTH]
+        lengths += [len(ids) if learned else 0] * len(ids)
+    return row[:MAX_LENGTH], lengths[:MAX_LENGTH]
 
 
 def _rows(rows: list[list[int]], left: bool = True) -> tuple[Tensor, Tensor]:
