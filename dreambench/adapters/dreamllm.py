@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -33,7 +34,7 @@ from dreamllm.errors import CheckpointError, DreamLLMError
 from dreamllm.files import embedded_checkpoint
 from dreamllm.image_decoder import to_pil
 
-__all__ = ["DreamLLM"]
+__all__ = ["DreamLLM", "LiveDreamLLM"]
 
 IMAGE_SETTINGS = (
     "scheduler",
@@ -276,6 +277,36 @@ def _settings(images: ImageDefaults | None, text: InterleavedDefaults | None) ->
     if text is not None:
         settings |= {"temperature": text.temperature if text.do_sample else 0.0, "top_p": text.top_p}
     return settings
+
+
+@dataclass(frozen=True)
+class _LiveOptions(ModelOptions):
+    settings: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+
+
+class LiveDreamLLM(DreamLLM):
+    """A DreamLLM in memory, as it is: nothing is loaded, cast or moved. `note` is printed beside every score."""
+
+    def __init__(self, model: Any, processor: Any, note: str) -> None:
+        self._given, self._note = (model, processor), note
+        stated, where = vars(model.generation_config), "generation_config"
+        settings = _settings(ImageDefaults.of(stated, where), InterleavedDefaults.of(stated, where))
+        dtype = str(model.dtype).removeprefix("torch.")
+        super().__init__(_LiveOptions("dreamllm", device=str(model.device), dtype=dtype, settings=settings))
+
+    @classmethod
+    def checkpoint_settings(cls, options: ModelOptions) -> Mapping[str, JSON]:
+        assert isinstance(options, _LiveOptions)  # noqa: S101 - as made above
+        return options.settings
+
+    def load(self) -> tuple[Any, Any]:
+        model, processor = self._given
+        self.weights = weights_digest(model)
+        self.defaults = _settings(model.image_defaults, model.interleaved_defaults)
+        return model, processor
+
+    def notes(self) -> Sequence[str]:
+        return (*super().notes(), self._note)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -76,6 +77,39 @@ def load(
         module: Any = model  # the library's decorated `to` has lost its types
         module.to(torch.device(device))
     return model, processor
+
+
+def load_outline(
+    folder_or_id: str | Path | None = None,
+    *,
+    clip: str | Path | None = None,
+    diffusion: str | Path | None = None,
+) -> tuple[DreamLLMConfig, DreamLLMProcessor]:
+    """The configuration and the processor of a checkpoint, of whose weights nothing is read. Arguments as of `load`."""
+    folder = find_checkpoint(folder_or_id)
+    check_files(folder)
+    if released.is_released(folder):
+        clip, diffusion = released.find_submodels(folder, clip, diffusion)
+        config = released.read_config(folder, clip, diffusion)
+        return config, DreamLLMProcessor.from_released(folder, clip, config)
+    config = _native_config(folder)
+    with library_errors(folder):
+        processor: Any = DreamLLMProcessor.from_pretrained(folder, local_files_only=True)
+    check_processor(folder, processor, config)
+    return config, processor
+
+
+def without_weights(config: DreamLLMConfig, dtype: str | torch.dtype) -> DreamLLMForConditionalGeneration:
+    """A model of this dtype with new weights, for a device or mode that has no memory for them."""
+    config, kind = copy.deepcopy(config), torch_dtype(dtype) or torch.float32
+    for part in (config, config.text_config, config.vision_config):
+        part.dtype = kind
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        return DreamLLMForConditionalGeneration(config).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def check_files(folder: Path) -> None:

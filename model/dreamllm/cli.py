@@ -455,6 +455,14 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print sizes, memory and time, write the first batch to files, and stop.")
     ] = False,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Print the memory that each of N processes needs, without loading weights, and stop.",
+        ),
+    ] = None,
     resume: Annotated[
         Resume,
         typer.Option(
@@ -473,6 +481,14 @@ def train(
     from dreamllm.recipe import load_recipe
 
     loaded = load_recipe(recipe, change or [])
+    if memory is not None:
+        if dry_run:
+            raise UsageError("--dry-run loads the weights, --memory does not: choose one of them")
+        from dreamllm.training.memory import memory_lines
+
+        with naming(recipe):
+            typer.echo("\n".join(memory_lines(loaded, memory)))
+        return
     if dry_run:
         from dreamllm.training.dry_run import dry_run as describe
 

@@ -205,6 +205,13 @@ class TrainerFields(TypedDict, total=False):
     max_grad_norm: _Rate
 
 
+class Monitor(Settings):
+    """What is watched during training. It has no effect on the result and may change when a run is resumed."""
+
+    peak_tflops: float | None = Field(default=None, gt=0)  # of a device, for `mfu`; default: that of a known GPU
+    callbacks: dict[str, dict[str, Any]] = {}  # by registered name: `every`, a number of steps, and its own options
+
+
 class Recipe(Settings):
     stage: str = Field(min_length=1)  # name, recorded in config.training of the result
     start: Start
@@ -214,6 +221,7 @@ class Recipe(Settings):
     data: DataSettings
     trainer: TrainerFields = {}
     lora: Lora | None = None
+    monitor: Monitor = Monitor()
     _where: str = PrivateAttr(default="")  # what errors begin with
 
     @model_validator(mode="after")
@@ -228,8 +236,8 @@ class Recipe(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits of everything but the output folder."""
-        return hashlib.sha256(self.model_dump_json(exclude={"output"}).encode()).hexdigest()[:8]
+        """Eight hex digits of all that the result depends on: everything but the output folder and what is watched."""
+        return hashlib.sha256(self.model_dump_json(exclude={"output", "monitor"}).encode()).hexdigest()[:8]
 
 
 class _Loader(yaml.SafeLoader):

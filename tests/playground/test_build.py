@@ -93,7 +93,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "seconds.jsonl"
+        if path.is_file() and path.name not in ("seconds.jsonl", "timings.jsonl")
     }
 
 

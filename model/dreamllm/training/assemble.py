@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 
 from dreamllm import checkpoint
 from dreamllm.configuration import DreamLLMConfig, ImageDecoderConfig
@@ -54,13 +54,11 @@ def assemble(
 
     Raises CheckpointError if a folder lacks a file or a tensor.
     """
-    if chat_template not in CHAT_TEMPLATES:
-        raise UsageError(f"chat_template {chat_template!r} is unknown; choose from {', '.join(CHAT_TEMPLATES)}")
     if new_embeddings not in (None, "mean", "random"):
         raise UsageError(f"new_embeddings {new_embeddings!r} is unknown; choose from mean, random")
     dtype = checkpoint.torch_dtype(dtype) or torch.float32
     llm, clip, diffusion = (_folder(part) for part in (language_model, clip, diffusion))
-    tokenizer = tokenizer_from_file(_tokenizer_file(llm))
+    tokenizer = _tokenizer(llm, chat_template)
     decoder = _load(AutoModelForCausalLM, llm, dtype)
     if not _add_embeddings(decoder, len(tokenizer), seed if new_embeddings == "random" else None) and new_embeddings:
         raise UsageError(
@@ -69,15 +67,8 @@ def assemble(
     tower = _load(CLIPVisionModel, clip, dtype)
     for part in (decoder, tower):
         part.config._name_or_path = ""
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    token_fields: dict[str, Any] = {**token_ids(tokenizer), **ends}
-    config = DreamLLMConfig(
-        text_config=decoder.config,
-        vision_config=tower.config,
-        image_decoder_config=_image_decoder_config(diffusion, resolution),
-        num_dream_queries=num_dream_queries,
-        vision_select_layer=vision_select_layer,
-        **token_fields,
+    config, processor = _compose(
+        tokenizer, decoder.config, tower.config, clip, diffusion, num_dream_queries, vision_select_layer, resolution
     )
     parts = {
         "language_model": decoder,
@@ -87,10 +78,59 @@ def assemble(
     }
     state = _new_weights(config, seed) | _joint_state(parts)
     model = checkpoint.from_state(config, state, dtype, where="the assembled model")
-    tokenizer.model_max_length = config.text_config.max_position_embeddings
-    tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
-    processor = DreamLLMProcessor(tokenizer, read_image_processor(clip), config.num_image_tokens, num_dream_queries)
     return model, processor
+
+
+def assemble_outline(
+    language_model: str | Path,
+    clip: str | Path,
+    diffusion: str | Path,
+    *,
+    num_dream_queries: int = 64,
+    vision_select_layer: int = -2,
+    resolution: int | None = None,
+    chat_template: str = "vicuna_v1.1",
+    **of_weights: Any,
+) -> tuple[DreamLLMConfig, DreamLLMProcessor]:
+    """The configuration and the processor of what `assemble` makes; the parts' weights are not read."""
+    llm, clip, diffusion = (_folder(part) for part in (language_model, clip, diffusion))
+    tokenizer = _tokenizer(llm, chat_template)
+    text, vision = _read_config(AutoConfig, llm), _read_config(CLIPVisionConfig, clip)
+    text.vocab_size = max(text.vocab_size, len(tokenizer))
+    return _compose(tokenizer, text, vision, clip, diffusion, num_dream_queries, vision_select_layer, resolution)
+
+
+def _read_config(kind: Any, folder: Path) -> Any:
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except READ_ERRORS as error:
+        raise CheckpointError(f"{folder} has no configuration to read: {first_line(error)}") from error
+
+
+def _compose(
+    tokenizer: Any,
+    text: Any,
+    vision: Any,
+    clip: Path,
+    diffusion: Path,
+    num_dream_queries: int,
+    vision_select_layer: int,
+    resolution: int | None,
+) -> tuple[DreamLLMConfig, DreamLLMProcessor]:
+    """The configuration and the processor of a model with these parts."""
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    token_fields: dict[str, Any] = {**token_ids(tokenizer), **ends}
+    config = DreamLLMConfig(
+        text_config=text,
+        vision_config=vision,
+        image_decoder_config=_image_decoder_config(diffusion, resolution),
+        num_dream_queries=num_dream_queries,
+        vision_select_layer=vision_select_layer,
+        **token_fields,
+    )
+    tokenizer.model_max_length = config.text_config.max_position_embeddings
+    processor = DreamLLMProcessor(tokenizer, read_image_processor(clip), config.num_image_tokens, num_dream_queries)
+    return config, processor
 
 
 def _folder(path: str | Path) -> Path:
@@ -101,6 +141,14 @@ def _folder(path: str | Path) -> Path:
 
 def _joint_state(parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()}
+
+
+def _tokenizer(folder: Path, chat_template: str) -> Any:
+    if chat_template not in CHAT_TEMPLATES:
+        raise UsageError(f"chat_template {chat_template!r} is unknown; choose from {', '.join(CHAT_TEMPLATES)}")
+    tokenizer = tokenizer_from_file(_tokenizer_file(folder))
+    tokenizer.chat_template = CHAT_TEMPLATES[chat_template]
+    return tokenizer
 
 
 def _tokenizer_file(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from dreamllm.image_decoder import to_pil
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import Recipe
 from dreamllm.training.losses import count_targets
+from dreamllm.training.memory import format_bytes
 from dreamllm.training.run import DRY_RUN, check_data, make_folder, make_trainer, start, worker_errors_on_one_line
 from dreamllm.training.trainer import DreamLLMTrainer
 
@@ -49,7 +50,8 @@ def _sizes(model: torch.nn.Module) -> list[str]:
     return [
         f"{'part':<24}{'trained':>16}{'frozen':>16}",
         *(f"{part:<24}{trained:>16,}{frozen:>16,}" for part, (trained, frozen) in counts.items()),
-        f"memory: weights {_bytes(weights)}, gradients {_bytes(gradients)}, AdamW's moments {_bytes(2 * gradients)}, and activations",
+        f"memory: weights {format_bytes(weights)}, gradients {format_bytes(gradients)}, AdamW's moments {format_bytes(2 * gradients)}, "
+        "and activations, which --memory N estimates",
     ]
 
 
@@ -119,10 +121,6 @@ def _marked(ids: list[int], labels: list[int], processor: DreamLLMProcessor) -> 
         text = f"<im_patch>x{len(tokens)}" if is_patch else processor.decode(tokens, skip_special_tokens=False)
         parts.append(f"⟦{text}⟧" if labelled else text)
     return "".join(parts)
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _duration(seconds: float) -> str:

@@ -149,7 +149,7 @@ def unconditional_states(model: Model, kind: str) -> torch.Tensor:
 def token_losses(hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module) -> torch.Tensor:
     """Summed cross-entropy of the next token, logits in float32, over labels (B, T) other than -100, the only positions with logits."""
     targets = labels[:, 1:]
-    valid = targets != IGNORED
+    valid = (targets != IGNORED).nonzero(as_tuple=True)
     logits = head(hidden[:, :-1][valid])
     return F.cross_entropy(logits.float(), targets[valid], reduction="sum")
 

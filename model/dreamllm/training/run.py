@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from dreamllm import checkpoint
+from dreamllm.configuration import DreamLLMConfig
 from dreamllm.data import Collator, training_dataset
 from dreamllm.data.sources import locate
 from dreamllm.errors import CheckpointError, DreamLLMError, UsageError, first_line, one_line
@@ -20,9 +21,10 @@ from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.options import Resume, choose
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import Lora, Recipe
-from dreamllm.training.assemble import assemble
+from dreamllm.training.assemble import assemble, assemble_outline
 from dreamllm.training.features import FeatureStore
 from dreamllm.training.losses import DreamLLMForTraining, check_decoder, check_packing
+from dreamllm.training.simulate import FlopsModel, SimulatedTraining
 from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint, process_state
 
 RECIPE, RESULT, BROKEN = "recipe.json", "training.json", "broken.jsonl"
@@ -53,6 +55,7 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
     model, processor = start(recipe)
     history = model.config.training
     trainer = make_trainer(recipe, model, processor)
+    trainer.watch(processor, lambda: FlopsModel(simulated(recipe, model.config)))
     if processes.is_main_process:  # only now, so that a recipe that cannot start leaves no run behind
         write_json(recipe.output / RECIPE, _saved_form(recipe))
     with worker_errors_on_one_line():
@@ -120,16 +123,8 @@ def make_folder(folder: Path) -> None:
 
 def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """The model that the recipe starts from, and its processor."""
-    options = recipe.start.model_dump(exclude_none=True, exclude={"attention"})
-    if (origin := options.pop("checkpoint", None)) is not None:
-        del options["seed"]  # of new weights
-        try:
-            origin = find_checkpoint(origin)
-        except CheckpointError as error:
-            raise recipe.error(f"start.checkpoint: {error}") from None
-        model, processor = checkpoint.load(origin, **options)
-    else:
-        model, processor = assemble(**options)
+    origin, options = _origin(recipe)
+    model, processor = assemble(**options) if origin is None else checkpoint.load(origin, **options)
     if (attention := recipe.start.attention) is not None:
         if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             # transformers would fetch a kernel from the hub in its place.
@@ -143,6 +138,25 @@ def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMPro
     if recipe.loss.packing:
         check_packing(model)
     return model, processor
+
+
+def outline(recipe: Recipe) -> tuple[DreamLLMConfig, DreamLLMProcessor]:
+    """The configuration of the model that the recipe starts from, and its processor. No weights are read."""
+    origin, options = _origin(recipe)
+    del options["dtype"]
+    return assemble_outline(**options) if origin is None else checkpoint.load_outline(origin, **options)
+
+
+def _origin(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
+    """The folder of the checkpoint to start from, None if the start is its parts, and the other arguments of their loaders."""
+    options = recipe.start.model_dump(exclude_none=True, exclude={"attention"})
+    if (origin := options.pop("checkpoint", None)) is None:
+        return None, options
+    del options["seed"]  # of new weights
+    try:
+        return find_checkpoint(origin), options
+    except CheckpointError as error:
+        raise recipe.error(f"start.checkpoint: {error}") from None
 
 
 def make_trainer(
@@ -182,6 +196,20 @@ def make_trainable(model: DreamLLMForConditionalGeneration, recipe: Recipe) -> D
     trainable.loss_settings = recipe.loss
     trainable.noise_scheduler = make_scheduler("ddpm", model.config.image_decoder_config.scheduler)
     return trainable
+
+
+def simulated(
+    recipe: Recipe, config: DreamLLMConfig, dtype: torch.dtype = torch.float32, **options: Any
+) -> SimulatedTraining:
+    """The training of this recipe without weights. `options` are those of `SimulatedTraining`."""
+
+    def build() -> DreamLLMForTraining:
+        model = checkpoint.without_weights(config, dtype)
+        if recipe.start.attention == "eager":  # the others need about the same memory
+            model.set_attn_implementation("eager")
+        return make_trainable(model, recipe)
+
+    return SimulatedTraining(build, **options)
 
 
 def _add_adapters(model: DreamLLMForConditionalGeneration, recipe: Recipe, lora: Lora) -> None:
@@ -232,7 +260,8 @@ def worker_errors_on_one_line() -> Generator[None]:
 
 
 def _saved_form(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude={"output"})
+    idle = set() if recipe.monitor.model_fields_set else {"monitor"}
+    return recipe.model_dump(mode="json", exclude={"output"} | idle)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -241,7 +270,7 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
         return [
             difference
             for name in dict.fromkeys([*old, *new])
-            if not (key == "trainer" and name in OBSERVING)
+            if not (key == "trainer" and name in OBSERVING) and (key, name) != ("", "monitor")
             for difference in _differences(old.get(name), new.get(name), f"{key}.{name}".removeprefix("."))
         ]
     return [] if old == new else [key]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import get_reporting_integration_callbacks, is_deepspeed_zero3_enabled
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
@@ -29,11 +29,13 @@ from dreamllm.errors import CheckpointError, UsageError, one_line
 from dreamllm.files import append_json_line, errors_of_writing, read_json, write_text
 from dreamllm.layers import count_spans
 from dreamllm.options import has_type
+from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import Recipe
 from dreamllm.training import sharding, tracking
+from dreamllm.training.callbacks import FlopsOf, Monitored, Monitors, Throughput, count_work, peak_tflops
 from dreamllm.training.losses import Draws, DreamLLMForTraining, count_targets, draw, weighted_loss
 
-CHECKPOINTS, LOGS, WEIGHTS = "checkpoints", "logs.jsonl", "model.safetensors"
+CHECKPOINTS, LOGS, TIMINGS, WEIGHTS = "checkpoints", "logs.jsonl", "timings.jsonl", "model.safetensors"
 FIXED = {
     "output_dir": "use the recipe's output",
     "seed": "use data.seed",
@@ -165,6 +167,7 @@ class DreamLLMTrainer(Trainer):
         self._sums, self._counted = torch.zeros(2), [0, 0]
         self._micro_batch = (-1, 0)  # step, number within the step
         self._first_step = 0
+        self.throughput = Throughput()
         config: Any = model.config.image_decoder_config
         self._dream_span = model.config.dream_span
         self._latent_shape = config.latent_shape
@@ -250,14 +253,20 @@ class DreamLLMTrainer(Trainer):
             generator=torch.Generator(),  # not the global one, or dropout would differ after a resume
         )
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        self.throughput.fetch()
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     # Losses
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """The numbers of labels and images in a step's batches of all processes."""
-        own = torch.tensor([count_targets(batch) for batch in batch_samples], device=device).reshape(-1, 2).sum(0)
-        tokens, images = (int(total) for total in self._sum_over_processes(own))
-        self._counted = [self._counted[0] + tokens, self._counted[1] + images]
-        return tokens, images
+        self.throughput.fetched()
+        own = torch.tensor([[*count_targets(batch), *count_work(batch)] for batch in batch_samples], device=device)
+        labels, images, *work = (int(total) for total in self._sum_over_processes(own.reshape(-1, 5).sum(0)))
+        self._counted = [self._counted[0] + labels, self._counted[1] + images]
+        self.throughput.count(labels, images, *work)
+        return labels, images
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -295,6 +304,7 @@ class DreamLLMTrainer(Trainer):
         return values.tolist()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        speed = self.throughput.read() if "loss" in logs else {}
         if "loss" in logs:
             self._check_progress(logs["loss"])
             logs = logs | _mean_losses(self._sum_over_processes(self._sums), self._counted)
@@ -306,6 +316,37 @@ class DreamLLMTrainer(Trainer):
         # The line at the end has times, which are not the same again, and means since the last start.
         if self.is_world_process_zero() and "train_runtime" not in logs:
             append_json_line(self.recipe.output / LOGS, state.log_history[-1])
+        if speed:
+            self.report(speed)
+            if self.is_world_process_zero():
+                append_json_line(self.recipe.output / TIMINGS, {"step": state.global_step} | speed)
+
+    def report(self, values: dict[str, float]) -> None:
+        """Show numbers on the terminal and in the trackers. They may be times, so no file that a resumed run repeats gets them."""
+        due = self.control.should_log
+        self.callback_handler.on_log(self.args, self.state, self.control, dict(values))
+        self.control.should_log = due  # a report is no log line
+
+    def watch(self, processor: DreamLLMProcessor, flops: Callable[[], FlopsOf]) -> None:
+        """Measure throughput, and call the monitors of the recipe.
+
+        Args:
+            flops: makes the function that `Throughput` needs for `mfu`; called if the peak of the device is known.
+        """
+        recipe, main, device = self.recipe, self.is_world_process_zero(), self.args.device
+        dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else getattr(torch, recipe.start.dtype)
+        self.throughput.device, self.throughput.processes = device, self.args.world_size
+        if recipe.lora is not None and recipe.monitor.peak_tflops is not None:
+            raise recipe.error("monitor.peak_tflops: the FLOPs of adapters are not known: remove it, or lora")
+        if recipe.lora is None:
+            self.throughput.peak = recipe.monitor.peak_tflops or peak_tflops(device, dtype)
+        if self.throughput.peak is not None and main:
+            self.throughput.flops = flops()
+        if recipe.monitor.callbacks and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+            raise recipe.error(
+                "monitor.callbacks need whole weights in each process: remove them, or do not shard weights"
+            )
+        self.add_callback(Monitors(Monitored(recipe, processor, self.report, main), self.throughput))
 
     def _check_progress(self, loss: float) -> None:
         step, settings = self.state.global_step, self.recipe.loss
@@ -332,6 +373,7 @@ class DreamLLMTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Both losses on `data.eval_samples` samples, with the same noise every time."""
+        self.throughput.stop()
         model: Any = self.model_wrapped
         model.eval()
         sums = torch.zeros(4)
