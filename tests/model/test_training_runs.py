@@ -226,6 +226,14 @@ def test_a_recipe_that_cannot_start_leaves_no_run_behind(data: Path, tiny: Path,
         with pytest.raises(UsageError, match=message):
             run.train(make_recipe(raw | {"data": raw["data"] | changes}))
         assert [path for path in tmp_path.rglob("out/**/*") if path.is_file()] == []
+    (tmp_path / "long").mkdir()
+    for file in tiny.iterdir():  # a tokenizer that says nothing of the decoder's length
+        (tmp_path / "long" / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tiny / "tokenizer_config.json").read_text())
+    (tmp_path / "long" / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 4096}))
+    longer = raw | {"start": {"checkpoint": str(tmp_path / "long")}, "data": raw["data"] | {"max_length": None}}
+    with pytest.raises(UsageError, match="the tokenizer's 4096 exceeds the 2048 positions"):
+        run.train(make_recipe(longer))
     raw["data"]["cache"] = str(tmp_path / "out" / "tables")  # its files are not those of a run
     (tmp_path / "out" / "tables").mkdir(parents=True)
     (tmp_path / "out" / "tables" / "part.arrow").touch()

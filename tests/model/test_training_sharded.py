@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from model.made_pairs import STAGES, recipe_dict, write_pairs
 from safetensors.torch import load_file
 
@@ -138,6 +139,19 @@ def test_sharding_that_cannot_be_is_refused_in_one_line(
         run.train(recipe)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "recipe.json").exists()
+
+
+def test_layers_that_only_images_call_are_not_sharded_apart(model: DreamLLMForConditionalGeneration) -> None:
+    """A process without images would not call them, and the others would wait for it for ever."""
+    for names, message in ((["LlamaDecoderLayer"], None), (["CLIPEncoderLayer"], r"wait for ever at vision_tower\.")):
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=names
+        )
+        second: Any = SimpleNamespace(
+            distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin)
+        )
+        with contextlib.nullcontext() if message is None else pytest.raises(UsageError, match=message):
+            sharding.prepare(second, model)
 
 
 def test_the_first_version_of_fsdp_is_refused() -> None:
