@@ -70,14 +70,16 @@ class DreamLLM(VisionLanguageModel):
 
     @classmethod
     def checkpoint_settings(cls, options: ModelOptions) -> Mapping[str, JSON]:
-        with _harness_errors():
-            location = options.location
-            download = partial(snapshot_download, allow_patterns=[GENERATION_CONFIG])
+        location, where = options.location, "--model dreamllm"
+        download = partial(snapshot_download, allow_patterns=[GENERATION_CONFIG])
+        try:
             images, text = read_defaults(
                 embedded_checkpoint()
                 if location is None
-                else resolve_checkpoint(location, options.offline, "--model dreamllm", download)
+                else resolve_checkpoint(location, options.offline, where, download)
             )
+        except CheckpointError as error:
+            raise MissingWeightsError(f"{where}: {error}") from error
         return _settings(images, text)
 
     def load(self) -> tuple[Any, Any]:
