@@ -219,7 +219,8 @@ class Conditioner(nn.Module):
         """Mean cross-entropy of what the captions say, from conditions (B, 16, 128)."""
         targets = registers(scenes, texts)
         losses = [
-            F.cross_entropy(head(states).transpose(1, 2), target, ignore_index=UNSAID)
+            F.cross_entropy(head(states).transpose(1, 2), target, ignore_index=UNSAID, reduction="sum")
+            / (target != UNSAID).sum().clamp(min=1)
             for head, target in zip(self.heads, targets, strict=True)
         ]
         return torch.stack(losses).mean()

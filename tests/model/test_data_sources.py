@@ -428,7 +428,9 @@ def test_too_many_broken_records_are_an_error(processor, folder) -> None:
         [data[index] for index in range(len(data))]
     (folder / "all.jsonl").write_text(lines(rows[4:]))
     data = opened(processor, folder, {"kind": "pairs", "path": "all.jsonl"})
-    with pytest.raises(UsageError, match=r"are broken, most recently: image .*none\d+\.png cannot be read"):
+    with pytest.raises(
+        UsageError, match=r"are broken or too small, most recently: image .*none\d+\.png cannot be read"
+    ):
         data[0]
 
 
