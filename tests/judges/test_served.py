@@ -99,8 +99,9 @@ def test_a_server_that_completes_nothing_is_an_error_and_one_that_completes_anot
         serving(lambda body, number: page) as server,
         pytest.raises(JudgeError, match=r"answers no request with a chat completion .*BASE_URL"),
     ):
-        list(served_judge(server.url).grade(items(40)))
-    assert len(server.bodies) <= 5 * (16 + 8) + 1
+        list(served_judge(server.url).grade(items(400)))
+    # It gives up after the first items; on a busy machine, more are under way before that is noticed.
+    assert len(server.bodies) < 5 * 400 / 2
     with serving(lambda body, number: page if "I say" in str(body) else Answer("yes")) as server:
         (judgement,) = served_judge(server.url).grade(items(1))
     assert judgement.score is None
