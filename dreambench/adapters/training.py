@@ -34,9 +34,8 @@ class Benchmarks:
 
     def __init__(self, options: Mapping[str, Any], monitored: Monitored) -> None:
         self.monitored = monitored
-        self.processor = copy.deepcopy(
-            monitored.processor
-        )  # the harness completes the tokenizer, the data loader uses it
+        # A copy, because the harness completes the tokenizer, which the data loader uses.
+        self.processor = copy.deepcopy(monitored.processor)
         self.output = monitored.recipe.output
         try:
             self.specs = [self._spec(entry) for entry in _entries(options)]
