@@ -53,7 +53,7 @@ WEIGHTS = "model.safetensors"
 
 
 def build(directory: Path, step: str | None = None) -> None:
-    """Run one of ``STEPS``, or all steps of the embedded model, in ``directory``; ``seconds.jsonl`` says how long each took."""
+    """Run one of ``STEPS``, or all steps of the embedded model, in ``directory``; ``seconds.jsonl`` gets how long each took."""
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     for name in [name for name in STEPS if name not in APART] if step is None else [step]:
@@ -121,7 +121,7 @@ def card(directory: Path) -> None:
     shipped = directory / "embedded"
     if (shipped / "README.md").is_file():
         return
-    scores = evaluate.evaluate(shipped, directory / "baseline")
+    scores = evaluate.evaluate(shipped, directory / "diffusion")
     rows: list[str] = []
     for name in STAGES:
         recipe: Any = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -45,6 +45,8 @@ from dreambench_tasks.playground import (
     draw_scene,
     render_many,
 )
+from dreamllm import checkpoint
+from dreamllm.files import embedded_checkpoint
 from loop import CHECKPOINT, Settings, generator_of, is_finished, object_mask, pixels_of, reproducible, train
 from surrogate_clip import CONTEXT, WIDTH, clip_tokenizer
 
@@ -204,7 +206,9 @@ class Conditioner(nn.Module):
             bos_token_id=1,
             eos_token_id=3,
         )
-        self.tower = CLIPTextModel(config) if folder is None else CLIPTextModel.from_pretrained(folder)
+        self.tower = (
+            CLIPTextModel(config) if folder is None else CLIPTextModel.from_pretrained(folder, local_files_only=True)
+        )
         self.tower.set_attn_implementation("eager")  # a faster backward pass on CPUs
         self.heads = nn.ModuleList(
             nn.Linear(WIDTH, len(values) + 1) for values in (SHAPES, COLOURS, SIZES, BACKGROUNDS)
@@ -259,6 +263,8 @@ def build_diffusion(directory: Path) -> None:
     """``directory/conditioner`` and ``directory/diffusion`` (UNet, autoencoder, scheduler); needs both ``vae``s."""
     folder = directory / "diffusion"
     if is_finished(folder / "unet"):
+        if not is_finished(directory / "conditioner"):
+            raise DataError(f"{folder} is the baseline of the shipped checkpoint: build in another folder")
         return
     _train_conditioner(directory / "conditioner-alone")
     data = _data(directory)
@@ -374,15 +380,21 @@ def _batch(data: _Data, settings: Settings, step: int) -> tuple[list[int], list[
 
 
 def build_baseline(directory: Path) -> None:
-    """``directory/baseline``, a ``StableDiffusionPipeline``: DreamLLM's UNet and autoencoder with a CLIP text tower for conditions.
+    """Make ``directory/diffusion`` a ``StableDiffusionPipeline``: DreamLLM's UNet and autoencoder with a CLIP text tower for conditions.
 
-    The tower, first that of playground-clip, is trained through the frozen UNet, as dream queries are in stage I.
+    The tower, first that of playground-clip, is trained through the frozen UNet, as dream queries are in stage I. In a folder without a
+    build, UNet and autoencoder are those of the shipped checkpoint.
     """
-    folder = directory / "baseline"
+    folder = directory / "diffusion"
     if (folder / "model_index.json").is_file():
         return
+    source = directory / "start" if (directory / "start").is_dir() else embedded_checkpoint()
+    print(f"the image decoder is that of {source}", flush=True)
+    decoder = checkpoint.load(source, dtype="float32")[0].image_decoder
+    if not is_finished(directory / "vae"):
+        decoder.vae.save_pretrained(directory / "vae")
     data, tokenizer = _data(directory), clip_tokenizer(CONTEXT)
-    unet = _load(_UNet, directory / "diffusion" / "unet").requires_grad_(requires_grad=False)
+    unet = decoder.unet.requires_grad_(requires_grad=False)
     with reproducible(BASELINE.seed):
         tower: Any = CLIPTextModel.from_pretrained(clip_directory(), dtype=torch.float32, local_files_only=True)
         tower.set_attn_implementation("eager")
@@ -391,9 +403,9 @@ def build_baseline(directory: Path) -> None:
             chosen, texts = _batch(data, BASELINE, step)
             return _velocity_loss(unet, tower(text_ids(tokenizer, texts))[0], data, chosen, BASELINE.seed, step)
 
-        train(directory / "baseline-tower", tower, loss_of, BASELINE)
+        train(directory / "baseline", tower, loss_of, BASELINE)
     _Pipeline(
-        vae=_load(_Autoencoder, directory / "vae_fine"),
+        vae=decoder.vae,
         text_encoder=tower,
         tokenizer=tokenizer,
         unet=unet,

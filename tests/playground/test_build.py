@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 import build
+import surrogate_diffusion
+from dreambench.errors import DataError
+from dreamllm.files import embedded_checkpoint
 
 KILLED_IN = (
     "encoder:3",
@@ -111,6 +117,22 @@ def test_a_build_that_is_killed_in_every_stage_ends_in_the_same_bytes(tmp_path: 
     ours, theirs = files(killed), files(undisturbed)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_the_baseline_of_the_shipped_checkpoint_is_no_step_of_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(surrogate_diffusion.BASELINE, steps=2, batch=4)
+    monkeypatch.setattr(surrogate_diffusion, "BASELINE", settings)
+    monkeypatch.setattr(surrogate_diffusion, "SCENES", 48)
+    build.build(tmp_path, "baseline")
+    unet = load_file(tmp_path / "diffusion" / "unet" / "diffusion_pytorch_model.safetensors")
+    shipped = load_file(embedded_checkpoint() / "model.safetensors")
+    assert unet
+    assert all(torch.equal(unet[name], shipped[f"image_decoder.unet.{name}"].float()) for name in unet)
+    assert (tmp_path / "diffusion" / "text_encoder" / "config.json").is_file()
+    with pytest.raises(DataError, match="build in another folder"):
+        build.build(tmp_path, "diffusion")
 
 
 @pytest.mark.parametrize(
