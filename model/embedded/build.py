@@ -17,21 +17,18 @@ from collections.abc import Callable
 from contextlib import chdir
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 
 import evaluate
 from dreambench.errors import DreambenchError
-from dreambench.files import temporary
 from dreambench_tasks.playground import WORLD, write
 from dreamllm import checkpoint
 from dreamllm.defaults import ImageDefaults, InterleavedDefaults
 from dreamllm.errors import DreamLLMError
 from dreamllm.options import SchedulerName
-from dreamllm.recipe import load_recipe
+from dreamllm.recipe import Recipe, load_recipe
 from dreamllm.training.assemble import assemble, merge
 from dreamllm.training.run import train
 from loop import reproducible
@@ -42,9 +39,8 @@ from surrogate_language import build_language
 __all__ = ["STEPS", "build"]
 
 IMAGES, STORIES = 24_000, 8_000  # of the train split
-IMAGES_BY_DEFAULT = ImageDefaults(
-    scheduler=SchedulerName.ddim, num_inference_steps=20, guidance_scale=3.0
-)  # chosen on the val split
+# Chosen on the val split.
+IMAGES_BY_DEFAULT = ImageDefaults(scheduler=SchedulerName.ddim, num_inference_steps=20, guidance_scale=3.0)
 STORIES_BY_DEFAULT = InterleavedDefaults(do_sample=True, temperature=0.7)
 HERE = Path(__file__).parent
 RECIPES = HERE / "recipes"
@@ -68,9 +64,8 @@ def build(directory: Path, step: str | None = None) -> None:
 def reuse(directory: Path) -> None:
     """CLIP's image tower and the autoencoder of the shipped checkpoint, in place of the steps ``encoder`` and ``autoencoder``."""
     model, processor = checkpoint.load(dtype="float32")
-    folder = directory / "encoder"
-    processor.image_processor.save_pretrained(folder)
-    model.vision_tower.save_pretrained(folder)
+    processor.image_processor.save_pretrained(directory / "encoder")
+    model.vision_tower.save_pretrained(directory / "encoder")
     for name in ("vae", "vae_fine"):
         model.image_decoder.vae.save_pretrained(directory / name)
 
@@ -90,30 +85,32 @@ def start(directory: Path) -> None:
     model.load_state_dict({**model.state_dict(), **load_file(directory / "warm" / "dreams.safetensors")})
     model.config.training = "surrogates trained on the dreambench playground"
     model.image_defaults, model.interleaved_defaults = IMAGES_BY_DEFAULT, STORIES_BY_DEFAULT
-    _publish(directory / "start", lambda folder: checkpoint.save(folder, model, processor))
+    checkpoint.save(directory / "start", model, processor)
 
 
 def alignment(directory: Path) -> None:
     """Stage I: its two halves, merged."""
-    comprehension, generation = (stage(directory, name) for name in STAGES[:2])
+    for name in STAGES[:2]:
+        stage(directory, name)
     if not (directory / "alignment" / WEIGHTS).is_file():
-        _publish(directory / "alignment", lambda folder: merge(comprehension, generation, folder))
+        merge(directory / STAGES[0], directory / STAGES[1], directory / "alignment")
 
 
-def stage(directory: Path, name: str) -> Path:
+def stage(directory: Path, name: str) -> None:
     """Train a recipe. Its folders are relative to the build, so that no path of a machine enters its fingerprint."""
-    changes = [] if torch.cuda.is_available() else ["trainer.use_cpu=true"]  # without it, bf16 is refused on a CPU
-    recipe = load_recipe(RECIPES.resolve() / f"{name}.yaml", changes)
     with reproducible(0), chdir(directory):
-        train(recipe)
-    return directory / name
+        train(_recipe(name))
+
+
+def _recipe(name: str) -> Recipe:
+    changes = [] if torch.cuda.is_available() else ["trainer.use_cpu=true"]  # without it, bf16 is refused on a CPU
+    return load_recipe(RECIPES.resolve() / f"{name}.yaml", changes)
 
 
 def ship(directory: Path) -> None:
     """The result in half precision, ``directory/embedded``."""
     if not (directory / "embedded" / WEIGHTS).is_file():
-        model, processor = checkpoint.load(directory / "sft", dtype="float16")
-        _publish(directory / "embedded", lambda folder: checkpoint.save(folder, model, processor))
+        checkpoint.save(directory / "embedded", *checkpoint.load(directory / "sft", dtype="float16"))
 
 
 def card(directory: Path) -> None:
@@ -121,33 +118,25 @@ def card(directory: Path) -> None:
     shipped = directory / "embedded"
     if (shipped / "README.md").is_file():
         return
-    scores = evaluate.evaluate(shipped, directory / "diffusion")
-    rows: list[str] = []
-    for name in STAGES:
-        recipe: Any = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-        record = json.loads((directory / name / "training.json").read_text(encoding="utf-8"))
-        losses = ", ".join(f"{key} {value:.3f}" for key, value in record["last"].items() if key != "loss")
-        steps = f"{record['steps']:,} x {recipe['trainer']['per_device_train_batch_size']}"
-        rate, seed = recipe["trainer"]["learning_rate"], recipe["data"]["seed"]
-        rows.append(f"| {name} | {record['recipe']} | {steps} | {rate} | {seed} | {losses} |")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "diffusers", "numpy"))
-    text = (HERE / "card.md").read_text(encoding="utf-8")
-    for name, value in {
+    values = {
         "megabytes": f"{(shipped / WEIGHTS).stat().st_size / 1e6:.1f}",
         "world": WORLD,
-        "stages": "\n".join(rows),
-        "versions": versions,
-        "scores": evaluate.as_markdown(scores),
-    }.items():
+        "stages": "\n".join(_stage_row(directory, name) for name in STAGES),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "diffusers", "numpy")),
+        "scores": evaluate.as_markdown(evaluate.evaluate(shipped, directory / "diffusion")),
+    }
+    text = (HERE / "card.md").read_text(encoding="utf-8")
+    for name, value in values.items():
         text = text.replace(f"<{name}>", value)
     (shipped / "README.md").write_text(text, encoding="utf-8")
 
 
-def _publish(folder: Path, save: Callable[[Path], Any]) -> None:
-    """Save to a temporary folder, then rename: the folder exists only if it is complete."""
-    with temporary(folder) as unfinished:
-        save(unfinished)
-        unfinished.replace(folder)
+def _stage_row(directory: Path, name: str) -> str:
+    recipe, record = _recipe(name), json.loads((directory / name / "training.json").read_text(encoding="utf-8"))
+    losses = ", ".join(f"{key} {value:.3f}" for key, value in record["last"].items() if key != "loss")
+    steps = f"{record['steps']:,} x {recipe.trainer['per_device_train_batch_size']}"
+    rate = recipe.trainer["learning_rate"]
+    return f"| {name} | {record['recipe']} | {steps} | {rate} | {recipe.data.seed} | {losses} |"
 
 
 STEPS: dict[str, Callable[[Path], object]] = {
@@ -172,11 +161,8 @@ APART = ("clip", "reuse")  # no steps of the embedded model
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("directory", type=Path, help="folder for the results and checkpoints of all steps")
-    parser.add_argument(
-        "--step",
-        choices=STEPS,
-        help="run only this step; clip is the feature extractor, and reuse goes before the first",
-    )
+    help_ = "run only this step; clip is the feature extractor, and reuse goes before the first"
+    parser.add_argument("--step", choices=STEPS, help=help_)
     options = parser.parse_args()
     try:
         build(options.directory, options.step)

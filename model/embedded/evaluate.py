@@ -13,94 +13,50 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from diffusers import StableDiffusionPipeline
-from numpy.typing import NDArray
-from PIL import Image
+import PIL.Image
 
-import dreamllm
 from dreambench.api import run
-from dreambench.documents import document_text
-from dreambench.errors import DreambenchError
-from dreambench.requests import sample_seed
+from dreambench.documents import Document, Image, Text, document_text
+from dreambench.errors import DreambenchError, ModelError
+from dreambench.images import decode_rgb, encode_png
+from dreambench.interfaces import Model, ModelOptions
+from dreambench.registry import load_model
+from dreambench.report.text import headline
+from dreambench.requests import Request, sample_seed
+from dreambench.scores import Score
 from dreambench.statistics import mean_estimate
 from dreambench.store import RunFolder
-from dreambench_tasks.interleaved.metrics import matched_sentences
-from dreambench_tasks.playground import (
-    PLACES,
-    SHAPES,
-    SHORT_PROMPT,
-    Rng,
-    Scene,
-    captions,
-    draw_scene,
-    place,
-    render,
-    render_many,
-)
+from dreambench_tasks.interleaved.metrics import TRUTH, matched_sentences
+from dreambench_tasks.playground.conversations import SHORT_PROMPT
+from dreambench_tasks.playground.language import PLACES, captions, place
 from dreambench_tasks.playground.probe import Reading, read_images
+from dreambench_tasks.playground.render import render_many
+from dreambench_tasks.playground.scene import SHAPES, WORLD, Rng, Scene, draw_scene
 from dreambench_tasks.playground.truth import parse_sentence
 from dreamllm.errors import DreamLLMError
 from dreamllm.files import embedded_checkpoint
 from loop import reproducible
 from surrogate_diffusion import is_placed
 
-__all__ = ["Share", "as_markdown", "evaluate", "text_to_image"]
+__all__ = ["as_markdown", "evaluate", "share", "text_to_image"]
 
 BATCH = 64
 WORDS = ("one object", "two objects", "three objects")
 BENCHMARKS = (("vqav2", None), ("mmbench", None), ("mmvet", "rule"))
-STORY_METRICS = (
-    "image_count_match",
-    "shows_what_is_told",
-    "told_background",
-    "told_objects",
-    "told_places",
-    "story_is_shown",
-    "nothing_else_changes",
-    "unparsed_sentences",
-)
-
-ImageGenerator = Callable[[Sequence[str], Sequence[int]], NDArray[np.uint8]]
-"""Captions and seeds to images, (N, 64, 64, 3) uint8."""
-Rows = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What share of items was right, with its 95 % interval.
-
-    Args:
-        hits: how right each item was, from 0 to 1.
-        contents: what each item shows or asks for. Items of equal content are no independent observations: they are a cluster.
-    """
-
-    hits: Sequence[float]
-    contents: Sequence[str]
-
-    @property
-    def value(self) -> float:
-        return sum(self.hits) / len(self.hits)
-
-    def __str__(self) -> str:
-        found = mean_estimate(self.hits, self.contents, cluster_name="content", unit="")
-        interval = "" if found.interval is None else f" [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
-        distinct = len(set(self.contents))
-        of = "" if distinct == found.n else f" of {distinct:,} contents"
-        return f"{found.value:.3f}{interval}, n = {found.n:,}{of}"
+STORY_METRICS = ("image_count_match", *TRUTH)
 
 
 def evaluate(
     checkpoint: str | Path, baseline: str | Path | None = None, split: str = "test", n: int = 500
-) -> dict[str, Rows]:
-    """Scores by section, as text with n and 95 % intervals.
+) -> dict[str, list[Score]]:
+    """Scores by section.
 
     Args:
         checkpoint: a DreamLLM folder.
@@ -108,65 +64,74 @@ def evaluate(
         n: scenes with one, two and three objects each.
     """
     with reproducible(0):
-        model, processor = dreamllm.load(checkpoint, dtype="float32")
-
-        def generate(texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
-            images = model.generate_images(processor(list(texts)), seeds=list(seeds))
-            return np.stack([np.asarray(image) for image in images])
-
+        model = load_model(ModelOptions("dreamllm", str(checkpoint), device="cpu"))
         sections = {
             "Text generation: benchmarks on the embedded data (val split)": _benchmarks(checkpoint),
-            f"Text generation: what is where ({split} split)": comprehension(model, processor, split, n),
-            f"Image generation ({split} split)": text_to_image(generate, split, n),
+            f"Text generation: what is where ({split} split)": comprehension(model, split, n),
+            f"Image generation ({split} split)": text_to_image(model, split, n),
         }
         if baseline is not None:
             title = "Image generation by the baseline, the surrogate Stable Diffusion, for the same captions"
-            sections[title] = text_to_image(pipeline_generator(model, baseline), split, n)
+            options = ModelOptions("diffusers", str(baseline), {"images_per_batch": str(BATCH)}, device="cpu")
+            defaults = type(model).checkpoint_settings(model.options)
+            settings = {name: defaults[name] for name in ("num_inference_steps", "guidance_scale")}
+            sections[title] = text_to_image(load_model(options), split, n, **settings)
         sections["Interleaved generation: stories (requests of the val split)"] = _stories(checkpoint)
-        sections[f"The probe that reads images, on rendered scenes ({split} split)"] = probe_accuracy(split, 2 * n)
+        sections[f"The probe that reads images, on rendered scenes ({split} split)"] = [probe_accuracy(split, 2 * n)]
     return sections
 
 
-def as_markdown(sections: dict[str, Rows]) -> str:
+def as_markdown(sections: dict[str, list[Score]]) -> str:
     """A table per section."""
-    return "\n\n".join(
-        "\n".join(
-            [f"### {title}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-        )
-        for title, rows in sections.items()
-    )
+    tables = [
+        [f"### {title}", "", "| | |", "|---|---|"]
+        + [f"| {score.metric} | {headline(score).removeprefix(score.metric)[1:]} |" for score in scores]
+        for title, scores in sections.items()
+    ]
+    return "\n\n".join("\n".join(lines) for lines in tables)
 
 
-def _benchmarks(checkpoint: str | Path) -> Rows:
+def share(metric: str, hits: Sequence[float], contents: Sequence[str]) -> Score:
+    """The mean of how right items were, from 0 to 1. Items that show or ask for the same are no independent observations: a cluster."""
+    estimate = mean_estimate(hits, contents, cluster_name=f"{len(set(contents)):,} contents", unit="")
+    return Score.of(metric, estimate, f"playground@{WORLD}")
+
+
+def _benchmarks(checkpoint: str | Path) -> list[Score]:
     """The comprehension benchmarks, and the majority-answer (blind) baseline, measured by the harness."""
-    rows: Rows = {}
+    scores: list[Score] = []
+    models = {"this model": f"dreamllm:{checkpoint}", "majority-answer (blind) baseline": "blind"}
     with tempfile.TemporaryDirectory() as out:
         for task, judge in BENCHMARKS:
-            for name, model in (
-                ("this model", f"dreamllm:{checkpoint}"),
-                ("majority-answer (blind) baseline", "blind"),
-            ):
-                for score in run(task, model, judge=judge, out=out).scores:
-                    if score.group is None:
-                        rows[f"{task}, {score.metric}: {name}"] = _as_text(score)
-    return rows
+            for name, model in models.items():
+                found = [score for score in run(task, model, judge=judge, out=out).scores if score.group is None]
+                scores += [replace(score, metric=f"{task}, {score.metric}: {name}") for score in found]
+    return scores
 
 
-def _stories(checkpoint: str | Path) -> Rows:
+def _stories(checkpoint: str | Path) -> list[Score]:
     """The interleaved benchmark: what its truth metrics say, and how different the first images are."""
     with tempfile.TemporaryDirectory() as out:
         result = run("interleaved", f"dreamllm:{checkpoint}", out=out)
-        rows: Rows = {
-            f"interleaved, {score.metric}": _as_text(score)
-            for score in result.scores
-            if score.group is None and score.metric in STORY_METRICS
-        }
-        return {**rows, **_diversity(RunFolder.open(result.folder))}
+        scores = [one for one in result.scores if one.group is None and one.metric in STORY_METRICS]
+        return [*scores, *_diversity(RunFolder.open(result.folder))]
 
 
-def _as_text(score: Any) -> str:
-    interval = f" [{score.interval[0]:.1f}, {score.interval[1]:.1f}]" if score.interval else ""
-    return f"{score.value:.1f} {score.unit}{interval}, n = {score.n:,}, {score.protocol}"
+def _diversity(folder: RunFolder) -> list[Score]:
+    """How often the most frequent place and background are told first, in stories whose request tells neither."""
+    responses, told = folder.responses(), dict[str, dict[str, str]]()
+    for sample in folder.samples():
+        first = next(iter(matched_sentences(responses[sample.id].document)), None)
+        facts = parse_sentence(first) if first else None
+        if facts and not any(words in document_text(sample.prompt) for words in chain(*PLACES)):
+            told[sample.id] = {"place": facts.things[0].place, "background": facts.background}
+    scores: list[Score] = []
+    for what in ("place", "background") if told else ():
+        found = [facts[what] for facts in told.values()]
+        most = max(found, key=found.count)
+        metric = f"first images: share of the most frequent {what} ({most})"
+        scores.append(share(metric, [one == most for one in found], list(told)))
+    return scores
 
 
 def described_scenes(split: str, objects: int, n: int) -> list[tuple[Scene, str]]:
@@ -178,72 +143,59 @@ def described_scenes(split: str, objects: int, n: int) -> list[tuple[Scene, str]
     ]
 
 
-def comprehension(model: Any, processor: Any, split: str, n: int) -> Rows:
+def comprehension(model: Model, split: str, n: int) -> list[Score]:
     """Questions about a place: what is there, and which color it has; with one object, and with two or three."""
-    rows: Rows = {}
-    several = [pair for pairs in zip(*(described_scenes(split, k, n) for k in (2, 3)), strict=True) for pair in pairs]
-    for title, described in (("one object", described_scenes(split, 1, n)), ("several objects", several[:n])):
-        scenes = [scene for scene, _ in described]
+    scores: list[Score] = []
+    one, two, three = ([scene for scene, _ in described_scenes(split, k, n)] for k in (1, 2, 3))
+    several = [scene for pair in zip(two, three, strict=True) for scene in pair][:n]
+    for title, scenes in (("one object", one), ("several objects", several)):
+        images = [Image(data=encode_png(PIL.Image.fromarray(image))) for image in render_many(scenes)]
         things = [Rng("place", split, i).pick(scene.things) for i, scene in enumerate(scenes)]
         contents = [scene.content for scene in scenes]
-        for question, answers in (
-            ("What is in the {}?", [thing.name for thing in things]),
-            ("What color is the shape in the {}?", [thing.colour for thing in things]),
-        ):
-            asked = [question.format(place(thing)) + SHORT_PROMPT for thing in things]
-            replies = _answers(model, processor, scenes, asked)
-            hits = [reply == answer for reply, answer in zip(replies, answers, strict=True)]
-            rows[f"{title}: {question.format('<place>')}"] = Share(hits, contents)
-    return rows
+        for question, attribute in (("What is in the {}?", "name"), ("What color is the shape in the {}?", "colour")):
+            asked = [Text(question.format(place(thing)) + SHORT_PROMPT) for thing in things]
+            replies = _answers(model, "generate_text", list(zip(images, asked, strict=True)), max_new_tokens=8)
+            words = [document_text(reply).strip(" .").lower() for reply in replies]
+            hits = [word == getattr(thing, attribute) for word, thing in zip(words, things, strict=True)]
+            scores.append(share(f"{title}: {question.format('<place>')}", hits, contents))
+    return scores
 
 
-def _answers(model: Any, processor: Any, scenes: Sequence[Scene], questions: Sequence[str]) -> list[str]:
-    answers: list[str] = []
-    for start in range(0, len(scenes), BATCH):
-        part = slice(start, start + BATCH)
-        turns = [[{"role": "user", "content": f"<image>{question}"}] for question in questions[part]]
-        images = [Image.fromarray(render(scene)) for scene in scenes[part]]
-        inputs = processor([processor.apply_chat_template(turn) for turn in turns], images=images)
-        ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-        answers += [answer.strip(" .").lower() for answer in processor.batch_decode(ids)]
-    return answers
+def _answers(model: Model, kind: Any, prompts: Sequence[Document], **settings: Any) -> list[Document]:
+    """The answers to prompts, whose seeds are functions of their numbers."""
+    ids = [str(i) for i in range(len(prompts))]
+    requests = [Request(i, kind, prompt, settings, sample_seed(0, i)) for i, prompt in zip(ids, prompts, strict=True)]
+    batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
+    answers = {response.id: response for batch in batches for response in model.answer(batch)}
+    if failed := next((answer.error for answer in answers.values() if answer.error), None):
+        raise ModelError(failed.message)
+    return [answers[i].document for i in ids]
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
-
-
-def text_to_image(generate: ImageGenerator, split: str, n: int) -> Rows:
+def text_to_image(model: Model, split: str, n: int, **settings: Any) -> list[Score]:
     """What the probe reads in images for captions of ``n`` scenes each with one, two and three objects."""
-    rows: Rows = {}
-    for objects in (1, 2, 3):
+    scores: list[Score] = []
+    for objects, title in enumerate(WORDS, 1):
         described = described_scenes(split, objects, n)
-        readings = _readings(generate, described)
-        rows |= image_sections(WORDS[objects - 1], described, readings)
-    return rows
-
-
-def image_sections(title: str, described: Sequence[tuple[Scene, str]], readings: Sequence[Reading]) -> Rows:
-    """Shares of images that show what their captions say, and nothing else."""
-    judged = [(scene, text, reading) for (scene, text), reading in zip(described, readings, strict=True)]
-
-    def share(items: Iterable[tuple[Scene, str, Reading]], right: Callable[[Scene, str, Reading], float]) -> Share:
-        items = list(items)
-        return Share([right(*item) for item in items], [scene.content for scene, _, _ in items])
-
-    rows: Rows = {
-        f"{title}: exactly what is told, in its place where that is told": share(judged, shows),
-        f"{title}: colors, shapes and background, nothing else": share(judged, shows_objects),
-        f"{title}: objects in the place that is told": share(
-            (item for item in judged if is_placed(*item[:2])), share_in_place
-        ),
-    }
-    if title == WORDS[0]:
-        rows |= {
-            f"{title}: {shape}s": share((i for i in judged if i[0].things[0].shape == shape), shows_objects)
-            for shape in SHAPES
-            if any(scene.things[0].shape == shape for scene, _ in described)
-        }
-    return rows
+        answers = _answers(model, "generate_image", [(Text(text),) for _, text in described], **settings)
+        images = [decode_rgb(part) for answer in answers for part in answer if isinstance(part, Image)]
+        readings = read_images(np.stack([np.asarray(image) for image in images]))
+        judged = [(*pair, reading) for pair, reading in zip(described, readings, strict=True)]
+        judges: list[tuple[str, Callable[[Scene, str, Reading], float], list[tuple[Scene, str, Reading]]]] = [
+            ("exactly what is told, in its place where that is told", shows, judged),
+            ("colors, shapes and background, nothing else", shows_objects, judged),
+            ("objects in the place that is told", share_in_place, [one for one in judged if is_placed(*one[:2])]),
+        ]
+        if objects == 1:
+            judges += [
+                (f"{shape}s", shows_objects, [one for one in judged if one[0].things[0].shape == shape])
+                for shape in SHAPES
+            ]
+        for what, right, items in judges:
+            if items:
+                contents = [scene.content for scene, _, _ in items]
+                scores.append(share(f"{title}: {what}", [right(*item) for item in items], contents))
+    return scores
 
 
 def shows_objects(scene: Scene, text: str, reading: Reading) -> bool:
@@ -272,56 +224,12 @@ def shows(scene: Scene, text: str, reading: Reading) -> bool:
     return True
 
 
-def _readings(generate: ImageGenerator, described: Sequence[tuple[Scene, str]]) -> list[Reading]:
-    readings: list[Reading] = []
-    for start in range(0, len(described), BATCH):
-        texts = [text for _, text in described[start : start + BATCH]]
-        readings += read_images(generate(texts, [sample_seed(0, str(start + i)) for i in range(len(texts))]))
-    return readings
-
-
-def pipeline_generator(model: Any, folder: str | Path) -> ImageGenerator:
-    """Images by a pipeline of Stable Diffusion with the number of steps and the guidance of a DreamLLM."""
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    settings = {name: getattr(model.image_defaults, name) for name in ("num_inference_steps", "guidance_scale")}
-
-    def generate(texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return np.stack([np.asarray(i) for i in pipeline(list(texts), generator=generators, **settings).images])
-
-    return generate
-
-
-def probe_accuracy(split: str, n: int) -> Rows:
+def probe_accuracy(split: str, n: int) -> Score:
     """The probe's own errors, on rendered scenes."""
     scenes = [draw_scene(split, index) for index in range(n)]
-    readings = read_images(render_many(scenes))
-    right = [
-        reading.clear and reading.scene.content == scene.content
-        for scene, reading in zip(scenes, readings, strict=True)
-    ]
-    return {"background; shape, color, size and place of every object": Share(right, [s.content for s in scenes])}
-
-
-def _diversity(folder: RunFolder) -> Rows:
-    """How often the most frequent place and background are told first, in stories whose request tells neither."""
-    places: Counter[str] = Counter()
-    backgrounds: Counter[str] = Counter()
-    responses = folder.responses()
-    for sample in folder.samples():
-        document = responses[sample.id].document
-        told = [parse_sentence(text) for text in matched_sentences(document)[:1] if text]
-        if told and told[0] and not any(words in document_text(sample.prompt) for words in chain(*PLACES)):
-            places[told[0].things[0].place] += 1
-            backgrounds[told[0].background] += 1
-    return {
-        f"first images: share of the most frequent {what} ({found.most_common(1)[0][0]})": (
-            f"{found.most_common(1)[0][1] / found.total():.3f} of {found.total():,}"
-        )
-        for what, found in (("place", places), ("background", backgrounds))
-        if found
-    }
+    contents, readings = [scene.content for scene in scenes], read_images(render_many(scenes))
+    right = [one.clear and one.scene.content == content for one, content in zip(readings, contents, strict=True)]
+    return share("background; shape, color, size and place of every object", right, contents)
 
 
 if __name__ == "__main__":

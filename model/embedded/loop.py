@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from dreambench.errors import DataError
 from dreambench.files import replacing
 from dreambench_tasks.playground import Scene, render_many
 
-__all__ = ["Settings", "generator_of", "is_finished", "object_mask", "pixels_of", "reproducible", "train"]
+__all__ = ["Settings", "finish", "generator_of", "is_finished", "object_mask", "pixels_of", "reproducible", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -52,43 +52,81 @@ class Settings:
 def train(folder: Path, model: nn.Module, loss_of: Callable[[int], Tensor], settings: Settings) -> list[float]:
     """Train the parameters of ``model`` that require gradients; returns the loss of every step.
 
-    ``folder/checkpoint.safetensors`` holds weights, averages and the moments of AdamW; the caller deletes it once the result is saved.
+    ``folder/checkpoint.safetensors`` holds weights, averages and the moments of AdamW until `finish`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CHECKPOINT
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    averages = {} if settings.average is None else {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
     )
-    averages = {name: p.detach().clone() for name, p in parameters.items()} if settings.average is not None else {}
-    done, losses = _load(path, parameters, averages, optimizer, settings) if path.is_file() else (0, [])
+    moments = ("exp_avg", "exp_avg_sq")
+    tensors = {f"model.{name}": p.detach() for name, p in parameters.items()}
+    tensors |= {f"{moment}.{name}": torch.zeros_like(p) for moment in moments for name, p in parameters.items()}
+    tensors |= {f"average.{name}": average for name, average in averages.items()}
+    done, losses = _load(folder / CHECKPOINT, tensors, settings)
+    for name, p in parameters.items():
+        of_adam = {moment: tensors[f"{moment}.{name}"] for moment in moments}
+        optimizer.state[p] = {"step": torch.tensor(float(done)), **of_adam}
     for step in trange(done, settings.steps, desc=folder.name, initial=done, total=settings.steps, disable=None):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step, settings)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * _schedule(step, settings)
         loss = loss_of(step)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
-        if settings.average is not None:
-            decay = min(
-                settings.average, (1 + step) / (10 + step)
-            )  # short memory at the start, as in diffusers' EMAModel
-            for name, average in averages.items():
-                average.lerp_(parameters[name].detach(), 1 - decay)
+        for name, average in averages.items():
+            # A short memory at the start, as in diffusers' EMAModel.
+            decay = min(settings.average or 0.0, (1 + step) / (10 + step))
+            average.lerp_(parameters[name].detach(), 1 - decay)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise DataError(f"{folder.name}: the loss of step {step} is {losses[-1]}; lower the learning rate")
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            _save(path, parameters, averages, optimizer, {**_record(settings), "done": step + 1, "losses": losses})
-    with torch.no_grad():
-        for name, average in averages.items():
-            parameters[name].copy_(average)
+            _save(folder / CHECKPOINT, tensors, {**asdict(settings), "done": step + 1, "losses": losses})
+    for name, average in averages.items():
+        parameters[name].detach().copy_(average)
     return losses
 
 
+def _save(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as unfinished:
+        save_file(contiguous, unfinished, metadata={"state": json.dumps(state)})
+
+
+def _load(path: Path, tensors: Mapping[str, Tensor], settings: Settings) -> tuple[int, list[float]]:
+    """The number of steps done and their losses; the tensors get the values of the checkpoint, if there is one."""
+    if not path.is_file():
+        return 0, []
+    with safe_open(path, framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+        expected = json.loads(json.dumps({**asdict(settings), "save_every": state["save_every"]}))
+        if differing := [f"{name}={state.get(name)}" for name in expected if state.get(name) != expected[name]]:
+            raise DataError(f"{path} was written with {' and '.join(differing)}: train with that, or delete the file")
+        for name, tensor in tensors.items():
+            tensor.copy_(file.get_tensor(name))
+    return state["done"], state["losses"]
+
+
+def _schedule(step: int, settings: Settings) -> float:
+    warmup = min(settings.warmup, max(1, settings.steps // 10))
+    if step < warmup:
+        return (step + 1) / warmup
+    if not settings.decay:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
+
+
+def finish(folder: Path, *parts: Any) -> None:
+    """Save a trained model and what belongs to it, the model last; then the checkpoint is no longer needed."""
+    for part in parts:
+        part.save_pretrained(folder)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
 def is_finished(folder: Path) -> bool:
-    """Whether a trained model was saved in ``folder`` completely: the caller of `train` deletes the checkpoint after that."""
+    """Whether a trained model was saved in ``folder`` completely."""
     return (folder / "config.json").is_file() and not (folder / CHECKPOINT).exists()
 
 
@@ -119,44 +157,3 @@ def object_mask(scenes: Sequence[Scene], images: NDArray[uint8]) -> Tensor:
     """``(B, 1, 64, 64)``: 1.0 where the scenes' images show an object or its shadow, else 0.0."""
     empty = render_many(replace(scene, things=()) for scene in scenes)
     return torch.from_numpy((images != empty).any(axis=-1)).float()[:, None]
-
-
-def _schedule(step: int, settings: Settings) -> float:
-    warmup = min(settings.warmup, max(1, settings.steps // 10))
-    if step < warmup:
-        return (step + 1) / warmup
-    if not settings.decay:
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
-
-
-def _record(settings: Settings) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(settings)))
-
-
-def _save(path: Path, parameters: Any, averages: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    tensors = {f"average.{name}": average for name, average in averages.items()}
-    for name, parameter in parameters.items():
-        tensors[f"model.{name}"] = parameter.detach()
-        tensors |= {f"{moment}.{name}": optimizer.state[parameter][moment] for moment in ("exp_avg", "exp_avg_sq")}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as unfinished:
-        save_file(contiguous, unfinished, metadata={"state": json.dumps(state)})
-
-
-def _load(
-    path: Path, parameters: Any, averages: Any, optimizer: torch.optim.Optimizer, settings: Settings
-) -> tuple[int, list[float]]:
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        state = json.loads(file.metadata()["state"])
-        expected = {name: value for name, value in _record(settings).items() if name != "save_every"}
-        differing = [f"{name}={state.get(name)}" for name, value in expected.items() if state.get(name) != value]
-        if differing:
-            raise DataError(f"{path} was written with {' and '.join(differing)}: train with that, or delete the file")
-        for name, parameter in parameters.items():
-            parameter.copy_(file.get_tensor(f"model.{name}"))
-            moments = {moment: file.get_tensor(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.tensor(float(state["done"])), **moments}
-        for name, average in averages.items():
-            average.copy_(file.get_tensor(f"average.{name}"))
-    return state["done"], state["losses"]

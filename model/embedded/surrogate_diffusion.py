@@ -3,13 +3,10 @@
 The autoencoder maps 64 x 64 pixels to 4 x 8 x 8 latents; its decoder is then trained further for sharper edges. The UNet is conditioned
 by 16 vectors that a small text transformer makes of a caption. Layers that are discarded afterwards teach the first nine what the caption
 says is in each cell of the 3 x 3 grid, the tenth the background, and the next three the objects in reading order; the last three are free.
-Conditions that are sorted by place are what makes so small a UNet learn in hours to put each object where it belongs.
+Conditions that are sorted by place are what makes so small a UNet learn in hours to put each object where it belongs. The text transformer
+is no part of DreamLLM: the language model learns its vectors in the warm-up.
 
-1. The text transformer alone, with those layers. 2. Together with the UNet. 3. The UNet alone, at a constant learning rate. 4. The same,
-with the rate going to zero. Velocity prediction with a schedule that ends in pure noise (arXiv 2305.08891), because other schedules get
-flat backgrounds wrong. The text transformer is no part of DreamLLM: the language model learns its vectors in the warm-up.
-
-Shapes: B batch, N scenes, R registers (16); latents are (·, 4, 8, 8).
+Shapes: B batch, N scenes; latents are (·, 4, 8, 8).
 """
 
 from __future__ import annotations
@@ -30,42 +27,21 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from dreambench.errors import DataError
 from dreambench.files import replacing
-from dreambench_tasks.playground import (
-    BACKGROUNDS,
-    COLOURS,
-    PLACES,
-    SHAPES,
-    SIDE,
-    SIZES,
-    WORLD,
-    Rng,
-    Scene,
-    captions,
-    clip_directory,
-    draw_scene,
-    render_many,
-)
+from dreambench_tasks.playground import clip_directory
+from dreambench_tasks.playground.language import PLACES, captions
+from dreambench_tasks.playground.render import SIDE, render_many
+from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, WORLD, Rng, Scene, draw_scene
 from dreamllm import checkpoint
 from dreamllm.files import embedded_checkpoint
-from loop import CHECKPOINT, Settings, generator_of, is_finished, object_mask, pixels_of, reproducible, train
-from surrogate_clip import CONTEXT, WIDTH, clip_tokenizer
+from loop import Settings, finish, generator_of, is_finished, object_mask, pixels_of, reproducible, train
+from surrogate_clip import CONTEXT, WIDTH, clip_tokenizer, kind_of
 
-__all__ = [
-    "REGISTERS",
-    "Conditioner",
-    "build_autoencoder",
-    "build_baseline",
-    "build_diffusion",
-    "busy_scene",
-    "text_ids",
-]
+__all__ = ["REGISTERS", "Conditioner", "build_autoencoder", "build_baseline", "build_diffusion", "busy_scene"]
 
 AUTOENCODER = Settings(steps=1600, batch=32, learning_rate=2e-3, weight_decay=0.0)
 DECODER = Settings(steps=1200, batch=32, learning_rate=1.5e-3, seed=1, weight_decay=0.0)
 READING = Settings(steps=1500, batch=64, learning_rate=1e-3, weight_decay=0.01)
-TOGETHER = Settings(
-    steps=4000, batch=32, learning_rate=1e-3, weight_decay=0.01, average=0.999, decay=False, save_every=500
-)
+TOGETHER = Settings(4000, batch=32, learning_rate=1e-3, weight_decay=0.01, average=0.999, decay=False, save_every=500)
 ALONE = replace(TOGETHER, steps=6500)
 DECAY = replace(TOGETHER, steps=8000, decay=True)
 BASELINE = replace(TOGETHER, steps=1600, seed=3, decay=True)
@@ -83,13 +59,10 @@ SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
     "clip_sample": False,
-    "set_alpha_to_one": True,
     "steps_offset": 1,
+    # Pure noise at the end (arXiv 2305.08891): with other schedules, flat backgrounds come out wrong.
+    **{"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
 }
 # The types of diffusers know fewer arguments than its code.
 _Autoencoder: Any = AutoencoderKL
@@ -102,40 +75,28 @@ def build_autoencoder(directory: Path) -> None:
     folder = directory / "vae"
     if not is_finished(folder):
         with reproducible(AUTOENCODER.seed):
-            model = _Autoencoder(
-                block_out_channels=(16, 32, 64, 96),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=1,
-                norm_num_groups=8,
-                latent_channels=4,
-                sample_size=SIDE,
-                scaling_factor=1.0,
-                mid_block_add_attention=False,
-            ).to(memory_format=torch.channels_last)
+            blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+            sizes = {"block_out_channels": (16, 32, 64, 96), "norm_num_groups": 8, "sample_size": SIDE}
+            model = _Autoencoder(**blocks, **sizes, scaling_factor=1.0, mid_block_add_attention=False)
+            model.to(memory_format=torch.channels_last)
             train(folder, model, lambda step: _reconstruction_loss(model, AUTOENCODER, step), AUTOENCODER)
             _normalise(model)
-        _save(folder, model)
+        finish(folder, model)
     folder = directory / "vae_fine"
     if not is_finished(folder):
         with reproducible(DECODER.seed):
-            fine = _load(_Autoencoder, directory / "vae").to(memory_format=torch.channels_last)
+            fine = _load(_Autoencoder, directory / "vae")
             for part in (fine.encoder, fine.quant_conv):
                 part.requires_grad_(False)
             train(folder, fine, lambda step: _reconstruction_loss(fine, DECODER, step, decoder_only=True), DECODER)
-        _save(folder, fine)
+        finish(folder, fine)
 
 
 def _load(kind: Any, folder: Path) -> Any:
     """A trained part, without the path that diffusers would save with what is made of it."""
     model = kind.from_pretrained(folder, local_files_only=True)
     model.register_to_config(_name_or_path="")
-    return model
-
-
-def _save(folder: Path, model: Any) -> None:
-    model.save_pretrained(folder)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return model.to(memory_format=torch.channels_last)
 
 
 def _reconstruction_loss(model: Any, settings: Settings, step: int, decoder_only: bool = False) -> Tensor:
@@ -146,10 +107,10 @@ def _reconstruction_loss(model: Any, settings: Settings, step: int, decoder_only
     posterior = model.encode(pixels).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator_of(settings.seed, step))
     error = model.decode(posterior.mean + posterior.std * noise).sample - pixels
-    total = (weight * (error.square() + (ABSOLUTE_WEIGHT * error.abs() if decoder_only else 0))).sum() / (
-        weight.sum() * 3
-    )
-    return total if decoder_only else total + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+    if decoder_only:
+        return (weight * (error.square() + ABSOLUTE_WEIGHT * error.abs())).sum() / (weight.sum() * 3)
+    divergence = posterior.kl().mean() / posterior.mean[0].numel()
+    return (weight * error.square()).sum() / (weight.sum() * 3) + KL_WEIGHT * divergence
 
 
 def busy_scene(seed: int, index: int) -> Scene:
@@ -178,60 +139,45 @@ def _normalise(model: Any) -> None:
     before.bias[channels:] -= 2 * scale.log()
 
 
-class _Data(NamedTuple):
-    """Scenes, the means of their latents (N, 4, 8, 8), where their objects are (N, 1, 8, 8), and their indices by number of objects."""
-
-    scenes: list[Scene]
-    latents: Tensor
-    objects: Tensor
-    by_count: list[list[int]]
-
-
 class Conditioner(nn.Module):
     """Captions to conditions, (B, 16, 128): the states of a causal text transformer at its last positions, after every caption."""
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__()
         self.tokenizer = clip_tokenizer(CONTEXT + REGISTERS)
-        config = CLIPTextConfig(
-            vocab_size=len(self.tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            hidden_act="gelu",
-            max_position_embeddings=CONTEXT + REGISTERS,
-            projection_dim=WIDTH,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=3,
-        )
-        self.tower = (
-            CLIPTextModel(config) if folder is None else CLIPTextModel.from_pretrained(folder, local_files_only=True)
-        )
+        if folder is None:
+            ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3, "vocab_size": len(self.tokenizer)}
+            widths = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "projection_dim": WIDTH}
+            sizes = {"num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": CONTEXT + REGISTERS}
+            self.tower = CLIPTextModel(CLIPTextConfig.from_dict({**ids, **widths, **sizes, "hidden_act": "gelu"}))
+        else:
+            self.tower = CLIPTextModel.from_pretrained(folder, local_files_only=True)
         self.tower.set_attn_implementation("eager")  # a faster backward pass on CPUs
-        self.heads = nn.ModuleList(
-            nn.Linear(WIDTH, len(values) + 1) for values in (SHAPES, COLOURS, SIZES, BACKGROUNDS)
-        )
+        values = (SHAPES, COLOURS, SIZES, BACKGROUNDS)
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, len(of_one) + 1) for of_one in values)
         if folder is not None:
             self.heads.load_state_dict(load_file(folder / "heads.safetensors"))
 
     def forward(self, texts: list[str]) -> Tensor:
-        return self.tower(text_ids(self.tokenizer, texts, CONTEXT + REGISTERS))[0][:, -REGISTERS:]
+        return self.tower(_text_ids(self.tokenizer, texts))[0][:, -REGISTERS:]
 
     def reading_loss(self, states: Tensor, scenes: Sequence[Scene], texts: Sequence[str]) -> Tensor:
         """Mean cross-entropy of what the captions say, from conditions (B, 16, 128)."""
-        targets = registers(scenes, texts)
-        losses = [
-            F.cross_entropy(head(states).transpose(1, 2), target, ignore_index=UNSAID, reduction="sum")
-            / (target != UNSAID).sum().clamp(min=1)
-            for head, target in zip(self.heads, targets, strict=True)
-        ]
+        losses: list[Tensor] = []
+        for head, target in zip(self.heads, registers(scenes, texts), strict=True):
+            total = F.cross_entropy(head(states).transpose(1, 2), target, ignore_index=UNSAID, reduction="sum")
+            losses.append(total / (target != UNSAID).sum().clamp(min=1))
         return torch.stack(losses).mean()
 
     def save(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         save_file(self.heads.state_dict(), folder / "heads.safetensors")
-        _save(folder, self.tower)
+        finish(folder, self.tower)
+
+
+def _text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """(B, T): padded to the tokenizer's full length, without a mask, as in pipelines of Stable Diffusion."""
+    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
 
 
 def registers(scenes: Sequence[Scene], texts: Sequence[str]) -> Tensor:
@@ -240,40 +186,22 @@ def registers(scenes: Sequence[Scene], texts: Sequence[str]) -> Tensor:
     for i, (scene, text) in enumerate(zip(scenes, texts, strict=True)):
         if not text:
             continue
-        sized = any(size in text.lower() for size in SIZES)
+        placed, sized = is_placed(scene, text), any(size in text.lower() for size in SIZES)
         targets[3, i, 9] = BACKGROUNDS.index(scene.background) + 1
         targets[:2, i, 10:13] = 0
-        if is_placed(scene, text):
+        if placed:
             targets[:2, i, :9] = 0
+        said = 3 if sized else 2
         for order, thing in enumerate(scene.things):
-            values = [SHAPES.index(thing.shape) + 1, COLOURS.index(thing.colour) + 1]
-            values.append(SIZES.index(thing.size) + 1 if sized else UNSAID)
-            targets[:3, i, 10 + order] = torch.tensor(values)
-            if is_placed(scene, text):
-                targets[:3, i, 3 * thing.row + thing.column] = torch.tensor(values)
+            targets[:said, i, 10 + order] = kind_of(thing)[:said]
+            if placed:
+                targets[:said, i, 3 * thing.row + thing.column] = kind_of(thing)[:said]
     return targets
 
 
 def is_placed(scene: Scene, text: str) -> bool:
     """Whether a caption of a scene says in which cell every object is."""
     return sum(text.count(f"in the {words}") for row in PLACES for words in row) >= len(scene.things)
-
-
-def build_diffusion(directory: Path) -> None:
-    """``directory/conditioner`` and ``directory/diffusion`` (UNet, autoencoder, scheduler); needs both ``vae``s."""
-    folder = directory / "diffusion"
-    if is_finished(folder / "unet"):
-        if not is_finished(directory / "conditioner"):
-            raise DataError(f"{folder} is the baseline of the shipped checkpoint: build in another folder")
-        return
-    _train_conditioner(directory / "conditioner-alone")
-    data = _data(directory)
-    _train_together(directory, data)
-    _train_unet(directory / "unet-together", directory / "unet-alone", ALONE, TOGETHER.steps, data)
-    _train_unet(directory / "unet-alone", directory / "unet-decay", DECAY, TOGETHER.steps + ALONE.steps, data, 1.0)
-    DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
-    _load(_Autoencoder, directory / "vae_fine").save_pretrained(folder / "vae")
-    _load(_UNet, directory / "unet-decay").save_pretrained(folder / "unet")
 
 
 def _train_conditioner(folder: Path) -> None:
@@ -283,100 +211,133 @@ def _train_conditioner(folder: Path) -> None:
         conditioner = Conditioner()
 
         def loss_of(step: int) -> Tensor:
-            scenes: list[Scene] = []
-            texts: list[str] = []
-            for i in range(READING.batch):
-                number = step * READING.batch + i
-                scenes.append(busy_scene(READING.seed, number))
-                rng = Rng("conditioner", WORLD, READING.seed, number)
-                texts.append(rng.pick(captions(scenes[-1], rng)))
+            numbers = range(step * READING.batch, (step + 1) * READING.batch)
+            scenes = [busy_scene(READING.seed, number) for number in numbers]
+            rngs = [Rng("conditioner", WORLD, READING.seed, number) for number in numbers]
+            texts = [rng.pick(captions(scene, rng)) for scene, rng in zip(scenes, rngs, strict=True)]
             return conditioner.reading_loss(conditioner(texts), scenes, texts)
 
         train(folder, conditioner, loss_of, READING)
     conditioner.save(folder)
 
 
+def build_diffusion(directory: Path) -> None:
+    """``directory/conditioner`` and ``directory/diffusion`` (UNet, autoencoder, scheduler); needs both ``vae``s.
+
+    First the conditioner alone learns to read, then with the UNet; then the UNet alone, at last with the learning rate going to zero.
+    """
+    folder = directory / "diffusion"
+    if is_finished(folder / "unet"):
+        if not is_finished(directory / "conditioner"):
+            raise DataError(f"{folder} is the baseline of the shipped checkpoint: build in another folder")
+        return
+    _train_conditioner(directory / "conditioner-alone")
+    data = _data(directory)
+    _train_together(directory, data)
+    _train_unet(directory, "unet-together", "unet-alone", ALONE, data, TOGETHER.steps, OBJECT_WEIGHT)
+    _train_unet(directory, "unet-alone", "unet-decay", DECAY, data, TOGETHER.steps + ALONE.steps, 1.0)
+    DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    _load(_Autoencoder, directory / "vae_fine").save_pretrained(folder / "vae")
+    _load(_UNet, directory / "unet-decay").save_pretrained(folder / "unet")
+
+
 def _train_together(directory: Path, data: _Data) -> None:
-    target = directory / "unet-together"
-    if is_finished(target):
+    folder = directory / "unet-together"
+    if is_finished(folder):
         return
     with reproducible(TOGETHER.seed):
         conditioner = Conditioner(directory / "conditioner-alone")
-        unet = _UNet(
-            sample_size=SIDE // 8,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(64, 128, 128),
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=1,
-            attention_head_dim=(2, 4, 4),  # diffusers' name for the number of heads
-            cross_attention_dim=WIDTH,
-            norm_num_groups=8,
-            use_linear_projection=True,
-        ).to(memory_format=torch.channels_last)
+        down = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
+        up = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+        # attention_head_dim is diffusers' name for the number of heads.
+        widths = {"block_out_channels": (64, 128, 128), "attention_head_dim": (2, 4, 4), "cross_attention_dim": WIDTH}
+        sizes = {"sample_size": SIDE // 8, "layers_per_block": 1, "norm_num_groups": 8, "use_linear_projection": True}
+        unet = _UNet(down_block_types=down, up_block_types=up, **widths, **sizes)
+        unet.to(memory_format=torch.channels_last)
+        both = nn.ModuleDict({"unet": unet, "conditioner": conditioner})
 
         def loss_of(step: int) -> Tensor:
-            chosen, texts = _batch(data, TOGETHER, step)
-            states = conditioner(texts)
-            loss = _velocity_loss(unet, states, data, chosen, TOGETHER.seed, step)
-            return loss + READING_WEIGHT * conditioner.reading_loss(states, [data.scenes[i] for i in chosen], texts)
+            return _diffusion_loss(unet, conditioner, data, TOGETHER, step, OBJECT_WEIGHT, READING_WEIGHT)
 
-        train(target, nn.ModuleDict({"unet": unet, "conditioner": conditioner}), loss_of, TOGETHER)
-    (directory / "conditioner").mkdir(exist_ok=True)
+        train(folder, both, loss_of, TOGETHER)
     conditioner.save(directory / "conditioner")
-    _save(target, unet)
+    finish(folder, unet)
 
 
 def _train_unet(
-    source: Path, target: Path, settings: Settings, first: int, data: _Data, weight: float = OBJECT_WEIGHT
+    directory: Path, source: str, target: str, settings: Settings, data: _Data, first: int, object_weight: float
 ) -> None:
     """A later phase; its draws begin after the ``first`` that earlier phases had."""
-    if is_finished(target):
+    folder = directory / target
+    if is_finished(folder):
         return
-    conditioner = Conditioner(source.parent / "conditioner").eval()
+    conditioner = Conditioner(directory / "conditioner").eval().requires_grad_(False)
     with reproducible(settings.seed):
-        unet = _load(_UNet, source).to(memory_format=torch.channels_last).train()
+        unet = _load(_UNet, directory / source).train()
 
         def loss_of(step: int) -> Tensor:
-            chosen, texts = _batch(data, settings, first + step)
-            with torch.no_grad():
-                states = conditioner(texts)
-            return _velocity_loss(unet, states, data, chosen, settings.seed, first + step, weight)
+            return _diffusion_loss(unet, conditioner, data, settings, first + step, object_weight)
 
-        train(target, unet, loss_of, settings)
-    _save(target, unet)
+        train(folder, unet, loss_of, settings)
+    finish(folder, unet)
 
 
-def _velocity_loss(
-    unet: nn.Module,
-    states: Tensor,
-    data: _Data,
-    chosen: list[int],
-    seed: int,
-    step: int,
-    object_weight: float = OBJECT_WEIGHT,
+def _diffusion_loss(
+    unet: Any, encode: Any, data: _Data, settings: Settings, step: int, objects: float, reading: float = 0.0
 ) -> Tensor:
-    """Squared error of the velocity, weighted more where objects are: they cover little of an image.
+    """Squared error of the velocity for as many scenes with one, two and three objects, each with a caption or the empty text.
 
-    The weight teaches shapes sooner, but makes the model expect more objects than there are, so that the last phase does without.
+    It is weighted more where objects are, because they cover little of an image. The weight teaches shapes sooner, but makes the model
+    expect more objects than there are, so that the last phase does without.
     """
-    generator = generator_of(seed, step)
-    schedule: Any = DDPMScheduler.from_config(SCHEDULER)
-    latents, weight = data.latents[chosen], 1 + (object_weight - 1) * data.objects[chosen]
-    noise = torch.randn(latents.shape, generator=generator)
-    times: Any = torch.randint(1000, (len(latents),), generator=generator)
-    predicted = unet(schedule.add_noise(latents, noise, times), times, encoder_hidden_states=states).sample
-    error = F.mse_loss(predicted, schedule.get_velocity(latents, noise, times), reduction="none").mean(1, keepdim=True)
-    return (weight * error).sum() / weight.sum()
-
-
-def _batch(data: _Data, settings: Settings, step: int) -> tuple[list[int], list[str]]:
-    """Indices of scenes, as many with one, two and three objects, and for each one of its captions or the empty text."""
     rng = Rng("painter", settings.seed, step)
     chosen = [rng.pick(data.by_count[i % 3]) for i in range(settings.batch)]
     texts = ["" if rng.chance(EMPTY_PERCENT) else rng.pick(captions(data.scenes[i], rng)) for i in chosen]
-    return chosen, texts
+    states, latents, generator = encode(texts), data.latents[chosen], generator_of(settings.seed, step)
+    noise = torch.randn(latents.shape, generator=generator)
+    times = torch.randint(1000, (len(latents),), generator=generator)
+    schedule: Any = DDPMScheduler.from_config(SCHEDULER)
+    predicted = unet(schedule.add_noise(latents, noise, times), times, encoder_hidden_states=states).sample
+    error = F.mse_loss(predicted, schedule.get_velocity(latents, noise, times), reduction="none").mean(1, keepdim=True)
+    weight = 1 + (objects - 1) * data.objects[chosen]
+    loss = (weight * error).sum() / weight.sum()
+    if reading:
+        loss = loss + reading * encode.reading_loss(states, [data.scenes[i] for i in chosen], texts)
+    return loss
+
+
+class _Data(NamedTuple):
+    """Scenes, the means of their latents (N, 4, 8, 8), where their objects are (N, 1, 8, 8), and their indices by number of objects."""
+
+    scenes: list[Scene]
+    latents: Tensor
+    objects: Tensor
+    by_count: list[list[int]]
+
+
+def _data(directory: Path) -> _Data:
+    """The scenes and their latents, which are kept in ``directory/latents.safetensors``."""
+    path, seed = directory / "latents.safetensors", TOGETHER.seed
+    scenes = [draw_scene("train", i, seed) for i in range(SCENES)]
+    source = json.dumps({"scenes": SCENES, "seed": seed})
+    if not path.is_file():
+        vae = _Autoencoder.from_pretrained(directory / "vae", local_files_only=True)
+        latents: list[Tensor] = []
+        objects: list[Tensor] = []
+        with reproducible(seed), torch.inference_mode():
+            for start in range(0, SCENES, 128):
+                part = scenes[start : start + 128]
+                images = render_many(part)
+                latents.append(vae.encode(pixels_of(images)).latent_dist.mean)
+                objects.append(F.max_pool2d(object_mask(part, images), 8))
+        tensors = {"latents": torch.cat(latents).contiguous(), "objects": torch.cat(objects).contiguous()}
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"source": source})
+    with safe_open(path, framework="pt") as file:
+        if (found := (file.metadata() or {}).get("source")) != source:
+            raise DataError(f"{path} contains the latents of {found}, not of {source}: delete it")
+        by_count = [[i for i, scene in enumerate(scenes) if len(scene.things) == n] for n in (1, 2, 3)]
+        return _Data(scenes, file.get_tensor("latents"), file.get_tensor("objects"), by_count)
 
 
 def build_baseline(directory: Path) -> None:
@@ -393,57 +354,18 @@ def build_baseline(directory: Path) -> None:
     decoder = checkpoint.load(source, dtype="float32")[0].image_decoder
     if not is_finished(directory / "vae"):
         decoder.vae.save_pretrained(directory / "vae")
-    data, tokenizer = _data(directory), clip_tokenizer(CONTEXT)
-    unet = decoder.unet.requires_grad_(requires_grad=False)
+    data, tokenizer, unet = _data(directory), clip_tokenizer(CONTEXT), decoder.unet.requires_grad_(requires_grad=False)
     with reproducible(BASELINE.seed):
         tower: Any = CLIPTextModel.from_pretrained(clip_directory(), dtype=torch.float32, local_files_only=True)
         tower.set_attn_implementation("eager")
 
+        def encode(texts: list[str]) -> Tensor:
+            return tower(_text_ids(tokenizer, texts))[0]
+
         def loss_of(step: int) -> Tensor:
-            chosen, texts = _batch(data, BASELINE, step)
-            return _velocity_loss(unet, tower(text_ids(tokenizer, texts))[0], data, chosen, BASELINE.seed, step)
+            return _diffusion_loss(unet, encode, data, BASELINE, step, OBJECT_WEIGHT)
 
         train(directory / "baseline", tower, loss_of, BASELINE)
-    _Pipeline(
-        vae=decoder.vae,
-        text_encoder=tower,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(**SCHEDULER),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-
-
-def text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int = CONTEXT) -> Tensor:
-    """(B, length): padded to the full context, without a mask, as in pipelines of Stable Diffusion."""
-    tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return tokens["input_ids"]
-
-
-def _data(directory: Path) -> _Data:
-    """The scenes and their latents, which are kept in ``directory/latents.safetensors``."""
-    path, seed = directory / "latents.safetensors", TOGETHER.seed
-    scenes = [draw_scene("train", i, seed) for i in range(SCENES)]
-    source = json.dumps({"scenes": SCENES, "seed": seed})
-    if path.is_file():
-        with safe_open(path, framework="pt") as file:
-            found = (file.metadata() or {}).get("source")
-        if found != source:
-            raise DataError(f"{path} contains the latents of {found}, not of {source}: delete it")
-    else:
-        vae = _load(_Autoencoder, directory / "vae").eval()
-        latents: list[Tensor] = []
-        objects: list[Tensor] = []
-        with reproducible(seed), torch.inference_mode():
-            for start in range(0, SCENES, 128):
-                part = scenes[start : start + 128]
-                images = render_many(part)
-                latents.append(vae.encode(pixels_of(images)).latent_dist.mean)
-                objects.append(F.max_pool2d(object_mask(part, images), 8))
-        tensors = {"latents": torch.cat(latents).contiguous(), "objects": torch.cat(objects).contiguous()}
-        with replacing(path) as unfinished:
-            save_file(tensors, unfinished, metadata={"source": source})
-    by_count = [[i for i, scene in enumerate(scenes) if len(scene.things) == n] for n in (1, 2, 3)]
-    return _Data(scenes, **load_file(path), by_count=by_count)
+    parts = {"vae": decoder.vae, "unet": unet, "tokenizer": tokenizer, "text_encoder": tower}
+    without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    _Pipeline(**parts, **without, scheduler=DDIMScheduler(**SCHEDULER)).save_pretrained(folder)

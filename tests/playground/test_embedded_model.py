@@ -40,10 +40,13 @@ def test_it_is_small_trained_and_described(folder: Path) -> None:
 
 
 def test_it_answers_questions_and_writes_illustrated_stories(folder: Path) -> None:
-    model, processor = dreamllm.load(folder, dtype="float32")
-    shares = comprehension(model, processor, "test", 48)
+    scores = {
+        score.metric: score.value
+        for score in comprehension(DreamLLM(ModelOptions("dreamllm", device="cpu")), "test", 48)
+    }
     # 0.93 in the card; four standard errors below
-    assert shares["one object: What is in the <place>?"].value >= 39 / 48
+    assert (scores["one object: What is in the <place>?"] or 0) >= 39 / 48
+    model, processor = dreamllm.load(folder, dtype="float32")
     prompts = [processor.apply_chat_template([{"role": "user", "content": instruction("val", i)[0]}]) for i in range(4)]
     documents = model.generate_interleaved(
         processor(prompts), processor, max_new_tokens=160, seeds=[0, 1, 2, 3], num_inference_steps=4, guidance_scale=1

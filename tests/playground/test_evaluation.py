@@ -4,35 +4,52 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
+import PIL.Image
 import pytest
-from numpy.typing import NDArray
 
 import evaluate
-from dreambench_tasks.playground import SIZES, Scene, render_many
+from dreambench.documents import Image
+from dreambench.errors import ModelError
+from dreambench.images import encode_png
+from dreambench.interfaces import Model, ModelOptions
+from dreambench.requests import Kind, Request, Response
+from dreambench_tasks.playground import SIZES, Scene, render, render_many
 
 N = 24
+
+
+class Painter(Model):
+    """Generates these scenes, one after another, whatever it is asked for."""
+
+    capabilities: ClassVar[frozenset[Kind]] = frozenset({"generate_image"})
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        super().__init__(ModelOptions("painter"))
+        self.scenes = iter(scenes)
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"name": "painter"}
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
+        assert len({request.seed for request in requests}) == len(requests)
+        for request in requests:
+            image = PIL.Image.fromarray(render(next(self.scenes)))
+            yield Response(request.id, (Image(data=encode_png(image)),))
 
 
 @pytest.fixture
 def generated() -> Any:
     """The shares of `text_to_image` for a model that shows each caption's scene after a change."""
 
-    def judged(change: Any) -> dict[str, float]:
+    def judged(change: Any) -> dict[str, float | None]:
         scenes = [scene for objects in (1, 2, 3) for scene, _ in evaluate.described_scenes("test", objects, N)]
-        remaining = [change(scene) for scene in scenes]
-
-        def generate(texts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
-            assert len(set(seeds)) == len(texts)
-            taken, remaining[:] = remaining[: len(texts)], remaining[len(texts) :]
-            return render_many(taken)
-
-        return {name: share.value for name, share in evaluate.text_to_image(generate, "test", N).items()}
+        scores = evaluate.text_to_image(Painter([change(scene) for scene in scenes]), "test", N)
+        return {score.metric: score.value for score in scores}
 
     return judged
 
@@ -103,12 +120,20 @@ def test_a_caption_tells_a_relation_and_not_the_places(generated: Any) -> None:
 
 def test_repeated_contents_do_not_narrow_an_interval() -> None:
     """500 scenes with one object have 91 contents; an error comes with each of its scenes."""
-    once = evaluate.Share([True, True, False, True] * 5, [str(i) for i in range(20)])
-    copied = evaluate.Share([*once.hits] * 10, [*once.contents] * 10)
-    assert str(once).endswith(", n = 20")
-    assert str(copied).endswith(", n = 200 of 20 contents")
-    ends = [[float(end) for end in str(share).split("[")[1].split("]")[0].split(", ")] for share in (once, copied)]
-    assert ends[1] == pytest.approx(ends[0], abs=0.02)
+    hits, contents = [True, True, False, True] * 5, [str(i) for i in range(20)]
+    once, copied = (evaluate.share("right", hits * n, contents * n) for n in (1, 10))
+    assert (once.n, copied.n) == (20, 200)
+    assert copied.interval_method.endswith("clustered by 20 contents")
+    assert copied.interval == pytest.approx(once.interval, abs=0.02)
+
+
+def test_an_answer_that_failed_is_no_wrong_answer() -> None:
+    class Broken(Painter):
+        def answer(self, requests: Sequence[Request]) -> Iterator[Response]:
+            yield from (Response.failed(request.id, "not-finite", "pixels that are not finite") for request in requests)
+
+    with pytest.raises(ModelError, match="not finite"):
+        evaluate.text_to_image(Broken([]), "test", 1)
 
 
 def test_a_checkpoint_that_does_not_exist_is_an_error_before_anything_is_measured(tmp_path: Path) -> None:
