@@ -22,7 +22,7 @@ from types import TracebackType
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dreambench.errors import RunError
-from dreambench.files import process_started, temporary, temporary_name, write_atomically
+from dreambench.files import process_started, temporary, write_atomically
 
 __all__ = ["HEARTBEAT_S", "STALE_S", "RunLock", "launch_id", "rank_and_world"]
 
@@ -212,18 +212,12 @@ class RunLock:
 
     def _set_aside(self) -> None:
         """Move a dead lock away. A live one that has replaced it meanwhile is put back."""
-        aside = temporary_name(self.path)
-        try:
+        with temporary(self.path) as aside, contextlib.suppress(OSError):
             self.path.rename(aside)
-        except OSError:
-            return
-        moved = RunLock.__new__(RunLock)
-        moved.path = aside
-        if moved._holder(watch=False) is not None:
-            with contextlib.suppress(OSError):
+            moved = RunLock.__new__(RunLock)
+            moved.path = aside
+            if moved._holder(watch=False) is not None:
                 aside.rename(self.path)
-            return
-        shutil.rmtree(aside, ignore_errors=True)
 
     def _touch(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):

@@ -11,9 +11,13 @@ from dreambench.documents import JSON, digest
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Better", "Cells", "Estimate", "Protocol", "Score", "TaskResult"]
+__all__ = ["DISTANCES", "FRECHET_DISTANCES", "Better", "Cells", "Estimate", "Protocol", "Score", "TaskResult"]
 
 Better = Literal["higher", "lower"]
+FRECHET_DISTANCES = ("fid", "fd[")
+"""How the names of metrics begin that are Fréchet distances, which are never negative."""
+DISTANCES = (*FRECHET_DISTANCES, "kid", "kd[")
+"""The same for all distances between sets of images; the unbiased kernel distance may fall below 0."""
 
 
 @dataclass(frozen=True)

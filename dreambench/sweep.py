@@ -24,14 +24,13 @@ from dreambench.documents import JSON, canonical_json
 from dreambench.errors import DreambenchError, UsageError, counted
 from dreambench.files import parse_yaml, read_text
 from dreambench.report.runs import CompleteRun
-from dreambench.scores import Better, Score
+from dreambench.scores import FRECHET_DISTANCES, Better, Score
 from dreambench.spec import RunSpec
 from dreambench.statistics import student_quantile
 
 __all__ = ["CurvePoint", "SeedSummary", "check_all", "curves", "label", "read_sweep", "summarize"]
 
 MOST_RUNS, MOST_CHARACTERS, MOST_VALUES = 10_000, 1_000_000, 100_000
-DISTANCES = ("fid", "fd[")
 OF_A_MODEL = {"model", "model_arg", "generation", "seed", "batch_size", "device", "dtype"}
 """Fields with which neither the data nor the protocols can turn out unreadable."""
 EXAMPLE = "for instance `- task: vqav2` (docs/sweeps.md)"
@@ -240,7 +239,7 @@ def _range(score: Score) -> tuple[float, float]:
         return 0.0, 100.0
     if score.metric.startswith(("precision[", "recall[", "coverage[")):
         return 0.0, 1.0
-    return (0.0 if score.metric.startswith((*DISTANCES, "clip_score", "density[")) else -math.inf), math.inf
+    return (0.0 if score.metric.startswith((*FRECHET_DISTANCES, "clip_score", "density[")) else -math.inf), math.inf
 
 
 def _between(
@@ -286,7 +285,9 @@ def curves(runs: Sweep) -> list[CurvePoint]:
     for group in _by_settings(runs):
         spec, run = group[0]
         scores = list(_summaries(group))
-        distance = next((one for one in scores if one.better == "lower" and one.metric.startswith(DISTANCES)), None)
+        distance = next(
+            (one for one in scores if one.better == "lower" and one.metric.startswith(FRECHET_DISTANCES)), None
+        )
         clip = next((one for one in scores if one.better == "higher" and one.metric.startswith("clip_score")), None)
         if distance is not None and clip is not None:
             generation: Any = run.metrics["system"].get("generation", {})

@@ -71,6 +71,8 @@ class SourceReport(_Frozen):
     form: str
     found: int
     accepted: int
+    stored: str | None = None
+    """sha256 of the file with the accepted ratings; None in the import of an earlier version."""
     left_out: tuple[LeftOut, ...]
 
 

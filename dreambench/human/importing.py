@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from dreambench.documents import canonical_json
 from dreambench.errors import DataError, UsageError, counted
-from dreambench.files import read_bytes, read_json, read_json_lines, write_atomically
+from dreambench.files import read_bytes, read_json, read_json_lines, sha256_file, write_atomically
 from dreambench.human.import_report import (
     NAMED,
     ImportReport,
@@ -76,7 +76,7 @@ def import_ratings(
         rules = _changed(before.rules, {name: value for name, value in given.items() if value is not None})
         state = _State(key, _stored(study, key, before.sources))
         sources = {source.sha256: source for source in before.sources}
-        new: dict[str, list[Rating]] = {}
+        new: dict[str, bytes] = {}
         unchanged: list[str] = []
         for file in files:
             data = read_bytes(file)
@@ -86,8 +86,7 @@ def import_ratings(
             else:
                 sources[sha256], new[sha256] = _source(file, data, sha256, state)
         for sha256, accepted in new.items():
-            lines = [canonical_json(rating.model_dump(mode="json")) + "\n" for rating in accepted]
-            write_atomically(study / RATINGS / f"{sha256}.jsonl", "".join(lines).encode())
+            write_atomically(study / RATINGS / f"{sha256}.jsonl", accepted)
         raters, votes = _judged(key, state.ratings, rules)
         report = ImportReport(
             study=key.id,
@@ -110,19 +109,21 @@ def _changed(rules: Rules, changes: dict[str, float]) -> Rules:
         raise UsageError(f"{text}: no such rule for raters") from error
 
 
-def _source(file: Path, data: bytes, sha256: str, state: _State) -> tuple[SourceReport, list[Rating]]:
-    """What became of the ratings of a new file, and those that are accepted."""
+def _source(file: Path, data: bytes, sha256: str, state: _State) -> tuple[SourceReport, bytes]:
+    """What became of the ratings of a new file, and the lines of those that are accepted."""
     form, claims = read_claims(file, data, state.study)
     accepted, left_out = state.accept(claims)
+    lines = "".join(canonical_json(rating.model_dump(mode="json")) + "\n" for rating in accepted).encode()
     report = SourceReport(
         sha256=sha256,
         name=file.name,
         form=form,
         found=len(claims),
         accepted=len(accepted),
+        stored=hashlib.sha256(lines).hexdigest(),
         left_out=tuple(left_out),
     )
-    return report, accepted
+    return report, lines
 
 
 def load_ratings(study: Path, *, everyone: bool = False) -> list[Rating]:
@@ -165,10 +166,12 @@ def _stored(study: Path, key: Study, sources: Iterable[SourceReport]) -> list[Ra
                 if not questions[rating.question].allows(rating.answer):
                     raise ValueError(rating.answer)
                 ratings.append(rating)
-            if len(ratings) - before != source.accepted:
+            if len(ratings) - before != source.accepted or source.stored not in (None, sha256_file(path)):
                 raise ValueError(source.accepted)
         except (KeyError, ValueError) as error:  # pydantic's errors are ValueErrors
-            raise DataError(f"{path} is damaged: remove {study / REPORT} and import the files again") from error
+            raise DataError(
+                f"{path} is damaged or was edited: remove {study / REPORT} and import the files again"
+            ) from error
     return ratings
 
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from dreambench.documents import JSON
 from dreambench.errors import DataError
 from dreambench.leaderboard.evidence import TABLES, Evidence
-from dreambench.metrics.compare import DISTANCES
 from dreambench.report.text import number
-from dreambench.scores import Score
+from dreambench.scores import DISTANCES, Score
 
 __all__ = ["COLUMNS", "Measured", "Row", "columns", "measured_rows", "published_rows"]
 

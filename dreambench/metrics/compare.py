@@ -32,7 +32,7 @@ from dreambench.metrics.set_metrics import (
     precision_recall_density_coverage,
 )
 from dreambench.progress import say
-from dreambench.scores import Better, Estimate, Protocol, Score
+from dreambench.scores import DISTANCES, Better, Estimate, Protocol, Score
 from dreambench.statistics import mean_estimate
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ __all__ = [
 
 NEIGHBOURS = 5
 SPLITS = 10
-DISTANCES = ("fid", "fd[", "kid", "kd[")
 MANIFOLD_LIMIT = 10_000
 """Above so many images on a side, precision, recall, density and coverage are left out: their cost grows with the square."""
 

@@ -53,6 +53,28 @@ def test_a_lock_of_the_dead_is_taken_over(tmp_path: Path, who: object, age_s: fl
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interrupted_takeover_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand(tmp_path, ELSEWHERE, 500)
+    holder = lock.RunLock._holder
+
+    def interrupted(self: lock.RunLock, *, watch: bool = True) -> str | None:
+        if self.path.name != "lock":  # it was just moved away
+            raise KeyboardInterrupt
+        return holder(self, watch=watch)
+
+    monkeypatch.setattr(lock.RunLock, "_holder", interrupted)
+    with pytest.raises(KeyboardInterrupt), lock.RunLock(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_a_living_process_took_meanwhile_is_put_back(tmp_path: Path) -> None:
+    stand(tmp_path, ELSEWHERE, 10)
+    lock.RunLock(tmp_path)._set_aside()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert (tmp_path / "lock" / "rank-00000.json").is_file()
+
+
 def test_a_lock_of_the_living_is_not(tmp_path: Path) -> None:
     stand(tmp_path, ELSEWHERE, 10)
     with pytest.raises(RunError, match="host elsewhere, process 1"), lock.RunLock(tmp_path):

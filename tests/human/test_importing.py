@@ -272,8 +272,31 @@ def test_a_stored_rating_that_no_import_accepts_is_damage(
     first, *others = stored.read_text().splitlines()
     stored.write_text("\n".join([json.dumps(json.loads(first) | change), *others]))
     for read in (lambda: load_ratings(folder), lambda: import_ratings(folder, [stored])):
-        with pytest.raises(DataError, match=r"\.jsonl is damaged: remove"):
+        with pytest.raises(DataError, match=r"\.jsonl is damaged or was edited: remove"):
             read()
+
+
+def test_a_stored_rating_that_became_another_valid_answer_is_damage(folder: Path, tmp_path: Path) -> None:
+    study = checked_study(folder)
+    import_ratings(
+        folder, [write(tmp_path / "a.jsonl", sealed(study, study.raters[0], answers(study, study.raters[0])))]
+    )
+    (stored,) = (folder / "organiser/ratings").iterdir()
+    whole = stored.read_text()
+    first, *others = whole.splitlines(keepends=True)
+    rating = json.loads(first)
+    valid = [answer for answer in (0, 1) if study.questions[0].allows(answer)]
+    rating["answer"] = next(answer for answer in valid if answer != rating["answer"])
+    stored.write_text("".join([json.dumps(rating) + "\n", *others]))
+    with pytest.raises(DataError, match="was edited"):
+        load_ratings(folder)
+    # An import of an earlier version has no digest, and its files are read as before.
+    report = folder / "organiser/import.json"
+    fields = json.loads(report.read_text())
+    for source in fields["sources"]:
+        del source["stored"]
+    report.write_text(json.dumps(fields))
+    assert rating["answer"] in [one.answer for one in load_ratings(folder)]
 
 
 def test_one_unreadable_file_imports_none(folder: Path, tmp_path: Path) -> None:
