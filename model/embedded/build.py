@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import chdir
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -133,9 +134,9 @@ def card(directory: Path) -> None:
 
 def _stage_row(directory: Path, name: str) -> str:
     recipe, record = _recipe(name), json.loads((directory / name / "training.json").read_text(encoding="utf-8"))
+    trainer: Any = recipe.trainer
+    steps, rate = f"{record['steps']:,} x {trainer['per_device_train_batch_size']}", trainer["learning_rate"]
     losses = ", ".join(f"{key} {value:.3f}" for key, value in record["last"].items() if key != "loss")
-    steps = f"{record['steps']:,} x {recipe.trainer['per_device_train_batch_size']}"
-    rate = recipe.trainer["learning_rate"]
     return f"| {name} | {record['recipe']} | {steps} | {rate} | {recipe.data.seed} | {losses} |"
 
 

@@ -22,14 +22,15 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from dreambench.adapters.diffusers_pipeline import Pipeline
+from dreambench.adapters.dreamllm import DreamLLM
 from dreambench.api import run
 from dreambench.documents import Document, Image, Text, document_text
 from dreambench.errors import DreambenchError, ModelError
 from dreambench.images import decode_rgb, encode_png
 from dreambench.interfaces import Model, ModelOptions
-from dreambench.registry import load_model
 from dreambench.report.text import headline
-from dreambench.requests import Request, sample_seed
+from dreambench.requests import Kind, Request, sample_seed
 from dreambench.scores import Score
 from dreambench.statistics import mean_estimate
 from dreambench.store import RunFolder
@@ -64,7 +65,7 @@ def evaluate(
         n: scenes with one, two and three objects each.
     """
     with reproducible(0):
-        model = load_model(ModelOptions("dreamllm", str(checkpoint), device="cpu"))
+        model = DreamLLM(ModelOptions("dreamllm", str(checkpoint), device="cpu"))
         sections = {
             "Text generation: benchmarks on the embedded data (val split)": _benchmarks(checkpoint),
             f"Text generation: what is where ({split} split)": comprehension(model, split, n),
@@ -73,9 +74,8 @@ def evaluate(
         if baseline is not None:
             title = "Image generation by the baseline, the surrogate Stable Diffusion, for the same captions"
             options = ModelOptions("diffusers", str(baseline), {"images_per_batch": str(BATCH)}, device="cpu")
-            defaults = type(model).checkpoint_settings(model.options)
-            settings = {name: defaults[name] for name in ("num_inference_steps", "guidance_scale")}
-            sections[title] = text_to_image(load_model(options), split, n, **settings)
+            settings = {name: model.defaults[name] for name in ("num_inference_steps", "guidance_scale")}
+            sections[title] = text_to_image(Pipeline(options), split, n, **settings)
         sections["Interleaved generation: stories (requests of the val split)"] = _stories(checkpoint)
         sections[f"The probe that reads images, on rendered scenes ({split} split)"] = [probe_accuracy(split, 2 * n)]
     return sections
@@ -161,7 +161,7 @@ def comprehension(model: Model, split: str, n: int) -> list[Score]:
     return scores
 
 
-def _answers(model: Model, kind: Any, prompts: Sequence[Document], **settings: Any) -> list[Document]:
+def _answers(model: Model, kind: Kind, prompts: Sequence[Document], **settings: Any) -> list[Document]:
     """The answers to prompts, whose seeds are functions of their numbers."""
     ids = [str(i) for i in range(len(prompts))]
     requests = [Request(i, kind, prompt, settings, sample_seed(0, i)) for i, prompt in zip(ids, prompts, strict=True)]
