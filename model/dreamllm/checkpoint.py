@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import safe_open
+from transformers.initialization import no_init_weights
 
 from dreamllm import released
 from dreamllm.configuration import DreamLLMConfig, check_sizes
@@ -100,16 +101,19 @@ def load_outline(
 
 
 def without_weights(config: DreamLLMConfig, dtype: str | torch.dtype) -> DreamLLMForConditionalGeneration:
-    """A model of this dtype with new weights, for a device or mode that has no memory for them."""
+    """A model of this dtype whose weights hold anything, in memory that is not taken until they are written."""
     config, kind = copy.deepcopy(config), torch_dtype(dtype) or torch.float32
     for part in (config, config.text_config, config.vision_config):
         part.dtype = kind
     before = torch.get_default_dtype()
     torch.set_default_dtype(kind)
     try:
-        return DreamLLMForConditionalGeneration(config).eval()
+        with no_init_weights():
+            model = DreamLLMForConditionalGeneration(config).eval()
     finally:
         torch.set_default_dtype(before)
+    model.tie_weights()
+    return model
 
 
 def check_files(folder: Path) -> None:

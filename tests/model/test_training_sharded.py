@@ -37,15 +37,31 @@ CONFIG = Path(__file__).parents[2] / "docs" / "training" / "fsdp2.yaml"
 
 WATCHED = """
 import json, sys
+import torch
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
+from dreamllm import checkpoint
 from dreamllm.recipe import load_recipe
-from dreamllm.training import run
+from dreamllm.training import run, sharding
+from dreamllm.training.trainer import DreamLLMTrainer
 
-save = run.save
+load, prepare, save = checkpoint.load, DreamLLMTrainer._prepare_for_training, run.save
+recipe, state = load_recipe(sys.argv[1]), {"read": False}
+
+def watched_load(*args, **options):
+    state["read"] = True
+    return load(*args, **options)
+
+def watched_prepare(trainer, *args, **options):
+    prepared = prepare(trainer, *args, **options)
+    stored = load_file(recipe.start.checkpoint + "/model.safetensors")
+    named = sharding.fsdp2_canonicalize_names(dict(trainer.model.named_parameters()))
+    state["as_stored"] = all([torch.equal(value.full_tensor(), stored[name]) for name, value in named.items()])
+    return prepared
 
 def watched_save(folder, trainer, processor):
     parameters = dict(trainer.model.named_parameters())
-    report = {
+    report = state | {
         "whole": [name for name, parameter in parameters.items() if not isinstance(parameter, DTensor)],
         "held": sum(parameter.to_local().numel() for parameter in parameters.values()),
         "all": sum(parameter.numel() for parameter in parameters.values()),
@@ -54,10 +70,10 @@ def watched_save(folder, trainer, processor):
     print(json.dumps(report) + "\\n", end="", flush=True)
     save(folder, trainer, processor)
 
-run.save = watched_save
-run.train(load_recipe(sys.argv[1]))
+checkpoint.load, DreamLLMTrainer._prepare_for_training, run.save = watched_load, watched_prepare, watched_save
+run.train(recipe)
 """
-"""`dreamllm train`, where each process says at the end how much of the model it holds."""
+"""`dreamllm train`, where each process says at the end what it read at the start, what it began with, and how much it holds."""
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +88,11 @@ def made(
     return folder
 
 
-def launch(raw: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def launch(raw: dict[str, Any], folder: Path, *more: str) -> list[dict[str, Any]]:
     """Train in two processes; what each of them said."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(raw))
     (folder / "watched.py").write_text(WATCHED)
-    options = ["--config_file", str(CONFIG), "--num_processes", "2", "--main_process_port", "0"]
+    options = ["--config_file", str(CONFIG), "--num_processes", "2", "--main_process_port", "0", *more]
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *options, "watched.py", "recipe.yaml"],
         cwd=folder,
@@ -86,13 +102,16 @@ def launch(raw: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"whole"')]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"read"')]
 
 
 def test_a_sharded_run_resumes_bit_for_bit_from_checkpoints_of_what_learns(made: Path, tmp_path: Path) -> None:
     """The recipe drops conditions, so that a process without images must take part in what the others compute for theirs."""
     raw = recipe_dict("igpt", made, made / "tiny", tmp_path / "undisturbed", max_steps=4)
-    for process in launch(raw, tmp_path):
+    processes = launch(raw, tmp_path)
+    assert sorted(process["read"] for process in processes) == [False, True]
+    for process in processes:
+        assert process["as_stored"]
         assert process["whole"] == []
         assert process["held"] < 0.6 * process["all"]
         assert process["wrapped"] > 0
@@ -120,7 +139,9 @@ def test_a_sharded_run_resumes_bit_for_bit_from_checkpoints_of_what_learns(made:
     shutil.rmtree(killed / "checkpoints" / "checkpoint-4")
     (killed / "training.json").unlink()
     (killed / "model.safetensors").unlink()
-    launch(raw | {"output": str(killed)}, tmp_path)
+    # Here each process reads the weights.
+    again = launch(raw | {"output": str(killed)}, tmp_path, "--fsdp_cpu_ram_efficient_loading", "false")
+    assert [process["read"] for process in again] == [True, True]
     for name in ("logs.jsonl", "model.safetensors", "training.json"):
         assert (killed / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
 

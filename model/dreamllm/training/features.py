@@ -39,9 +39,11 @@ class FeatureStore:
         config = model.config
         vision = f"{config.vision_select_layer} {config.vision_config.to_json_string()}"
         vae = json.dumps(config.image_decoder_config.vae, sort_keys=True)
+        digests = [_digest(model.vision_tower, vision), _digest(model.image_decoder.vae, vae)]
+        if torch.distributed.is_initialized():  # only process 0 has certainly read the weights
+            torch.distributed.broadcast_object_list(digests)
         self._stems = {
-            "vision": folder / f"vision-{_digest(model.vision_tower, vision)}",
-            "vae": folder / f"vae-{_digest(model.image_decoder.vae, vae)}",
+            name: folder / f"{name}-{digest}" for name, digest in zip(("vision", "vae"), digests, strict=True)
         }
 
     def vision_states(

@@ -25,7 +25,7 @@ from dreamllm.training.assemble import assemble, assemble_outline
 from dreamllm.training.features import FeatureStore
 from dreamllm.training.losses import DreamLLMForTraining, check_decoder, check_packing
 from dreamllm.training.simulate import FlopsModel, SimulatedTraining
-from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint, process_state
+from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint, process_state, receives_weights
 
 RECIPE, RESULT, BROKEN = "recipe.json", "training.json", "broken.jsonl"
 DRY_RUN = "dry-run"  # folder of the first batch that `--dry-run` writes
@@ -52,7 +52,7 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
     result = recipe.output / RESULT
     if previous == "complete":
         return _read(result)
-    model, processor = start(recipe)
+    model, processor = start(recipe, receives=receives_weights(recipe))
     history = model.config.training
     trainer = make_trainer(recipe, model, processor)
     trainer.watch(processor, lambda: FlopsModel(simulated(recipe, model.config)))
@@ -121,10 +121,14 @@ def make_folder(folder: Path) -> None:
         raise UsageError(f"folder {folder} cannot be created ({error.strerror}): choose another output") from None
 
 
-def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    """The model that the recipe starts from, and its processor."""
+def start(recipe: Recipe, *, receives: bool = False) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    """The model that the recipe starts from, and its processor. A process that `receives` the weights does not read them."""
     origin, options = _origin(recipe)
-    model, processor = assemble(**options) if origin is None else checkpoint.load(origin, **options)
+    if receives:
+        config, processor = outline(recipe)
+        model = checkpoint.without_weights(config, recipe.start.dtype)
+    else:
+        model, processor = assemble(**options) if origin is None else checkpoint.load(origin, **options)
     if (attention := recipe.start.attention) is not None:
         if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             # transformers would fetch a kernel from the hub in its place.
@@ -135,7 +139,7 @@ def start(recipe: Recipe) -> tuple[DreamLLMForConditionalGeneration, DreamLLMPro
             model.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:
             raise recipe.error(f"start.attention {attention}: {one_line(error)}") from None
-    if recipe.loss.packing:
+    if recipe.loss.packing and not receives:
         check_packing(model)
     return model, processor
 

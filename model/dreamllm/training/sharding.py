@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, fsdp2_canonicalize_names
+from accelerate.utils import DistributedType, broadcast_object_list, fsdp2_canonicalize_names
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from transformers import TrainingArguments
 
 from dreamllm.errors import UsageError
+from dreamllm.recipe import Recipe
 
 
-def is_wanted(args: TrainingArguments) -> bool:
+def is_wanted(recipe: Recipe) -> bool:
     """Whether the recipe's trainer, or the configuration that `accelerate launch` passes on, asks for sharding."""
-    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return bool(recipe.trainer.get("fsdp")) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def allow_cpu() -> None:
@@ -54,9 +54,26 @@ def prepare(accelerator: Accelerator, model: nn.Module) -> None:
                 f"FSDP would wait for ever at {name}, which only batches with images call: set fsdp_transformer_layer_cls_to_wrap to "
                 "the layers of the language model, for instance LlamaDecoderLayer"
             )
+    if plugin.cpu_ram_efficient_loading:
+        _check_same_model(model)
+        if accelerator.mixed_precision != "no" and not accelerator.is_main_process:
+            for parameter in trained_parameters(model).values():
+                # accelerate would convert it, and so take memory for what is sent anyway
+                if parameter.dtype != torch.float32:
+                    parameter.data = torch.empty_like(parameter, dtype=torch.float32)
     if plugin.mixed_precision_policy is not None:
         changes: dict[str, Any] = {"reduce_dtype": torch.float32, "output_dtype": None}
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **changes)
+
+
+def _check_same_model(model: nn.Module) -> None:
+    """UsageError for what process 0 could not send, and unless its parameters have the names, shapes and dtypes of this process's."""
+    state = model.state_dict(keep_vars=True)
+    own = {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
+    buffers = [name for name, value in state.items() if not isinstance(value, nn.Parameter)]
+    if buffers or broadcast_object_list([own])[0] != own:
+        reason = f"{buffers[0]} is no parameter" if buffers else "processes would start from different models"
+        raise UsageError(f"{reason}: set fsdp_cpu_ram_efficient_loading to false")
 
 
 def optimizer_file(accelerator: Accelerator) -> str:

@@ -13,7 +13,7 @@ from typing import Any, cast, get_type_hints
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import save_fsdp_optimizer
+from accelerate.utils import parse_flag_from_env, save_fsdp_optimizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -109,6 +109,14 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
     return arguments
 
 
+def receives_weights(recipe: Recipe) -> bool:
+    """Whether FSDP sends this process the weights, which process 0 alone reads: the option `cpu_ram_efficient_loading`."""
+    if process_state(recipe).is_main_process or not sharding.is_wanted(recipe):
+        return False
+    training_arguments(recipe, samples=1)  # puts the recipe's own `fsdp_config` into the environment
+    return parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")
+
+
 @dataclass
 class BatchIndices:
     """The sample indices of one process's batches, from batch `first` on; `count` batches, or without end.
@@ -186,7 +194,7 @@ class DreamLLMTrainer(Trainer):
             )
 
     def create_accelerator_and_postprocess(self) -> None:
-        wanted = sharding.is_wanted(self.args)
+        wanted = sharding.is_wanted(self.recipe)
         if wanted:
             sharding.allow_cpu()
         super().create_accelerator_and_postprocess()
