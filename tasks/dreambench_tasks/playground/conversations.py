@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dreambench_tasks.playground.choices import CATEGORIES, LETTERS, choice
@@ -11,7 +11,7 @@ from dreambench_tasks.playground.open_questions import KINDS, open_question, rep
 from dreambench_tasks.playground.questions import questions
 from dreambench_tasks.playground.scene import Rng, Scene
 
-__all__ = ["LETTER_PROMPT", "SHORT_PROMPT", "Turn", "conversation"]
+__all__ = ["LETTER_PROMPT", "SHORT_PROMPT", "Question", "Turn", "conversation", "lettered", "what_is_where"]
 
 # Repeated here, because the tasks load the playground as their default data; a test compares the two.
 SHORT_PROMPT = "\nAnswer the question using a single word or phrase."
@@ -27,11 +27,15 @@ class Turn(NamedTuple):
     answer: str
 
 
-def conversation(scene: Scene, rng: Rng) -> list[Turn]:
-    """Up to ten different questions about a scene with their true answers; a third of them ask what is where."""
+Question = Callable[[Scene, Rng], Turn]
+"""Draws a question about a scene."""
+
+
+def conversation(scene: Scene, rng: Rng, kinds: Sequence[Question] | None = None) -> list[Turn]:
+    """Up to ten different questions about a scene with their true answers; by default a third of them ask what is where."""
     turns: dict[str, Turn] = {}
     for _ in range(_MIN_TURNS + rng.below(_MAX_TURNS - _MIN_TURNS + 1)):
-        turn = rng.pick(_SHARES)(scene, rng)
+        turn = rng.pick(kinds or _SHARES)(scene, rng)
         turns.setdefault(turn.question, turn)
     return list(turns.values())
 
@@ -41,7 +45,7 @@ def _short(scene: Scene, rng: Rng) -> Turn:
     return Turn(question.text + SHORT_PROMPT, question.answer)
 
 
-def _choice(scene: Scene, rng: Rng) -> Turn:
+def lettered(scene: Scene, rng: Rng) -> Turn:
     """Formatted as MMBench's default prompt: hint, question and lettered options, one line each."""
     while (item := choice(scene, rng, rng.pick(tuple(CATEGORIES)))) is None:
         pass
@@ -56,7 +60,7 @@ def _open(scene: Scene, rng: Rng) -> Turn:
     return Turn(question.text, reply(scene, question, rng))
 
 
-def _dense(scene: Scene, rng: Rng) -> Turn:
+def what_is_where(scene: Scene, rng: Rng) -> Turn:
     """A question about an occupied or an empty place."""
     taken = [place(t) for t in scene.things]
     thing = rng.pick(scene.things)
@@ -81,10 +85,10 @@ def _description(scene: Scene, rng: Rng) -> Turn:
     return Turn(rng.pick(_DESCRIBE_LONG), " ".join(narrative(scene, rng)))
 
 
-_SHARES: tuple[Callable[[Scene, Rng], Turn], ...] = (
+_SHARES: tuple[Question, ...] = (
     *[_short] * 6,
-    *[_choice] * 6,
+    *[lettered] * 6,
     *[_open] * 2,
-    *[_dense] * 5,
+    *[what_is_where] * 5,
     *[_description] * 1,
 )
