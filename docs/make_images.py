@@ -1,6 +1,7 @@
-"""Draw the images of docs/playground.md and docs/interleaved.md: ``python docs/make_images.py [RUNS]``.
+"""Draw the images of docs/playground.md and docs/interleaved.md: ``python docs/make_images.py [RUNS [BUILD]]``.
 
 The documents are those of ``dreambench run --task interleaved``, which is run into the folder RUNS (default: runs) unless it is there.
+The curves are drawn if there is a BUILD, the folder that ``model/embedded/build.py`` wrote.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
@@ -59,6 +62,20 @@ def document_sheet(runs: Path) -> Image.Image:
     return _grid(rows)
 
 
+def curve_sheet(build: Path) -> Figure:
+    """The losses of the four recipes, in the order of their stages."""
+    figure = Figure(figsize=(12, 2.6), layout="constrained")
+    stages = ("alignment-comprehension", "alignment-generation", "igpt", "sft")
+    for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
+        logs = pd.read_json(build / stage / "logs.jsonl", lines=True)
+        for name, label in (("lm_loss", "language"), ("vm_loss", "image")):
+            if name in logs:
+                axes.plot(logs["step"], logs[name], label=f"{label} loss", linewidth=1)
+        axes.set(title=stage, xlabel="step", yscale="log")
+        axes.legend(frameon=False)
+    return figure
+
+
 def _cells(document: Document) -> list[Tensor]:
     """Each image below the text before it."""
     cells: list[Tensor] = []
@@ -93,3 +110,5 @@ if __name__ == "__main__":
     scene_sheet().save(folder / "playground.png", optimize=True)
     story_sheet().save(folder / "stories.png", optimize=True)
     document_sheet(Path(*sys.argv[1:2] or ["runs"])).save(folder / "interleaved.png", optimize=True)
+    if sys.argv[2:]:
+        curve_sheet(Path(sys.argv[2])).savefig(folder / "embedded-curves.png", dpi=110)

@@ -8,7 +8,7 @@ belongs only to the preparation of the surrogates. The alignment that follows us
 
 The warm-up has three phases, which differ in the texts beside it. To find the letter that stands before a text, attention has to carry it
 there first. From lettered questions about scenes alone this was not learned in thousands of steps; from short lists without a scene it is
-in some hundred, and from then on such questions teach the rest.
+in some hundred.
 
 Shapes: B batch, T tokens, Q dream queries, E width of the image decoder's conditions.
 """
@@ -63,7 +63,7 @@ LANGUAGE = Settings(steps=1500, batch=24, learning_rate=1.5e-3, weight_decay=0.0
 QUESTIONS = Settings(steps=2000, batch=24, learning_rate=1.2e-3, weight_decay=0.01, seed=2)
 WARM_UP = Settings(steps=2000, batch=32, learning_rate=1e-3, weight_decay=0.01)
 LISTS = Settings(steps=600, batch=8, learning_rate=1e-3, weight_decay=0.01, seed=3, decay=False)
-CHOICES = Settings(steps=900, batch=8, learning_rate=1e-3, weight_decay=0.01, seed=4)
+CHOICES = Settings(steps=700, batch=8, learning_rate=1e-3, weight_decay=0.01, seed=4)
 HIDDEN = 192
 TOKENIZED = 3000  # scenes from whose texts the vocabulary is made
 EMPTY_PERCENT = 8
@@ -272,12 +272,12 @@ def _lists(step: int, n: int = 48, texts: Sequence[str] = WORDS, most: int = 3) 
 
 
 def _choices(step: int) -> list[Document]:
-    """Longer lists, lettered questions and questions about places, and a few of all other documents."""
+    """Longer lists, lettered questions, questions about places, and a few of all other documents."""
     documents = _lists(LISTS.steps + step, 4, (*WORDS, *TEXTS), most=5)
     for i in range(12):
         number = step * 12 + i
         rng, scene = Rng("choices", WORLD, number), busy_scene(CHOICES.seed, number)
-        turns = conversation(scene, rng, [lettered] if i % 3 < 2 else [what_is_where])
+        turns = conversation(scene, rng, ([lettered], [what_is_where], None)[i % 3])
         documents.append(_about(fullest_caption(scene), turns))
     return documents + _documents(replace(CHOICES, batch=4), step)
 

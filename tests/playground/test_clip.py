@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,12 @@ from transformers import AutoTokenizer, CLIPModel
 import loop
 import surrogate_clip
 from dreambench.errors import DataError, MissingWeightsError
+from dreambench.metrics.features import load_extractor
+from dreambench.metrics.frechet import GaussianStatistics, frechet_jackknife
+from dreambench.metrics.resize import RESIZERS
+from dreambench.statistics import Estimate
 from dreambench_tasks import playground
-from dreambench_tasks.playground import WORLD, Rng, captions, clip_directory, draw_scene, narrative, render_many
+from dreambench_tasks.playground import WORLD, Rng, Scene, captions, clip_directory, draw_scene, narrative, render_many
 
 SETTINGS = replace(surrogate_clip.CLIP, steps=5, seed=7, save_every=2)
 
@@ -104,6 +109,46 @@ def test_a_missing_extractor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(playground, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(MissingWeightsError, match=r"build\.py DIR --step clip"):
         clip_directory()
+
+
+N = 1000
+
+
+def features(scenes: Iterable[Scene]) -> Any:
+    pixels = torch.from_numpy(render_many(scenes)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        return load_extractor("playground-clip")(RESIZERS["clean"](pixels, 64), "clean").double().numpy()
+
+
+@pytest.fixture(scope="module")
+def reference() -> GaussianStatistics:
+    return GaussianStatistics.from_features(features(draw_scene("val", index) for index in range(N)))
+
+
+def distance(reference: GaussianStatistics, change: dict[str, Any]) -> Estimate:
+    """Of other scenes to the reference; in every second one the first object is changed, unless another is like it or in its way."""
+    scenes: list[Scene] = []
+    for index in range(N, 2 * N):
+        scene = draw_scene("val", index)
+        first, *others = scene.things
+        changed = replace(first, **change)
+        clashes = any(t.name == changed.name or (t.row, t.column) == (changed.row, changed.column) for t in others)
+        scenes.append(scene if clashes or index % 2 else replace(scene, things=(changed, *others)))
+    return frechet_jackknife(features(scenes), reference, keys=[scene.content for scene in scenes])
+
+
+@pytest.fixture(scope="module")
+def intact(reference: GaussianStatistics) -> Estimate:
+    return distance(reference, {})
+
+
+@pytest.mark.parametrize("change", [{"shape": "star"}, {"colour": "red"}, {"row": 0, "column": 0}])
+def test_one_exchange_in_half_the_images_moves_the_distance_by_three_of_its_intervals(
+    reference: GaussianStatistics, intact: Estimate, change: dict[str, Any]
+) -> None:
+    assert intact.interval is not None
+    low, high = intact.interval
+    assert distance(reference, change).value - intact.value > 3 * (high - low)
 
 
 def test_the_shipped_clip_finds_captions_of_held_out_images() -> None:

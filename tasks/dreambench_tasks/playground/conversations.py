@@ -46,12 +46,15 @@ def _short(scene: Scene, rng: Rng) -> Turn:
 
 
 def lettered(scene: Scene, rng: Rng) -> Turn:
-    """Formatted as MMBench's default prompt: hint, question and lettered options, one line each."""
+    """Formatted as MMBench's default prompt: hint, question and lettered options, one line each.
+
+    The answer is the option's text and then its letter, which so small a model finds only for a text that it has just written.
+    """
     while (item := choice(scene, rng, rng.pick(tuple(CATEGORIES)))) is None:
         pass
     options = [f"{letter}. {option}" for letter, option in zip(LETTERS, item.options, strict=False)]
     lines = [*([item.hint] if item.hint else []), item.question, *options]
-    return Turn("\n".join(lines) + LETTER_PROMPT, LETTERS[item.answer])
+    return Turn("\n".join(lines) + LETTER_PROMPT, f"{item.options[item.answer]}: {LETTERS[item.answer]}")
 
 
 def _open(scene: Scene, rng: Rng) -> Turn:
