@@ -6,10 +6,6 @@ dream queries regress the conditions that the image decoder was trained with, fo
 them what the caption says. This is *not* an objective of DreamLLM; it stands for what a language model learns from billions of words and
 belongs only to the preparation of the surrogates. The alignment that follows uses the image loss alone.
 
-The warm-up has three phases, which differ in the texts beside it. To find the letter that stands before a text, attention has to carry it
-there first. From lettered questions about scenes alone this was not learned in thousands of steps; from short lists without a scene it is
-in some hundred.
-
 Shapes: B batch, T tokens, Q dream queries, E width of the image decoder's conditions.
 """
 
@@ -17,24 +13,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dreambench_tasks.playground import (
-    BACKGROUNDS,
-    COLOURS,
-    PLACES,
-    SHAPES,
-    SIZES,
     WORLD,
     Rng,
     Scene,
@@ -46,8 +37,6 @@ from dreambench_tasks.playground import (
     placed_caption,
     story,
 )
-from dreambench_tasks.playground.choices import LETTERS
-from dreambench_tasks.playground.conversations import Turn, lettered, what_is_where
 from dreamllm.layers import position_ids_from_mask
 from dreamllm.tokenizer import train_tokenizer
 from loop import CHECKPOINT, Settings, is_finished, reproducible, train
@@ -62,28 +51,19 @@ Document = list[tuple[str, bool]]
 LANGUAGE = Settings(steps=1500, batch=24, learning_rate=1.5e-3, weight_decay=0.01)
 QUESTIONS = Settings(steps=2000, batch=24, learning_rate=1.2e-3, weight_decay=0.01, seed=2)
 WARM_UP = Settings(steps=2000, batch=32, learning_rate=1e-3, weight_decay=0.01)
-LISTS = Settings(steps=600, batch=8, learning_rate=1e-3, weight_decay=0.01, seed=3, decay=False)
-CHOICES = Settings(steps=700, batch=8, learning_rate=1e-3, weight_decay=0.01, seed=4)
 HIDDEN = 192
 TOKENIZED = 3000  # scenes from whose texts the vocabulary is made
 EMPTY_PERCENT = 8
 MAX_LENGTH = 224  # tokens of a document; a few longer ones would fill every batch with padding
+LANGUAGE_WEIGHT = 0.2  # of the language loss during the warm-up
 READING_WEIGHT = 0.2  # of the discarded layers' loss during the warm-up
-WORDS = (*COLOURS, *SHAPES, *BACKGROUNDS, *SIZES)
-TEXTS = (
-    *(f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES),
-    *(words for row in PLACES for words in row),
-)
-DREAMS, PROJECTOR = "dreams.safetensors", "condition_projector.layers.0.weight"
 
 
 def build_language(directory: Path) -> None:
     """Tokenizer and language model into ``directory/language``, then with dream queries and projector into ``directory/warm``."""
     _train_language(directory / "language-alone")
     _train_language(directory / "language", directory / "language-alone")
-    _warm_up(directory, "language", "warm-alone", WARM_UP, _few_documents, weight=0.2)
-    _warm_up(directory, "warm-alone", "warm-lists", LISTS, _lists)
-    _warm_up(directory, "warm-lists", "warm", CHOICES, _choices)
+    _warm_up(directory)
 
 
 def _train_language(folder: Path, first: Path | None = None) -> None:
@@ -104,25 +84,18 @@ def _train_language(folder: Path, first: Path | None = None) -> None:
     _save(folder, model, tokenizer)
 
 
-def _warm_up(
-    directory: Path,
-    first: str,
-    name: str,
-    settings: Settings,
-    documents: Callable[[int], list[Document]],
-    weight: float = 1.0,
-) -> None:
-    """A phase, which goes on from ``directory/first``; `weight` is that of the language loss of `documents` of a step."""
-    folder = directory / name
+def _warm_up(directory: Path) -> None:
+    """Needs ``language`` and ``conditioner``."""
+    folder, settings = directory / "warm", WARM_UP
     if is_finished(folder):
         return
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / first, local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "language", local_files_only=True)
     teacher = Conditioner(directory / "conditioner").eval().requires_grad_(False)
     with reproducible(settings.seed):
-        language = LlamaForCausalLM.from_pretrained(directory / first, local_files_only=True)
+        language = LlamaForCausalLM.from_pretrained(directory / "language", local_files_only=True)
         language.set_attn_implementation("eager")
         language.train()
-        dreamer = _Dreamer(language, tokenizer, directory / first / DREAMS)
+        dreamer = _Dreamer(language, tokenizer)
 
         def loss_of(step: int) -> Tensor:
             inputs, targets, scenes = _inputs_and_targets(settings, step)
@@ -131,11 +104,13 @@ def _warm_up(
             dreamed = dreamer(inputs)
             error = F.mse_loss(dreamed, states) / states.var()
             error = error + READING_WEIGHT * teacher.reading_loss(dreamed, scenes, targets)
-            return error + weight * _language_loss(language, tokenizer, documents(step), equal=settings != WARM_UP)
+            texts = _documents(replace(settings, batch=8), LANGUAGE.steps + QUESTIONS.steps + step)
+            return error + LANGUAGE_WEIGHT * _language_loss(language, tokenizer, texts)
 
         train(folder, dreamer, loss_of, settings)
     projector = dreamer.projector.weight.detach()
-    save_file({"dream_queries": dreamer.queries.detach(), PROJECTOR: projector}, folder / DREAMS)
+    queries = {"dream_queries": dreamer.queries.detach(), "condition_projector.layers.0.weight": projector}
+    save_file(queries, folder / "dreams.safetensors")
     _save(folder, language, tokenizer)
 
 
@@ -159,16 +134,11 @@ def _tokenizer() -> PreTrainedTokenizerBase:
 class _Dreamer(nn.Module):
     """Texts to condition vectors, (B, Q, E), exactly as in DreamLLM."""
 
-    def __init__(self, language: LlamaForCausalLM, tokenizer: Any, dreams: Path) -> None:
+    def __init__(self, language: LlamaForCausalLM, tokenizer: Any) -> None:
         super().__init__()
         self.language, self.tokenizer = language, tokenizer
         self.queries = nn.Parameter(0.02 * torch.randn(1, REGISTERS, HIDDEN))
         self.projector = nn.Linear(HIDDEN, WIDTH, bias=False)
-        if dreams.is_file():
-            found = load_file(dreams)
-            self.load_state_dict(
-                {"queries": found["dream_queries"], "projector.weight": found[PROJECTOR]}, strict=False
-            )
         self.start = tokenizer.convert_tokens_to_ids("<dream_start>")
 
     def forward(self, texts: list[str]) -> Tensor:
@@ -249,39 +219,6 @@ def _documents(settings: Settings, step: int) -> list[Document]:
     return documents
 
 
-def _few_documents(step: int) -> list[Document]:
-    """The documents beside the first phase of the warm-up: they keep the language model from forgetting."""
-    return _documents(replace(WARM_UP, batch=8), LANGUAGE.steps + QUESTIONS.steps + step)
-
-
-def _lists(step: int, n: int = 48, texts: Sequence[str] = WORDS, most: int = 3) -> list[Document]:
-    """Lists of up to `most` lettered texts, and after each list some letters of texts and texts of letters."""
-    documents: list[Document] = []
-    for i in range(n):
-        rng = Rng("lists", WORLD, step, i)
-        listed = rng.sample(texts, 2 + rng.below(most - 1))
-        lines = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, listed, strict=False))
-        document: Document = [(lines, False)]
-        for _ in range(6):
-            index = rng.below(len(listed))
-            letter, text = LETTERS[index], listed[index]
-            asked, answer = (f"letter {text}:", letter) if rng.chance(60) else (f"option {letter}:", text)
-            document += [(asked, False), (answer, True)]
-        documents.append(document)
-    return documents
-
-
-def _choices(step: int) -> list[Document]:
-    """Longer lists, lettered questions, questions about places, and a few of all other documents."""
-    documents = _lists(LISTS.steps + step, 4, (*WORDS, *TEXTS), most=5)
-    for i in range(12):
-        number = step * 12 + i
-        rng, scene = Rng("choices", WORLD, number), busy_scene(CHOICES.seed, number)
-        turns = conversation(scene, rng, ([lettered], [what_is_where], None)[i % 3])
-        documents.append(_about(fullest_caption(scene), turns))
-    return documents + _documents(replace(CHOICES, batch=4), step)
-
-
 def _texts(rng: Rng, number: int, seed: int) -> Iterator[Document]:
     """The documents about a scene: captions, a narrative, a story, an instruction, and four conversations."""
     scene = busy_scene(seed, number)
@@ -293,16 +230,12 @@ def _texts(rng: Rng, number: int, seed: int) -> Iterator[Document]:
     yield [(f"USER: {request} ASSISTANT:", False), (f"{' '.join(document.sentences)}</s>", True)]
     for caption in (fullest_caption(scene), fullest_caption(scene), texts[2], fullest_caption(scene)):
         # With the scene in words, all questions can be answered except those about what the caption leaves out.
-        yield _about(caption, conversation(scene, rng))
+        turns = [part for question, answer in conversation(scene, rng) for part in _turn(question, answer)]
+        yield [(turns[0][0].replace("USER: ", f"USER: {caption} ", 1), False), *turns[1:]]
 
 
-def _about(caption: str, turns: list[Turn]) -> Document:
-    """A conversation about a scene in words."""
-    document: Document = []
-    for i, (question, answer) in enumerate(turns):
-        asked = question if i else f"{caption} {question}"
-        document += [(f"USER: {asked} ASSISTANT:", False), (f"{answer}</s>", True)]
-    return document
+def _turn(question: str, answer: str) -> Document:
+    return [(f"USER: {question} ASSISTANT:", False), (f"{answer}</s>", True)]
 
 
 def _inputs_and_targets(settings: Settings, step: int) -> tuple[list[str], list[str], list[Scene]]:

@@ -43,7 +43,7 @@ def few(settings):
 for module, names in (
     (surrogate_clip, ["ENCODER"]),
     (surrogate_diffusion, ["AUTOENCODER", "DECODER", "READING", "TOGETHER", "ALONE", "DECAY", "BASELINE"]),
-    (surrogate_language, ["LANGUAGE", "QUESTIONS", "WARM_UP", "LISTS", "CHOICES"]),
+    (surrogate_language, ["LANGUAGE", "QUESTIONS", "WARM_UP"]),
 ):
     for name in names:
         setattr(module, name, few(getattr(module, name)))
