@@ -1,9 +1,10 @@
 """Two small CLIPs (transformers' ``CLIPModel``): the surrogate for CLIP ViT-L/14, and ``playground-clip``, the feature extractor.
 
 Both are trained contrastively (Radford et al. 2021, section 2.3) with an additional objective that 400 million pairs make unnecessary and
-some thousand steps do not: linear layers that are discarded afterwards predict the shape, colour and size of the object in each cell of the
-3 x 3 grid. The surrogate, whose image tower DreamLLM uses, predicts them from the patch tokens of that cell which DreamLLM reads (hidden
-state -2); the extractor from the image's embedding, so that distances between embeddings tell shapes, counts and places apart.
+some thousand steps do not. The surrogate, whose image tower DreamLLM uses, predicts the shape, colour and size of the object in each
+cell of the grid, by linear layers that are discarded afterwards, from the patch tokens of that cell which DreamLLM reads (hidden state -2). The
+first 26 features of the extractor's image embedding regress what the image holds, each fact with unit variance, so that a distance between
+embeddings tells shapes, counts and places apart as well as colours.
 
 Shapes: B batch, P patches, D width.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,13 +26,15 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 from dreambench_tasks.playground.language import captions, narrative
 from dreambench_tasks.playground.render import SIDE, render_many
-from dreambench_tasks.playground.scene import COLOURS, SHAPES, SIZES, WORLD, Rng, Scene, Thing, draw_scene
+from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, WORLD, Rng, Scene, Thing, draw_scene
 from loop import Settings, finish, is_finished, pixels_of, reproducible, train
 
 __all__ = ["CONTEXT", "WIDTH", "build_clip", "build_encoder", "clip_tokenizer", "kind_of"]
 
-CLIP = Settings(steps=2400, batch=96, learning_rate=1e-3)
+CLIP = Settings(steps=2000, batch=96, learning_rate=1e-3)
 ENCODER = Settings(steps=1800, batch=128, learning_rate=1e-3)
+FACTS_WEIGHT = 4.0  # of the squared error of the extractor's first features
+FACTS_FROM = 4096  # scenes, which give each fact its mean and deviation
 CONTEXT = 36  # text tokens of the surrogate: enough for every short caption, not for narratives
 WIDTH, FEATURES = 128, 64
 IMAGE, PATCH = 96, 16  # pixels of the surrogate: 64 enlarged, so that a cell of the grid is 2 x 2 patches
@@ -67,10 +72,7 @@ def build_encoder(directory: Path) -> None:
 
 
 class _Learner(nn.Module):
-    """CLIP and the layers, discarded afterwards, that predict shape, colour and size in each cell of the grid (class 0 is an empty cell).
-
-    With ``patches`` they read the patch tokens of the cell, otherwise the whole image's embedding.
-    """
+    """CLIP and, with ``patches``, the layers by which patch tokens predict what is in their cell; class 0 is nothing."""
 
     def __init__(self, context: int, patches: bool, **vision: int) -> None:
         super().__init__()
@@ -87,8 +89,10 @@ class _Learner(nn.Module):
         # With so few tokens, the backward pass of fused attention takes four times as long on CPUs as that of plain products.
         self.clip.set_attn_implementation("eager")
         self.patches = patches
-        classes = [len(values) + 1 for values in (SHAPES, COLOURS, SIZES)]
-        self.heads = nn.ModuleList(nn.Linear(WIDTH, n) if patches else nn.Linear(FEATURES, 9 * n) for n in classes)
+        kinds = (SHAPES, COLOURS, SIZES) if patches else ()
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, len(values) + 1) for values in kinds)
+        facts = _facts([draw_scene("train", index) for index in range(FACTS_FROM)])
+        self.means, self.deviations = facts.mean(0), facts.std(0)
 
     def loss(self, settings: Settings, step: int) -> Tensor:
         """The loss of a step: its scenes, each with one of its five captions."""
@@ -103,11 +107,11 @@ class _Learner(nn.Module):
         tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         encoded = self.clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         text = self.clip.text_projection(encoded.pooler_output)
+        loss = self._contrastive_loss(image, text, texts)
         if self.patches:
-            logits = [head(vision.hidden_states[-2][:, 1:]) for head in self.heads]
-        else:
-            logits = [head(image).unflatten(1, (9, -1)) for head in self.heads]
-        return self._contrastive_loss(image, text, texts) + _dense_loss(logits, scenes)
+            return loss + _dense_loss([head(vision.hidden_states[-2][:, 1:]) for head in self.heads], scenes)
+        facts = (_facts(scenes) - self.means) / self.deviations
+        return loss + FACTS_WEIGHT * F.mse_loss(image[:, : facts.shape[1]], facts)
 
     def _contrastive_loss(self, image: Tensor, text: Tensor, texts: list[str]) -> Tensor:
         """The mean over both directions, for embeddings (B, 64). Two scenes may have the same caption: both are then equally right."""
@@ -118,8 +122,20 @@ class _Learner(nn.Module):
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def _facts(scenes: Sequence[Scene]) -> Tensor:
+    """(B, 26): how often each shape, colour, size, place and background occurs."""
+    names = (*SHAPES, *COLOURS, *SIZES, *range(9), *BACKGROUNDS)
+    rows: list[list[int]] = []
+    for scene in scenes:
+        found = Counter([scene.background])
+        for thing in scene.things:
+            found.update((thing.shape, thing.colour, thing.size, 3 * thing.row + thing.column))
+        rows.append([found[name] for name in names])
+    return torch.tensor(rows).float()
+
+
 def _dense_loss(logits: list[Tensor], scenes: list[Scene]) -> Tensor:
-    """Mean cross-entropy of shape, colour and size, from logits (B, cells or patches, classes); empty cells count a fifth."""
+    """Mean cross-entropy of shape, colour and size, from logits (B, patches, classes); empty cells count a fifth."""
     cells = torch.zeros(3, len(scenes), 3, 3, dtype=torch.long)
     for i, scene in enumerate(scenes):
         for thing in scene.things:
