@@ -1,10 +1,10 @@
 """Two small CLIPs (transformers' ``CLIPModel``): the surrogate for CLIP ViT-L/14, and ``playground-clip``, the feature extractor.
 
 Both are trained contrastively (Radford et al. 2021, section 2.3) with an additional objective that 400 million pairs make unnecessary and
-some thousand steps do not. The surrogate, whose image tower DreamLLM uses, predicts the shape, colour and size of the object in each
-cell of the grid, by linear layers that are discarded afterwards, from the patch tokens of that cell which DreamLLM reads (hidden state -2). The
-first 26 features of the extractor's image embedding regress what the image holds, each fact with unit variance, so that a distance between
-embeddings tells shapes, counts and places apart as well as colours.
+some thousand steps do not. The surrogate, whose image tower DreamLLM uses, predicts the shape, colour and size of the object in each cell
+of the 3 x 3 grid, from the patch tokens of that cell which DreamLLM reads (hidden state -2), by linear layers that are discarded
+afterwards. In the extractor, the first 26 features of an image regress what it holds, each fact with unit variance, so that a distance
+between embeddings tells shapes, counts and places apart as well as colours.
 
 Shapes: B batch, P patches, D width.
 """
