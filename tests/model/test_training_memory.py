@@ -15,7 +15,11 @@ from dreamllm.recipe import Recipe, make_recipe
 from dreamllm.training import memory, run
 from dreamllm.training.memory import estimate
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+    # peft uses a deprecated name of transformers.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
 OPTIONS: dict[str, Any] = {"max_steps": 2, "per_device_train_batch_size": 4, "save_steps": 100}
 
 
@@ -49,18 +53,29 @@ def peak_of_training(recipe: Recipe) -> int:
 
 
 @pytest.mark.parametrize(
-    ("stage", "mode", "options"),
+    ("stage", "mode", "options", "lora"),
     [
-        ("igpt", "generation", {"activation_checkpointing": True, "bf16": True}),
-        ("comprehension", "comprehension", {"gradient_accumulation_steps": 2, "optim": "adafactor"}),
+        ("igpt", "generation", {"activation_checkpointing": True, "bf16": True}, None),
+        ("comprehension", "comprehension", {"gradient_accumulation_steps": 2, "optim": "adafactor"}, None),
+        ("igpt", "generation", {}, {"r": 4}),
     ],
 )
 def test_the_estimate_is_within_15_percent_of_what_a_run_allocates(
-    stage: str, mode: str, options: dict[str, Any], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str,
+    mode: str,
+    options: dict[str, Any],
+    lora: dict[str, Any] | None,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if lora:
+        pytest.importorskip("peft", reason="LoRA is an extra")
     monkeypatch.setattr(memory, "INSPECTED_BATCHES", 2)  # as many as are trained on
     raw = recipe_dict(stage, made / "data", made / "tiny", tmp_path / "out", **(OPTIONS | options))
+    raw["lora"] = lora
     raw["data"]["sources"][0]["mode"] = mode  # so that all batches have images
     found = estimate(make_recipe(raw), processes=1)
+    assert ("FSDP2" in (found.checkpointed or found.plain)) == (lora is None)
     table = found.checkpointed if options.get("activation_checkpointing") else found.plain
     assert table["one process"].peak == pytest.approx(peak_of_training(make_recipe(raw)), rel=0.15)

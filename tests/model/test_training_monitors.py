@@ -227,3 +227,14 @@ def test_flops_are_those_of_the_parts_that_compute(make: Make, tmp_path: Path, b
     # With a frozen decoder, the gradient of its weights is not computed: a third less.
     frozen = FlopsModel(run.simulated(make_recipe(make(tmp_path, "comprehension")), config))
     assert frozen.factors[0] == pytest.approx(4 * linear, rel=0.02)
+
+
+def test_flops_of_adapters_are_those_of_a_frozen_decoder_and_their_own(
+    make: Make, tmp_path: Path, built: Built
+) -> None:
+    pytest.importorskip("peft", reason="LoRA is an extra")
+    training = run.simulated(make_recipe(make(tmp_path) | {"lora": {"r": 2}}), built[0].config)
+    linear = sum(p.numel() for n, p in built[0].language_model.named_parameters() if "layers" in n and p.dim() == 2)
+    adapters = sum(p.numel() for n, p in training.model.named_parameters() if "lora" in n)
+    assert adapters > 0
+    assert FlopsModel(training).factors[0] == pytest.approx(4 * linear + 6 * adapters, rel=0.02)

@@ -76,8 +76,6 @@ class Estimate:
 
 def estimate(recipe: Recipe, processes: int) -> Estimate:
     """Memory per device by strategy, for the heaviest of the recipe's first batches. Raises UsageError as training does."""
-    if recipe.lora is not None:
-        raise recipe.error("--memory cannot simulate adapters: without lora, it prints an upper bound")
     check_data(recipe)
     config, processor = outline(recipe)
     samples = training_dataset(recipe.data, processor)
@@ -90,11 +88,13 @@ def estimate(recipe: Recipe, processes: int) -> Estimate:
     mixed = torch.bfloat16 if wanted.get("bf16") else torch.float16 if wanted.get("fp16") else None
     options: dict[str, Any] = {"autocast": mixed, "like_cuda": not wanted.get("use_cpu")}
     whole = simulated(recipe, config, start, **options)
-    sharded = whole if mixed is None else simulated(recipe, config, mixed, **options)
+    sharded = None  # adapters cannot be
+    if recipe.lora is None:
+        sharded = whole if mixed is None else simulated(recipe, config, mixed, **options)
     sizes = _sizes(recipe, whole, args)
     shape = shapes[0] if len(shapes) == 1 else max(shapes, key=lambda shape: whole.step(shape).with_gradients)
     known = [args.activation_checkpointing] if args.activation_checkpointing else [False, True]
-    found = {on: _strategies((whole, sharded), sizes, args, shape, processes, on) for on in known}
+    found = {on: _strategies(whole, sharded, sizes, args, shape, processes, on) for on in known}
     return Estimate(shape, processes, sizes, found.get(False, {}), found.get(True, {}))
 
 
@@ -138,19 +138,21 @@ def _sizes(recipe: Recipe, training: SimulatedTraining, args: TrainingArguments)
 
 
 def _strategies(
-    trainings: tuple[SimulatedTraining, SimulatedTraining],
+    whole: SimulatedTraining,
+    sharded: SimulatedTraining | None,
     sizes: Sizes,
     args: TrainingArguments,
     shape: BatchShape,
     processes: int,
     checkpointing: bool,
 ) -> dict[str, Memory]:
-    whole, sharded = trainings
-    for training in trainings:
-        if checkpointing:
+    if checkpointing:
+        for training in filter(None, (whole, sharded)):
             training.model.activation_checkpointing_enable(args.activation_checkpointing_kwargs or None)
     cost = whole.step(shape)
     found = dict(zip(UNSHARDED, _unsharded(sizes, cost, args.gradient_accumulation_steps), strict=True))
+    if sharded is None:
+        return found
     activations = cost.activations if sharded is whole else sharded.step(shape).activations
     return found | _sharded(sizes, sharded.model, activations, processes)
 
@@ -231,7 +233,7 @@ def memory_lines(recipe: Recipe, processes: int) -> list[str]:
     lines += [
         "",
         "beside these: the CUDA context, workspaces and fragmentation, about 1 to 3 GiB",
-        f"host memory while loading: {format_bytes(found.host_bytes)} in each process",
+        f"host memory while loading: {format_bytes(found.host_bytes)} in each process; with FSDP2's cpu_ram_efficient_loading in the first",
     ]
     return lines
 

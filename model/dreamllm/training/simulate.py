@@ -62,7 +62,8 @@ class SimulatedTraining:
     ) -> None:
         self.autocast, self.like_cuda = autocast, like_cuda and autocast is not None
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)  # of ids and masks the values count: they stay real
-        with self.mode:
+        # peft moves its adapters to where they are, in the dtype they have; torch cannot do that with fake tensors.
+        with self.mode, patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module):
             self.model = build()
         self.model.train()
 

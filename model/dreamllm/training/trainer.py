@@ -344,10 +344,7 @@ class DreamLLMTrainer(Trainer):
         recipe, main, device = self.recipe, self.is_world_process_zero(), self.args.device
         dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else getattr(torch, recipe.start.dtype)
         self.throughput.device, self.throughput.processes = device, self.args.world_size
-        if recipe.lora is not None and recipe.monitor.peak_tflops is not None:
-            raise recipe.error("monitor.peak_tflops: the FLOPs of adapters are not known: remove it, or lora")
-        if recipe.lora is None:
-            self.throughput.peak = recipe.monitor.peak_tflops or peak_tflops(device, dtype)
+        self.throughput.peak = recipe.monitor.peak_tflops or peak_tflops(device, dtype)
         if self.throughput.peak is not None and main:
             self.throughput.flops = flops()
         if recipe.monitor.callbacks and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
