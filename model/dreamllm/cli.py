@@ -504,6 +504,8 @@ def train(
         return
     losses = ", ".join(f"{name} {value:.4f}" for name, value in record["last"].items())
     typer.echo(f"{loaded.output}: {record['stage']}, {record['steps']} steps; {losses}")
+    if broken := record["broken_records"]:
+        typer.echo(f"{broken:,} records or images were broken: {loaded.output / run.BROKEN}", err=True)
 
 
 @app.command()

@@ -10,14 +10,16 @@ import os
 import re
 import shutil
 import socket
+import struct
 import time
 import uuid
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 
 from dreamllm.errors import CheckpointError, InputError, UsageError, first_line
@@ -200,13 +202,20 @@ def append_json_line(path: Path, record: Any) -> None:
 
 
 def read_image(source: str | Path | bytes) -> Image.Image:
-    """An RGB image from a file or from its bytes. Raises InputError if it is missing or damaged."""
+    """An RGB image from a file or from its bytes, turned upright as its EXIF says. Raises InputError if it is missing or damaged."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            _turn_upright(image)
             return image.convert("RGB")
     except IMAGE_ERRORS as error:
         name = "bytes" if isinstance(source, bytes) else source
         raise InputError(f"image {name} cannot be read: {error}") from None
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """As transformers, diffusers and datasets do when they read an image. Damaged EXIF is no reason to refuse one that can be decoded."""
+    with suppress(*IMAGE_ERRORS, struct.error), warnings.catch_warnings(action="ignore"):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -35,6 +35,9 @@ MAX_NUMBER = 2**32
 """Whole numbers of a recipe lie within ±MAX_NUMBER; what they count must fit into memory or a lifetime."""
 
 
+LENGTHS = ("max_steps", "num_train_epochs")  # of `trainer`: a recipe has one of them
+
+
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -263,7 +266,7 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file.
 
     Args:
-        changes: overrides such as `trainer.max_steps=100` or `data.sources.0.path=pairs.jsonl`.
+        changes: overrides such as `trainer.max_steps=100`, which also replaces `num_train_epochs`, or `data.sources.0.path=pairs.jsonl`.
 
     Paths in a recipe are relative to the current folder. Raises UsageError, one line, for what is missing, unknown or out of range.
     """
@@ -342,6 +345,9 @@ def _override(raw: dict[str, Any], change: str) -> None:
         for name in parents:
             node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
         node[int(last) if isinstance(node, list) else last] = _parse_yaml(value)
+        if parents == ["trainer"] and last in LENGTHS:
+            for other in set(LENGTHS) - {last}:
+                node.pop(other, None)
     except (ValueError, IndexError, TypeError, AttributeError):
         raise UsageError(f"--set {change}: the recipe has no key {key}") from None
     except (yaml.YAMLError, RecursionError):

@@ -167,7 +167,8 @@ def assert_form(printed: str, expected: str, where: str) -> None:
 @pytest.mark.filterwarnings("default")
 def test_a_page_runs_as_it_stands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name in ("examples", "model"):  # commands run at the root of the repository
+        (tmp_path / name).symlink_to(ROOT / name)
     namespace: dict[str, Any] = {"__name__": "documentation"}
     printed = None
     for block in blocks(page):

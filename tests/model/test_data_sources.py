@@ -174,7 +174,7 @@ def test_a_folder_of_images_with_texts_beside_them_is_pairs(processor, folder, s
         file = photos / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png(COLORS[i]))
-        file.with_suffix(".txt").write_text(f"{CAPTIONS[i]}\n")
+        file.with_suffix(".txt").write_text(f"{CAPTIONS[i]}\n", encoding="utf-8-sig" if i else "utf-8")
     source = {"kind": "pairs", "path": "photos", "images": None, "mode": "comprehension"}
     source |= {"streaming": True, "weight": 1} if streaming else {}
     data = opened(processor, folder, source, **({"samples": 4} if streaming else {}))
@@ -186,6 +186,8 @@ def test_a_folder_of_images_with_texts_beside_them_is_pairs(processor, folder, s
 def test_an_image_or_a_text_without_the_other_is_broken(processor, folder) -> None:
     (folder / "images" / "0.txt").write_text("image 0")
     (folder / "images" / "bad.png").rename(folder / "images" / "bad.txt")
+    (folder / "images" / "2.txt").write_text(" \n")
+    (folder / "images" / "3.txt").write_bytes("café".encode("latin-1"))
     source = {"kind": "pairs", "path": "images", "images": None, "mode": "comprehension"}
     data = opened(processor, folder, source)
     reasons = []
@@ -194,8 +196,14 @@ def test_an_image_or_a_text_without_the_other_is_broken(processor, folder) -> No
             sample = data.sources[0].sample(i, random.Random(0), lambda reason: None)
             reasons.append(words(processor, sample))
         except InputError as error:
-            reasons.append(str(error).split(" (")[0])
-    assert reasons == ["image 0", *["no caption"] * 3, "no image"]
+            reasons.append(str(error).removeprefix(f"{folder}/images/"))
+    assert reasons == [
+        "image 0",
+        "1.png has no text beside it: 1.txt is missing",
+        "2.txt is empty",
+        "3.txt is not UTF-8",
+        "bad.txt has no image beside it",
+    ]
     (folder / "images" / "1.txt").write_text("another")  # a changed folder is read anew
     assert words(processor, by_record(opened(processor, folder, source), 2)[1]) == "another"
 
@@ -401,7 +409,9 @@ def test_a_document_only_loses_the_broken_image(processor, folder) -> None:
         assert words(processor, sample) == "One. Two. Three."
     reasons = [(entry["key"], entry["reason"]) for entry in data.broken.entries()]
     assert any(key == "record 0" and "bad.png" in reason for key, reason in reasons)
-    assert ("record 1", "none of its images can be read (1)") in reasons
+    assert any(
+        key == "record 1" and "none of its images can be read (1), the first: image" in why for key, why in reasons
+    )
 
 
 @pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/passwd", "C:\\x.png", "..\\x.png", "", None, 3])
@@ -418,6 +428,14 @@ def test_a_truncated_image_is_an_error(folder) -> None:
     for length in (10, 60, 2000):
         with pytest.raises(InputError, match="cannot be read"):
             open_image(buffer.getvalue()[:length], folder)
+
+
+def test_an_image_is_turned_upright_and_damaged_exif_is_no_reason_to_refuse_it(folder) -> None:
+    image, exif = Image.new("RGB", (2, 4)), Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by 90 degrees
+    for data, size in ((exif.tobytes(), (4, 2)), (b"Exif\0\0MM\0", (2, 4)), (exif.tobytes()[:-4], (4, 2))):
+        image.save(folder / "images" / "turned.png", exif=data)
+        assert open_image("turned.png", folder / "images").size == size
 
 
 def test_too_many_broken_records_are_an_error(processor, folder) -> None:
@@ -446,6 +464,15 @@ def test_processes_share_a_file_of_broken_records(processor, folder) -> None:
     for index in range(5):
         second[index]
     assert len(listed.read_text().splitlines()) == 1
+    for data, key in (
+        (first, "record 10"),
+        (second, "record 10"),
+        (first, "record 9"),
+    ):  # each has not read the other's
+        data.broken.add("a", key, "torn")
+    second.broken.finish()
+    entries = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [entry["key"] for entry in entries] == ["record 9", "record 10", "record 4"]
 
 
 def test_a_changed_file_is_read_anew(processor, folder) -> None:

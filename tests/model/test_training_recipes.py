@@ -14,7 +14,7 @@ from model.made_pairs import recipe_dict
 
 import dreamllm
 from dreamllm.errors import UsageError
-from dreamllm.recipe import load_recipe, make_recipe
+from dreamllm.recipe import LENGTHS, load_recipe, make_recipe
 
 PUBLISHED = sorted((Path(str(dreamllm.__file__)).parent / "recipes").glob("*.yaml"))
 WEIGHTS = {
@@ -117,7 +117,9 @@ def test_reporting_to_a_package_that_is_not_installed_is_one_line(
 
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     recipe = make_recipe(raw(tmp_path, trainer={"max_steps": 3, "report_to": ["none", name], "use_cpu": True}))
-    with pytest.raises(UsageError, match=rf"trainer\.report_to: the package {name} is missing: pip install") as caught:
+    with pytest.raises(
+        UsageError, match=rf"trainer\.report_to: the package {name} is missing: uv sync --extra tracking, or pip"
+    ) as caught:
         trainer.training_arguments(recipe, samples=10)
     assert "\n" not in str(caught.value)
 
@@ -204,6 +206,9 @@ def test_set_overrides_values_of_the_recipe() -> None:
     assert recipe.data.sources[0].path == "other.jsonl"
     assert recipe.loss.snr_gamma == 5
     assert recipe.fingerprint == load_recipe(path, changes[:-1]).fingerprint != load_recipe(path).fingerprint
+    for length in ("max_steps", "num_train_epochs"):  # one replaces the other
+        trainer = load_recipe(path, [f"trainer.{length}=7"]).trainer
+        assert {name: trainer[name] for name in LENGTHS if name in trainer} == {length: 7}
     for wrong in ("output", "data.sources.99.path=x", "stage.name=x"):
         with pytest.raises(UsageError, match="--set"):
             load_recipe(path, [wrong])

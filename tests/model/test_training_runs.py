@@ -87,10 +87,12 @@ def test_a_killed_run_resumes_with_the_same_losses_and_ends_with_the_same_weight
     stage: str, data: Path, tiny: Path, tmp_path: Path
 ) -> None:
     undisturbed = make_recipe(recipe_dict(stage, data, tiny, tmp_path / "undisturbed"))
-    killed = make_recipe(recipe_dict(stage, data, tiny, tmp_path / "killed"))
+    raw = recipe_dict(stage, data, tiny, tmp_path / "killed")
+    killed = make_recipe(raw)
     run.train(undisturbed)
     train_until_killed(killed, lines=5)
     assert last_checkpoint(killed.output / "checkpoints") is not None
+    killed = make_recipe(raw | {"data": raw["data"] | {"max_broken": 5}})  # changes no result
     run.train(killed)
     assert logs(killed.output) == logs(undisturbed.output)
     assert len(logs(killed.output)) == 8
@@ -226,6 +228,10 @@ def test_a_recipe_that_cannot_start_leaves_no_run_behind(data: Path, tiny: Path,
         with pytest.raises(UsageError, match=message):
             run.train(make_recipe(raw | {"data": raw["data"] | changes}))
         assert [path for path in tmp_path.rglob("out/**/*") if path.is_file()] == []
+    wrong = raw | {"start": {"checkpoint": "none"}, "trainer": raw["trainer"] | {"lerning_rate": 1}}
+    for verb in (run.train, dry_run):
+        with pytest.raises(UsageError, match=r"trainer\.lerning_rate is not a field"):  # before the weights are read
+            verb(make_recipe(wrong))
     (tmp_path / "long").mkdir()
     for file in tiny.iterdir():  # a tokenizer that says nothing of the decoder's length
         (tmp_path / "long" / file.name).write_bytes(file.read_bytes())
@@ -262,6 +268,12 @@ def test_an_error_in_a_worker_process_is_reported_in_one_line(data: Path, tiny: 
     ) as caught:
         run.train(make_recipe(raw))
     assert "\n" not in str(caught.value)
+    assert (tmp_path / "out" / "broken.jsonl").is_file()
+    raw["data"]["sources"][0]["images"] = str(data / "images")  # corrected: nothing was trained that could be lost
+    raw["trainer"]["max_steps"] = 1
+    assert run.train(make_recipe(raw))["broken_records"] == 0
+    with pytest.raises(UsageError, match=r"holds a run of another recipe \(trainer\.max_steps differs\)"):
+        run.train(make_recipe(raw | {"trainer": raw["trainer"] | {"max_steps": 2}}))
 
 
 def test_two_processes_with_half_the_batch_each_equal_one_process(data: Path, tiny: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ its own samples.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset
 from dreamllm.data.samples import Sample
 from dreamllm.data.sources import Source
 from dreamllm.errors import InputError, TooSmallError, UsageError
-from dreamllm.files import append_json_line, read_json_lines
+from dreamllm.files import append_json_line, read_json_lines, write_text
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import DataSettings, make_data_settings
 
@@ -58,6 +59,12 @@ class BrokenRecords:
         """All of them, including those that other processes wrote to the file."""
         self._read()
         return [dict(zip(FIELDS, entry, strict=True)) for entry in self._found]
+
+    def finish(self) -> None:
+        """Write the file anew: in order, and once what several processes found."""
+        entries = sorted(self.entries(), key=lambda entry: (entry["source"], len(entry["key"]), *entry.values()))
+        if self.file is not None and entries:
+            write_text(self.file, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries))
 
     def _read(self) -> None:
         for entry in read_json_lines(self.file) if self.file is not None else ():

@@ -165,17 +165,17 @@ class Source:
     def _open_images(self, names: Sequence[Any], report: Report) -> list[Image.Image | None]:
         """The images of a document, None for those that are broken or too small; InputError if all are broken."""
         images: list[Image.Image | None] = []
-        broken = 0
+        broken: list[str] = []
         for name in names:
             try:
                 images.append(self._open(name))
             except InputError as error:
                 images.append(None)
                 if not isinstance(error, TooSmallError):
-                    broken += 1
+                    broken.append(str(error))
                     report(str(error))
-        if names and broken == len(names):
-            raise InputError(f"none of its images can be read ({len(names)})")
+        if names and len(broken) == len(names):
+            raise InputError(f"none of its images can be read ({len(names)}), the first: {broken[0]}")
         return images
 
     def _conversation(self, record: dict[str, Any]) -> Sample:

@@ -123,6 +123,8 @@ class Stream:
 
 
 def _parse(row: dict[str, Any]) -> dict[str, Any]:
+    if row.get("broken"):
+        raise InputError(row["broken"])
     try:
         record = parse_json(row["text"])
     except ValueError as error:
@@ -168,7 +170,8 @@ def _load(files: Sequence[str], streaming: bool = False, **options: Any) -> tupl
     try:
         kind = datasets.IterableDataset if streaming else datasets.Dataset
         if format_ in ("json", "folder"):
-            options["features"] = datasets.Features({"text": datasets.Value("string")})
+            columns = ("text", "broken") if format_ == "folder" else ("text",)
+            options["features"] = datasets.Features(dict.fromkeys(columns, datasets.Value("string")))
         if format_ == "json":
             # Lists are split here, because Arrow wants one type for each field, unlike LLaVA's ids and images.
             options["gen_kwargs"] = {"stamps": [_stamp(Path(file)) for file in files]}
@@ -211,16 +214,26 @@ def _stamp(file: Path) -> tuple[str, int]:
     return str(file), file.stat().st_mtime_ns
 
 
-def _captioned_images(stamps: Sequence[tuple[str, int]], folder: str) -> Iterator[dict[str, str]]:
-    """The images of a folder with their captions, and captions without an image, which are reported as broken, as JSON text."""
+def _captioned_images(stamps: Sequence[tuple[str, int]], folder: str) -> Iterator[dict[str, str | None]]:
+    """The images of a folder with their captions, as JSON text; `broken` says why one without the other cannot be used."""
     files = [Path(file) for file, _ in stamps]
     captions = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
     images = [(file.with_suffix(""), file) for file in files if file.suffix.lower() in SUFFIXES]
-    alone = [(name, None) for name in captions.keys() - {name for name, _ in images}]
-    for name, image in [*images, *sorted(alone)]:
-        caption = captions[name].read_text(encoding="utf-8", errors="replace") if name in captions else None
-        record = {"image": image and image.relative_to(folder).as_posix(), "caption": caption and caption.strip()}
-        yield {"text": json.dumps(record)}
+    alone = sorted(captions.keys() - {name for name, _ in images})
+    for name, image in [*images, *((name, None) for name in alone)]:
+        caption, broken = None, None
+        if image is None:
+            broken = f"{captions[name]} has no image beside it"
+        elif name not in captions:
+            broken = f"{image} has no text beside it: {name.name}.txt is missing"
+        else:
+            try:
+                caption = captions[name].read_text(encoding="utf-8-sig").strip()
+                broken = None if caption else f"{captions[name]} is empty"
+            except UnicodeDecodeError:
+                broken = f"{captions[name]} is not UTF-8"
+        record = {"image": image and image.relative_to(folder).as_posix(), "caption": caption}
+        yield {"text": json.dumps(record), "broken": broken}
 
 
 def _list_items(stamps: Sequence[tuple[str, int]]) -> Iterator[dict[str, str]]:

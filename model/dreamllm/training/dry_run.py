@@ -17,7 +17,15 @@ from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import Recipe
 from dreamllm.training.losses import count_targets
 from dreamllm.training.memory import format_bytes
-from dreamllm.training.run import DRY_RUN, check_data, make_folder, make_trainer, start, worker_errors_on_one_line
+from dreamllm.training.run import (
+    BROKEN,
+    DRY_RUN,
+    check_recipe,
+    make_folder,
+    make_trainer,
+    start,
+    worker_errors_on_one_line,
+)
 from dreamllm.training.trainer import DreamLLMTrainer
 
 MEASURED_STEPS = 2
@@ -25,7 +33,7 @@ MEASURED_STEPS = 2
 
 def dry_run(recipe: Recipe) -> list[str]:
     """The lines to print. Writes the first batch to `dry-run/` in the output folder, as text and as an image; no weight changes."""
-    check_data(recipe)
+    check_recipe(recipe)
     folder = recipe.output / DRY_RUN
     make_folder(folder)
     model, processor = start(recipe)
@@ -34,7 +42,9 @@ def dry_run(recipe: Recipe) -> list[str]:
         batches = list(islice(trainer.get_train_dataloader(), MEASURED_STEPS))
     write_batch(batches[0], processor, folder)
     seconds = min(_measure(trainer, batch) for batch in batches)
-    return [*_sizes(model), "", *_costs(trainer, batches[0], seconds), f"the first batch is in {folder}"]
+    broken = len(trainer.data.broken.entries())
+    found = [f"{broken:,} records or images are broken so far: {folder / BROKEN}"] if broken else []
+    return [*_sizes(model), "", *_costs(trainer, batches[0], seconds), f"the first batch is in {folder}", *found]
 
 
 def _sizes(model: torch.nn.Module) -> list[str]:

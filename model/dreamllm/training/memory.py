@@ -20,7 +20,7 @@ from dreamllm.data import Collator, TrainingData, training_dataset
 from dreamllm.errors import one_line
 from dreamllm.recipe import Recipe
 from dreamllm.training.losses import DreamLLMForTraining, count_targets
-from dreamllm.training.run import check_data, outline, simulated
+from dreamllm.training.run import check_recipe, outline, simulated
 from dreamllm.training.simulate import BatchShape, SimulatedTraining, StepCost
 from dreamllm.training.trainer import BatchIndices, training_arguments
 
@@ -76,7 +76,7 @@ class Estimate:
 
 def estimate(recipe: Recipe, processes: int) -> Estimate:
     """Memory per device by strategy, for the heaviest of the recipe's first batches. Raises UsageError as training does."""
-    check_data(recipe)
+    check_recipe(recipe)
     config, processor = outline(recipe)
     samples = training_dataset(recipe.data, processor)
     # Mixed precision apart, which the library refuses on a machine without a GPU: the machine that trains is another one.

@@ -25,7 +25,16 @@ from dreamllm.training.assemble import assemble, assemble_outline
 from dreamllm.training.features import FeatureStore
 from dreamllm.training.losses import DreamLLMForTraining, check_decoder, check_packing
 from dreamllm.training.simulate import FlopsModel, SimulatedTraining
-from dreamllm.training.trainer import CHECKPOINTS, DreamLLMTrainer, last_checkpoint, process_state, receives_weights
+from dreamllm.training.trainer import (
+    CHECKPOINTS,
+    LOGS,
+    TIMINGS,
+    DreamLLMTrainer,
+    check_fields,
+    last_checkpoint,
+    process_state,
+    receives_weights,
+)
 
 RECIPE, RESULT, BROKEN = "recipe.json", "training.json", "broken.jsonl"
 DRY_RUN = "dry-run"  # folder of the first batch that `--dry-run` writes
@@ -45,7 +54,7 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
 
     Returns the contents of `training.json`. Raises UsageError if the output folder belongs to another recipe.
     """
-    check_data(recipe)
+    check_recipe(recipe)
     processes = process_state(recipe)
     with processes.main_process_first():
         previous = check_output(recipe, resume, main=processes.is_main_process)
@@ -71,13 +80,15 @@ def train(recipe: Recipe, resume: str = "auto") -> dict[str, Any]:
     }
     save(recipe.output, trainer, processor)
     if processes.is_main_process:  # written last, so its existence means that the run is complete
+        trainer.data.broken.finish()
         write_json(result, record)
     processes.wait_for_everyone()
     return record
 
 
-def check_data(recipe: Recipe) -> None:
-    """UsageError if a data file or image folder is missing, before a model is loaded."""
+def check_recipe(recipe: Recipe) -> None:
+    """UsageError for a wrong field of the trainer and a missing data file or image folder, before a model is loaded."""
+    check_fields(recipe)
     for source in (*recipe.data.sources, *recipe.data.eval_sources):
         try:
             locate(source, Path())
@@ -93,24 +104,33 @@ def check_output(recipe: Recipe, resume: str, main: bool = True) -> str | None:
     folder = recipe.output
     if choose(Resume, resume, "--resume") == Resume.auto and (folder / RECIPE).is_file():
         different = _differences(_read(folder / RECIPE), _saved_form(recipe))
-        if different:
+        begun = [folder / name for name in (BROKEN, LOGS, TIMINGS, RECIPE)]
+        if different and _files(recipe) - {*begun}:
             raise UsageError(
                 f"{folder} holds a run of another recipe ({different[0]} differs): choose another output, or remove that folder"
             )
+        if different and main:  # a run that has not come to a checkpoint: its recipe may be corrected
+            for path in begun:
+                path.unlink(missing_ok=True)
     elif main:
         remove_leftovers(folder)
-        # A start that failed may have left an empty folder for checkpoints, and tables and features of the data.
-        caches = [Path(path).resolve() for path in (recipe.data.cache, recipe.data.feature_cache) if path is not None]
-        inside = [path.relative_to(folder.resolve()) for path in caches if folder.resolve() in path.parents]
-        ignored = [folder / DRY_RUN, *(folder / path for path in inside)]
-        files = (path for path in folder.rglob("*") if path.is_file())
-        if not all(any(file.is_relative_to(place) for place in ignored) for file in files):
+        if _files(recipe):
             raise UsageError(f"{folder} exists and is not empty: choose another output")
         make_folder(folder)
     if (folder / RESULT).is_file():
         return "complete"
     last = last_checkpoint(folder / CHECKPOINTS)
     return None if last is None else str(last)
+
+
+def _files(recipe: Recipe) -> set[Path]:
+    """The files in the output folder, without those of a dry run, and tables and features of the data, which a failed start leaves."""
+    folder = recipe.output
+    caches = [Path(path).resolve() for path in (recipe.data.cache, recipe.data.feature_cache) if path is not None]
+    inside = [path.relative_to(folder.resolve()) for path in caches if folder.resolve() in path.parents]
+    ignored = [folder / DRY_RUN, *(folder / path for path in inside)]
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {file for file in files if not any(file.is_relative_to(place) for place in ignored)}
 
 
 def make_folder(folder: Path) -> None:
@@ -173,7 +193,10 @@ def make_trainer(
         key = "data.max_length" if data.max_length else "data.max_length is not set, and the tokenizer's"
         raise recipe.error(f"{key} {longest} exceeds the {positions} positions of the language model")
     samples = training_dataset(data, processor, broken_file=recipe.output / BROKEN)
-    eval_samples = training_dataset(data.evaluation(), processor) if data.eval_sources else None
+    evaluation = data.evaluation() if data.eval_sources else None
+    eval_samples = (
+        None if evaluation is None else training_dataset(evaluation, processor, broken_file=recipe.output / BROKEN)
+    )
     trainable = make_trainable(model, recipe)
     if data.feature_cache is not None:
         trainable.feature_store = FeatureStore(Path(data.feature_cache), model)
@@ -220,7 +243,9 @@ def _add_adapters(model: DreamLLMForConditionalGeneration, recipe: Recipe, lora:
     try:
         from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise recipe.error("lora needs the package peft: pip install 'dreambench[lora]'") from None
+        raise recipe.error(
+            "lora needs the package peft: uv sync --extra lora, or pip install 'dreambench[lora]'"
+        ) from None
     options: dict[str, Any] = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.start.seed)  # a resumed run starts from the same adapters
@@ -274,7 +299,8 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
         return [
             difference
             for name in dict.fromkeys([*old, *new])
-            if not (key == "trainer" and name in OBSERVING) and (key, name) != ("", "monitor")
+            if not (key == "trainer" and name in OBSERVING)
+            and (key, name) not in (("", "monitor"), ("data", "max_broken"))
             for difference in _differences(old.get(name), new.get(name), f"{key}.{name}".removeprefix("."))
         ]
     return [] if old == new else [key]

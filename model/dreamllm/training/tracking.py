@@ -29,7 +29,8 @@ def check_reports(recipe: Recipe, options: Mapping[str, Any]) -> None:
             )
         if name != "none" and find_spec(name) is None:
             raise recipe.error(
-                f"trainer.report_to: the package {name} is missing: pip install 'dreambench[tracking]', or read logs.jsonl"
+                f"trainer.report_to: the package {name} is missing: uv sync --extra tracking, or "
+                "pip install 'dreambench[tracking]'; logs.jsonl has the same numbers"
             )
         if name == "mlflow":
             os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")  # read when it is imported

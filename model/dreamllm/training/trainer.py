@@ -30,7 +30,7 @@ from dreamllm.files import append_json_line, errors_of_writing, read_json, write
 from dreamllm.layers import count_spans
 from dreamllm.options import has_type
 from dreamllm.processing import DreamLLMProcessor
-from dreamllm.recipe import Recipe
+from dreamllm.recipe import LENGTHS, Recipe
 from dreamllm.training import sharding, tracking
 from dreamllm.training.callbacks import FlopsOf, Monitored, Monitors, Throughput, count_work, peak_tflops
 from dreamllm.training.losses import Draws, DreamLLMForTraining, count_targets, draw, weighted_loss
@@ -56,11 +56,8 @@ def process_state(recipe: Recipe) -> PartialState:
     return PartialState(cpu=bool(recipe.trainer.get("use_cpu")) or not torch.accelerator.is_available())
 
 
-def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
-    """`recipe.trainer` as transformers' arguments, for an epoch of so many samples.
-
-    Raises UsageError for a field that transformers does not have, or that other parts of the recipe determine.
-    """
+def check_fields(recipe: Recipe) -> None:
+    """UsageError for a field of `recipe.trainer` that transformers does not have, or that other parts of the recipe determine."""
     options: dict[str, Any] = {**recipe.trainer}
     known = {field.name for field in fields(TrainingArguments) if field.init}
     declared = get_type_hints(TrainingArguments)
@@ -76,9 +73,15 @@ def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
         if not has_type(options[name], declared[name]):  # which transformers does not check
             raise recipe.error(f"trainer.{name} is {str(options[name])[:80]!r}, must be {declared[name]}")
     tracking.check_reports(recipe, options)
-    lengths = [name for name in ("max_steps", "num_train_epochs") if name in options]
+    lengths = [name for name in LENGTHS if name in options]
     if len(lengths) != 1 or not options[lengths[0]] > 0:
         raise recipe.error("trainer: set max_steps or num_train_epochs, one of them and above 0")
+
+
+def training_arguments(recipe: Recipe, samples: int) -> TrainingArguments:
+    """`recipe.trainer` as transformers' arguments, for an epoch of so many samples. Raises UsageError as `check_fields`."""
+    check_fields(recipe)
+    options: dict[str, Any] = {**recipe.trainer}
     if "num_train_epochs" in options:
         names = ("per_device_train_batch_size", "gradient_accumulation_steps")
         batch = math.prod(options.get(name, getattr(TrainingArguments, name)) for name in names)
@@ -232,9 +235,9 @@ class DreamLLMTrainer(Trainer):
     # Data
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        first = self._first_step * self.args.gradient_accumulation_steps
-        # A run that was killed after its last step only lacks its result; the library would train one step more.
-        count = 0 if self._first_step >= self.args.max_steps else None
+        # Workers read no further than the last step. A run that was killed after it only lacks its result.
+        micro_batches = self.args.gradient_accumulation_steps
+        first, count = self._first_step * micro_batches, (self.args.max_steps - self._first_step) * micro_batches
         return self._loader(self.data, self.args.per_device_train_batch_size, first, count)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -245,7 +248,7 @@ class DreamLLMTrainer(Trainer):
         return self._loader(self.eval_data, size, 0, count, samples)
 
     def _loader(
-        self, data: TrainingData, batch_size: int, first: int, count: int | None = None, samples: int | None = None
+        self, data: TrainingData, batch_size: int, first: int, count: int, samples: int | None = None
     ) -> DataLoader[Any]:
         # Not prepared by accelerate: the sampler gives each process its own indices, and starts where a resumed run continues.
         workers = self.args.dataloader_num_workers
