@@ -9,6 +9,7 @@ M images to generate (B times images per prompt), E condition width, C x h x w l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, Self, Unpack
 
 import torch
@@ -260,8 +261,13 @@ class DreamLLMForConditionalGeneration(  # pyright: ignore[reportIncompatibleMet
         if cache is not None:
             kwargs[CACHE] = cache
         if not allow_special_tokens:
-            suppressed = {*self.config.special_token_ids.values(), *(kwargs.get("suppress_tokens") or ())}
-            kwargs["suppress_tokens"] = sorted(suppressed)
+            suppressed = {*self.config.special_token_ids.values(), *(kwargs.pop("suppress_tokens", None) or ())}
+            if (given := kwargs.get("generation_config")) is None:
+                kwargs["suppress_tokens"] = sorted(suppressed)
+            else:  # transformers wants no option beside a whole configuration
+                suppressed.update(given.suppress_tokens or ())
+                kwargs["generation_config"] = copy(given)
+                kwargs["generation_config"].suppress_tokens = sorted(suppressed)
         parent: Any = super()  # the library types its mixin for its own models only
         return parent.generate(inputs, **kwargs)
 

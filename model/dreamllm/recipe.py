@@ -347,7 +347,7 @@ def _override(raw: dict[str, Any], change: str) -> None:
         node[int(last) if isinstance(node, list) else last] = _parse_yaml(value)
         if parents == ["trainer"] and last in LENGTHS:
             for other in set(LENGTHS) - {last}:
-                node.pop(other, None)
+                raw["trainer"].pop(other, None)
     except (ValueError, IndexError, TypeError, AttributeError):
         raise UsageError(f"--set {change}: the recipe has no key {key}") from None
     except (yaml.YAMLError, RecursionError):

@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
-from dreambench_tasks.playground.language import captions, narrative
+from dreambench_tasks.playground.language import PLACES, captions, narrative, place
 from dreambench_tasks.playground.render import SIDE, render_many
 from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, WORLD, Rng, Scene, Thing, draw_scene
 from loop import Settings, finish, is_finished, pixels_of, reproducible, train
@@ -124,12 +125,12 @@ class _Learner(nn.Module):
 
 def _facts(scenes: Sequence[Scene]) -> Tensor:
     """(B, 26): how often each shape, colour, size, place and background occurs."""
-    names = (*SHAPES, *COLOURS, *SIZES, *range(9), *BACKGROUNDS)
+    names = (*SHAPES, *COLOURS, *SIZES, *chain(*PLACES), *BACKGROUNDS)
     rows: list[list[int]] = []
     for scene in scenes:
         found = Counter([scene.background])
         for thing in scene.things:
-            found.update((thing.shape, thing.colour, thing.size, 3 * thing.row + thing.column))
+            found.update((thing.shape, thing.colour, thing.size, place(thing)))
         rows.append([found[name] for name in names])
     return torch.tensor(rows).float()
 
