@@ -117,7 +117,7 @@ N = 1000
 def features(scenes: Iterable[Scene]) -> Any:
     pixels = torch.from_numpy(render_many(scenes)).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        return load_extractor("playground-clip")(RESIZERS["clean"](pixels, 64), RESIZERS["clean"].scaling).double().numpy()
+        return load_extractor("playground-clip")(RESIZERS["clean"](pixels, 64), "tf1").double().numpy()
 
 
 @pytest.fixture(scope="module")

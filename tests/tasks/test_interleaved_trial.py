@@ -171,7 +171,8 @@ def test_the_recorded_trial_is_of_the_embedded_data_and_its_part_without_network
     assert recorded.images >= 400
     assert recorded.clip_sha256 == sha256_file(clip_directory() / "model.safetensors")
     assert {"shows_what_is_told", "story_is_shown", "layout_agreement"} <= set(recorded.headlines)
-    assert "clip_score" not in recorded.headlines  # later images, which show more, score lower: removed ones raise the mean
+    # Later images show more and score lower, so that a document without them has a higher mean.
+    assert "clip_score" not in recorded.headlines
     assert recorded.verdict("image_consistency") != "orders all"
     untold = replace(embedded, documents=[replace(one, truth=None) for one in embedded.documents])
     kept = {(row.metric, row.corruption): row for row in recorded.rows}
