@@ -52,13 +52,15 @@ def story_sheet() -> Image.Image:
 
 
 def document_sheet(runs: Path) -> Image.Image:
-    """The first random documents of the report of the default run, each above its reference document."""
+    """The first random documents of the report of the default run whose references have several images, each above its reference."""
     run = load(dreambench.run("interleaved", out=runs).folder)
     rows: list[list[Tensor]] = []
-    for row in shown_documents(run.rows)[:DOCUMENTS]:
-        sample, generated = run.samples[row["id"]], run.responses[row["id"]].document
-        rows.append([_cell(f"{row['document_id']}, generated for: {run.prompts[row['id']]}"), *_cells(generated)])
-        rows.append([_cell("reference"), *_cells(from_json(sample.targets["reference"]))])
+    for row in shown_documents(run.rows):
+        reference = from_json(run.samples[row["id"]].targets["reference"])
+        if len(rows) < 2 * DOCUMENTS and sum(not isinstance(part, Text) for part in reference) > 1:
+            asked = f"{row['document_id']}, generated for: {run.prompts[row['id']]}"
+            rows.append([_cell(asked), *_cells(run.responses[row["id"]].document)])
+            rows.append([_cell("reference"), *_cells(reference)])
     return _grid(rows)
 
 
@@ -68,10 +70,10 @@ def curve_sheet(build: Path) -> Figure:
     stages = ("alignment-comprehension", "alignment-generation", "igpt", "sft")
     for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
         logs = pd.read_json(build / stage / "logs.jsonl", lines=True)
-        for name, label in (("lm_loss", "language"), ("vm_loss", "image")):
+        for name, label, color in (("lm_loss", "language loss", "tab:blue"), ("vm_loss", "image loss", "tab:orange")):
             if name in logs:
-                axes.plot(logs["step"], logs[name], label=f"{label} loss", linewidth=1)
-        axes.set(title=stage, xlabel="step", yscale="log")
+                axes.plot(logs["step"], logs[name], label=label, color=color, linewidth=1)
+        axes.set(title=stage, xlabel="step", ylim=(0, 1.1))
         axes.legend(frameon=False)
     return figure
 

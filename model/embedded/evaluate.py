@@ -157,7 +157,7 @@ def comprehension(model: Model, split: str, n: int) -> list[Score]:
             replies = _answers(model, "generate_text", list(zip(images, asked, strict=True)), max_new_tokens=8)
             words = [document_text(reply).strip(" .").lower() for reply in replies]
             hits = [word == getattr(thing, attribute) for word, thing in zip(words, things, strict=True)]
-            scores.append(share(f"{title}: {question.format('<place>')}", hits, contents))
+            scores.append(share(f"{title}: {question.format('[place]')}", hits, contents))
     return scores
 
 
