@@ -83,7 +83,7 @@ def test_a_checkpoint_that_says_nothing_leaves_the_benchmark_its_own(tmp_path: P
     shutil.copytree(embedded_checkpoint(), tmp_path / "model")
     file = tmp_path / "model" / "generation_config.json"
     fields = json.loads(file.read_text())
-    del fields["image_generation"]
+    del fields["image_generation"], fields["interleaved_generation"]
     file.write_text(json.dumps(fields))
     options = ModelOptions("dreamllm", str(tmp_path / "model"), offline=True)
     assert DreamLLM.checkpoint_settings(options) == {}
