@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import multiprocessing
 import os
@@ -269,6 +270,9 @@ def test_an_error_in_a_worker_process_is_reported_in_one_line(data: Path, tiny: 
         run.train(make_recipe(raw))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "out" / "broken.jsonl").is_file()
+    del caught  # with its traceback goes the loader, whose worker would report further records
+    gc.collect()
+    assert not multiprocessing.active_children()
     raw["data"]["sources"][0]["images"] = str(data / "images")  # corrected: nothing was trained that could be lost
     raw["trainer"]["max_steps"] = 1
     assert run.train(make_recipe(raw))["broken_records"] == 0
