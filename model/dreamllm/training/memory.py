@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -102,7 +101,7 @@ def _first_shapes(samples: TrainingData, collator: Collator, args: TrainingArgum
     """Of the first batches, those with the most tokens, labels, input images and generated images."""
     size = args.per_device_train_batch_size
     shapes: list[BatchShape] = []
-    for indices in islice(BatchIndices(size, 0, None, 0, 1), INSPECTED_BATCHES):
+    for indices in BatchIndices(size, 0, INSPECTED_BATCHES, 0, 1):
         batch = collator([samples[index] for index in indices])
         labels, generated = count_targets(batch)
         rows, tokens = batch["input_ids"].shape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import shutil
@@ -122,7 +121,7 @@ def receives_weights(recipe: Recipe) -> bool:
 
 @dataclass
 class BatchIndices:
-    """The sample indices of one process's batches, from batch `first` on; `count` batches, or without end.
+    """The sample indices of one process's `count` batches, from batch `first` on.
 
     With `samples`, only indices below it: the last batches are then shorter. All processes have equally many batches, because sharded
     ones wait for each other at each; where nothing is left for one, its batch is sample 0.
@@ -130,7 +129,7 @@ class BatchIndices:
 
     batch_size: int
     first: int
-    count: int | None
+    count: int
     process: int
     processes: int
     samples: int | None = None
@@ -140,8 +139,7 @@ class BatchIndices:
         return (number * self.processes + self.process) * self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        numbers = itertools.count(self.first) if self.count is None else range(self.first, self.first + self.count)
-        for number in numbers:
+        for number in range(self.first, self.first + self.count):
             indices = range(self.begin(number), self.begin(number) + self.batch_size)
             yield [index for index in indices if self.samples is None or index < self.samples] or [0]
 
