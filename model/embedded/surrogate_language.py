@@ -39,7 +39,7 @@ from dreambench_tasks.playground import (
 )
 from dreamllm.layers import position_ids_from_mask
 from dreamllm.tokenizer import train_tokenizer
-from loop import CHECKPOINT, Settings, is_finished, reproducible, train
+from loop import Settings, finish, is_finished, reproducible, train
 from surrogate_clip import WIDTH
 from surrogate_diffusion import REGISTERS, Conditioner, busy_scene
 
@@ -81,7 +81,7 @@ def _train_language(folder: Path, first: Path | None = None) -> None:
             return _language_loss(model, tokenizer, _documents(settings, step), equal=first is not None)
 
         train(folder, model, loss_of, settings)
-    _save(folder, model, tokenizer)
+    finish(folder, tokenizer, model)
 
 
 def _warm_up(directory: Path) -> None:
@@ -111,13 +111,7 @@ def _warm_up(directory: Path) -> None:
     projector = dreamer.projector.weight.detach()
     queries = {"dream_queries": dreamer.queries.detach(), "condition_projector.layers.0.weight": projector}
     save_file(queries, folder / "dreams.safetensors")
-    _save(folder, language, tokenizer)
-
-
-def _save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
-    (folder / CHECKPOINT).unlink()
+    finish(folder, tokenizer, language)
 
 
 def _tokenizer() -> PreTrainedTokenizerBase:
