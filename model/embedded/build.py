@@ -33,6 +33,7 @@ from dreamllm.recipe import Recipe, load_recipe
 from dreamllm.training.assemble import assemble, merge
 from dreamllm.training.run import train
 from loop import reproducible
+from questions import build_questions
 from surrogate_clip import build_clip, build_encoder
 from surrogate_diffusion import REGISTERS, build_autoencoder, build_baseline, build_diffusion
 from surrogate_language import build_language
@@ -149,6 +150,7 @@ STEPS: dict[str, Callable[[Path], object]] = {
     "start": start,
     "alignment": alignment,
     "igpt": lambda directory: stage(directory, "igpt"),
+    "questions": lambda directory: build_questions(directory, _recipe("igpt")),
     "sft": lambda directory: stage(directory, "sft"),
     "baseline": build_baseline,
     "ship": ship,

@@ -137,15 +137,10 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 @contextmanager
 def reproducible(seed: int) -> Generator[None]:
-    """One thread, so that sums keep their order, and initial weights from ``seed``."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    """Random numbers from ``seed``. Sums keep their order where the number of threads is the same (``OMP_NUM_THREADS``)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def pixels_of(images: NDArray[uint8]) -> Tensor:

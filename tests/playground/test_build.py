@@ -23,7 +23,9 @@ KILLED_IN = (
     "autoencoder:3",
     "diffusion:3",
     "language:3",
-    *(f"{stage}:3" for stage in build.STAGES),
+    *(f"{stage}:3" for stage in build.STAGES[:-1]),
+    "questions:3",
+    "sft:3",
     "baseline:3",
 )
 
@@ -34,7 +36,7 @@ from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 import build, loop
-import surrogate_clip, surrogate_diffusion, surrogate_language
+import questions, surrogate_clip, surrogate_diffusion, surrogate_language
 from dreamllm.training.trainer import DreamLLMTrainer
 
 directory, recipes, killed_in = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -47,6 +49,7 @@ for module, names in (
 ):
     for name in names:
         setattr(module, name, few(getattr(module, name)))
+questions.PHASES = tuple(replace(phase, settings=few(phase.settings)) for phase in questions.PHASES)
 surrogate_diffusion.CALIBRATION, surrogate_diffusion.SCENES, surrogate_language.TOKENIZED = 16, 48, 40
 build.IMAGES, build.STORIES, build.RECIPES = 24, 6, recipes
 

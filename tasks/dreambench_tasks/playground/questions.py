@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from dreambench_tasks.playground.language import a, place, relation
 from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Rng, Scene
 
-__all__ = ["Question", "annotators", "questions"]
+__all__ = ["KINDS", "Question", "annotators", "questions"]
+
+KINDS = 8
+"""The kinds of questions, of which a scene with one object lacks one."""
 
 _SLIPS = {
     "red": ("orange", "pink"),
