@@ -1,7 +1,7 @@
 """Between stages II and III: the language model learns to compare a question with an image.
 
 "Is there a red circle?" needs a comparison that a large language model brings along. So small a one learns it suddenly, after some hundred
-steps with little else, and not beside the image loss, whose gradient is too noisy. So this is *not* a stage of DreamLLM: it has the
+steps with little else, and in no trial beside the image loss. So this is *not* a stage of DreamLLM: it has the
 language loss of short questions, in three phases. In the first, what stage II taught is held: samples of its data have their language loss,
 and their conditions of images are regressed to what they were. The second has questions with the answer yes or no alone, and loses that; in
 the third it is restored, in few steps.

@@ -139,6 +139,10 @@ def test_whether_a_color_or_a_shape_occurs_is_answered_truly_and_as_often_yes_as
                 shown = {t.colour if asked[2] else t.shape for t in scene.things}
                 assert answer == ("yes" if asked[1] in shown else "no")
                 found[answer] += 1
+            elif asked := re.match(r"Is the background (\w+)\?", question):
+                assert answer == ("yes" if asked[1] == scene.background else "no")
+                found["background"] += 1
+    assert found.pop("background") > 100
     assert 0.45 < found["yes"] / found.total() < 0.55
     assert found.total() > 200
 
