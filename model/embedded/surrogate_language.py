@@ -54,7 +54,7 @@ WARM_UP = Settings(steps=2000, batch=32, learning_rate=1e-3, weight_decay=0.01)
 HIDDEN = 192
 TOKENIZED = 3000  # scenes from whose texts the vocabulary is made
 EMPTY_PERCENT = 8
-MAX_LENGTH = 224  # tokens of a document; a few longer ones would fill every batch with padding
+MAX_LENGTH = 224  # tokens of a document, where most conversations are cut
 LANGUAGE_WEIGHT = 0.2  # of the language loss during the warm-up
 READING_WEIGHT = 0.2  # of the discarded layers' loss during the warm-up
 
