@@ -42,7 +42,7 @@ __all__ = ["STEPS", "build"]
 
 IMAGES, STORIES = 24_000, 8_000  # of the train split
 # Chosen on the val split.
-IMAGES_BY_DEFAULT = ImageDefaults(scheduler=SchedulerName.ddim, num_inference_steps=20, guidance_scale=3.0)
+IMAGES_BY_DEFAULT = ImageDefaults(scheduler=SchedulerName.ddim, num_inference_steps=20, guidance_scale=1.5)
 STORIES_BY_DEFAULT = InterleavedDefaults(do_sample=True, temperature=0.7)
 HERE = Path(__file__).parent
 RECIPES = HERE / "recipes"

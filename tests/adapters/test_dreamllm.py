@@ -98,7 +98,7 @@ def test_what_a_task_leaves_open_is_generated_as_the_checkpoint_says(model: Drea
     stated = {name: value for name, value in model.defaults.items() if name in IMAGE_SETTINGS}
     assert set(stated) == {"scheduler", "num_inference_steps", "guidance_scale", "guidance_rescale"}
     assert stated.pop("num_inference_steps") == 20
-    assert stated["guidance_scale"] == 3.0
+    assert stated["guidance_scale"] == 1.5
     document = (Text("Draw a red star."),)
     ((open_,), (told,)) = (
         ask(model, "generate_image", [document], {"num_inference_steps": 2, **settings}) for settings in ({}, stated)

@@ -25,6 +25,7 @@ from transformers import CLIPVisionModel
 from transformers.utils import is_flash_attn_2_available
 
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, checkpoint, files
+from dreamllm.cli import main
 from dreamllm.defaults import ImageDefaults, read_defaults
 from dreamllm.errors import CheckpointError, UsageError
 from dreamllm.recipe import Recipe, make_recipe
@@ -280,7 +281,9 @@ def test_an_error_in_a_worker_process_is_reported_in_one_line(data: Path, tiny: 
         run.train(make_recipe(raw | {"trainer": raw["trainer"] | {"max_steps": 2}}))
 
 
-def test_two_processes_with_half_the_batch_each_equal_one_process(data: Path, tiny: Path, tmp_path: Path) -> None:
+def test_two_processes_with_half_the_batch_each_equal_one_process(
+    data: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Evaluation too, where the second process has no sample left for its last batch."""
     raw = recipe_dict("sft", data, tiny, tmp_path / "one", max_steps=3, per_device_train_batch_size=4)
     raw["data"] |= {"eval_sources": raw["data"]["sources"], "eval_samples": 5}
@@ -301,6 +304,9 @@ def test_two_processes_with_half_the_batch_each_equal_one_process(data: Path, ti
     assert [line["step"] for line in two if "eval_loss" in line] == [3]
     ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", str(tmp_path / "recipe.yaml")])
+    assert "nothing was trained" in capsys.readouterr().err
 
 
 def test_one_of_two_processes_on_the_cpu_is_the_main_one(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_system_that_chooses_among_candidates_names_what_chooses_and_no_folder
     assert set(CocoFid(RunSpec(task="coco_fid")).system()) == {"generation"}
 
 
-OWN = {"scheduler": "ddim", "num_inference_steps": 20, "guidance_scale": 3.0, "guidance_rescale": 0.0}
+OWN = {"scheduler": "ddim", "num_inference_steps": 20, "guidance_scale": 1.5, "guidance_rescale": 0.0}
 """How the embedded checkpoint generates images, by its generation_config.json."""
 
 
