@@ -201,7 +201,7 @@ def generate_image(
 ) -> None:
     """Generate an image from a prompt, or from an image with the prompt "<image>" and --image.
 
-    Example: dreamllm generate-image "a red circle on a mint background" circle.png
+    Example: dreamllm generate-image "A red circle on a mint background." circle.png
     """
     check_image_file(file)
     from dreamllm.defaults import IMAGE_PRESETS, ImageSettings

@@ -191,7 +191,7 @@ class DreamLLMProcessor(ProcessorMixin):
             counts, expected = len(images), sum(placeholders)
         if counts != expected:
             raise InputError(
-                f"number of images ({counts}) and of image placeholders in the prompts ({expected}) differ"
+                f"number of images ({counts}) and of image placeholders in the prompts ({expected}) differ: write <image> for each"
             )
         return list(images)
 

@@ -37,7 +37,7 @@ from dreambench.statistics import mean_estimate
 from dreambench.store import RunFolder
 from dreambench_tasks.interleaved.metrics import TRUTH, matched_sentences
 from dreambench_tasks.playground.conversations import SHORT_PROMPT
-from dreambench_tasks.playground.language import PLACES, captions, place
+from dreambench_tasks.playground.language import PLACES, captions, place, prompt
 from dreambench_tasks.playground.probe import Reading, read_images
 from dreambench_tasks.playground.render import render_many
 from dreambench_tasks.playground.scene import SHAPES, WORLD, Rng, Scene, draw_scene
@@ -71,6 +71,9 @@ def evaluate(
             "Text generation: benchmarks on the embedded data (val split)": _benchmarks(checkpoint),
             f"Text generation: what is where ({split} split)": comprehension(model, split, n),
             f"Image generation ({split} split)": text_to_image(model, split, n),
+            f"Image generation for prompts as people type them ({split} split)": text_to_image(
+                model, split, n, typed=True
+            ),
         }
         if baseline is not None:
             title = "Image generation by the baseline, the surrogate Stable Diffusion, for the same captions"
@@ -135,13 +138,15 @@ def _diversity(folder: RunFolder) -> list[Score]:
     return scores
 
 
-def described_scenes(split: str, objects: int, n: int) -> list[tuple[Scene, str]]:
-    """The first ``n`` scenes of a split with so many objects, each with one of its captions."""
+def described_scenes(split: str, objects: int, n: int, typed: bool = False) -> list[tuple[Scene, str]]:
+    """The first ``n`` scenes of a split with so many objects, each with one of its captions or a prompt as people type it."""
     scenes = ((index, draw_scene(split, index)) for index in count())
-    return [
-        (scene, Rng("evaluation", split, index).pick(captions(scene, Rng("told", split, index))))
-        for index, scene in islice((pair for pair in scenes if len(pair[1].things) == objects), n)
-    ]
+    described: list[tuple[Scene, str]] = []
+    for index, scene in islice((pair for pair in scenes if len(pair[1].things) == objects), n):
+        rng = Rng("told", split, index)
+        text = prompt(scene, rng) if typed else Rng("evaluation", split, index).pick(captions(scene, rng))
+        described.append((scene, text))
+    return described
 
 
 def comprehension(model: Model, split: str, n: int) -> list[Score]:
@@ -173,11 +178,11 @@ def _answers(model: Model, kind: Kind, prompts: Sequence[Document], **settings: 
     return [answers[i].document for i in ids]
 
 
-def text_to_image(model: Model, split: str, n: int, **settings: Any) -> list[Score]:
-    """What the probe reads in images for captions of ``n`` scenes each with one, two and three objects."""
+def text_to_image(model: Model, split: str, n: int, typed: bool = False, **settings: Any) -> list[Score]:
+    """What the probe reads in images for captions, or prompts, of ``n`` scenes each with one, two and three objects."""
     scores: list[Score] = []
     for objects, title in enumerate(WORDS, 1):
-        described = described_scenes(split, objects, n)
+        described = described_scenes(split, objects, n, typed)
         answers = _answers(model, "generate_image", [(Text(text),) for _, text in described], **settings)
         images = [decode_rgb(part) for answer in answers for part in answer if isinstance(part, Image)]
         readings = read_images(np.stack([np.asarray(image) for image in images]))
@@ -192,7 +197,7 @@ def text_to_image(model: Model, split: str, n: int, **settings: Any) -> list[Sco
                 (f"{shape}s", shows_objects, [one for one in judged if one[0].things[0].shape == shape])
                 for shape in SHAPES
             ]
-        for what, right, items in judges:
+        for what, right, items in judges[:1] if typed else judges:
             if items:
                 contents = [scene.content for scene, _, _ in items]
                 scores.append(share(f"{title}: {what}", [right(*item) for item in items], contents))
@@ -200,9 +205,10 @@ def text_to_image(model: Model, split: str, n: int, **settings: Any) -> list[Sco
 
 
 def shows_objects(scene: Scene, text: str, reading: Reading) -> bool:
-    """A clear image of these objects on this background."""
+    """A clear image of these objects, on this background where the text tells it."""
     names = [Counter(t.name for t in one.things) for one in (scene, reading.scene)]
-    return reading.clear and reading.scene.background == scene.background and names[0] == names[1]
+    grounds = {scene.background, reading.scene.background}
+    return reading.clear and names[0] == names[1] and (len(grounds) == 1 or scene.background not in text)
 
 
 def share_in_place(scene: Scene, text: str, reading: Reading) -> float:

@@ -118,6 +118,15 @@ def test_a_caption_tells_a_relation_and_not_the_places(generated: Any) -> None:
         assert evaluate.shows_objects(scene, text, wrong)
 
 
+def test_what_a_prompt_leaves_open_is_no_error() -> None:
+    described = [pair for objects in (1, 2, 3) for pair in evaluate.described_scenes("test", objects, 20, typed=True)]
+    grounds = {scene: "navy" if scene.background != "navy" else "mint" for scene, _ in described}
+    readings = evaluate.read_images(render_many([replace(scene, background=grounds[scene]) for scene, _ in described]))
+    right = [evaluate.shows(scene, text, reading) for (scene, text), reading in zip(described, readings, strict=True)]
+    assert right == [scene.background not in text for scene, text in described]
+    assert {True, False} == set(right)
+
+
 def test_repeated_contents_do_not_narrow_an_interval() -> None:
     """500 scenes with one object have 91 contents; an error comes with each of its scenes."""
     hits, contents = [True, True, False, True] * 5, [str(i) for i in range(20)]

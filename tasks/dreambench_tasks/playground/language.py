@@ -8,7 +8,7 @@ from itertools import pairwise
 from dreambench_tasks.playground.scene import Rng, Scene, Thing
 
 __all__ = ["PLACES", "a", "captions", "enumerated", "fullest_caption", "narrative"]
-__all__ += ["place", "placed_caption", "relation"]
+__all__ += ["place", "placed_caption", "prompt", "relation"]
 
 PLACES = (
     ("top left", "top center", "top right"),
@@ -75,6 +75,20 @@ def fullest_caption(scene: Scene) -> str:
 def placed_caption(scene: Scene) -> str:
     """The caption that names the background and each object's color, shape and place."""
     return _sentence(_placed(scene))
+
+
+def prompt(scene: Scene, rng: Rng) -> str:
+    """What people type who want such an image: no sentence, and only some of what there is to tell."""
+    sized, placed, grounded = (rng.chance(percent) for percent in (30, 30, 50))
+    things = [f"{t.size} {t.name}" if sized else t.name for t in scene.things]
+    if rng.chance(80):
+        things = [a(words) for words in things]
+    if placed:
+        things = [f"{words} in the {place(t)}" for words, t in zip(things, scene.things, strict=True)]
+    lead = rng.pick(("", "", "", "draw ", "a picture of ", "an image of "))
+    ground = scene.background
+    rest = rng.pick((f" on {a(ground)} background", f" on {ground}", f", {ground} background")) if grounded else ""
+    return f"{lead}{enumerated(things)}{rest}"
 
 
 def narrative(scene: Scene, rng: Rng) -> list[str]:
