@@ -251,7 +251,7 @@ def pairs(pool: Pool) -> Iterator[File]:
 
 
 def conversations(pool: Pool) -> Iterator[File]:
-    """``conversations_train.json`` in LLaVA's format, up to ten turns per image; the image precedes the first question."""
+    """``conversations_train.json`` in LLaVA's format, up to twelve turns per image; the image precedes the first question."""
     records: list[dict[str, Any]] = []
     for image_id, scene in pool:
         messages: list[dict[str, str]] = []
