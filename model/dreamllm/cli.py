@@ -498,14 +498,14 @@ def train(
     from dreamllm.training import run
 
     _hide_progress_bars()
-    trained = (loaded.output / run.RESULT).is_file()
+    was_complete = (loaded.output / run.RESULT).is_file()
     with naming(recipe):
         record = run.train(loaded, resume)
     if os.environ.get("RANK", "0") != "0":
         return
     losses = ", ".join(f"{name} {value:.4f}" for name, value in record["last"].items())
     typer.echo(f"{loaded.output}: {record['stage']}, {record['steps']} steps; {losses}")
-    if trained:
+    if was_complete:
         typer.echo("this run was complete before: nothing was trained", err=True)
     if broken := record["broken_records"]:
         typer.echo(f"{broken:,} records or images were broken: {loaded.output / run.BROKEN}", err=True)

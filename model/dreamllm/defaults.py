@@ -1,6 +1,6 @@
 """How a checkpoint generates where its user does not say, in its generation_config.json:
 
-    "image_generation": {"scheduler": "ddim", "num_inference_steps": 20, "guidance_scale": 3.0},
+    "image_generation": {"scheduler": "ddim", "num_inference_steps": 20, "guidance_scale": 1.5},
     "interleaved_generation": {"do_sample": true, "temperature": 0.7}
 
 The other fields of that file are those of transformers' `generate`, for text. These two are objects of their own because the library has

@@ -191,7 +191,7 @@ class DreamLLMProcessor(ProcessorMixin):
             counts, expected = len(images), sum(placeholders)
         if counts != expected:
             raise InputError(
-                f"number of images ({counts}) and of image placeholders in the prompts ({expected}) differ: write <image> for each"
+                f"number of images ({counts}) and of image placeholders in the prompts ({expected}) differ: one <image> for each image"
             )
         return list(images)
 

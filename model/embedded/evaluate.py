@@ -71,9 +71,7 @@ def evaluate(
             "Text generation: benchmarks on the embedded data (val split)": _benchmarks(checkpoint),
             f"Text generation: what is where ({split} split)": comprehension(model, split, n),
             f"Image generation ({split} split)": text_to_image(model, split, n),
-            f"Image generation for prompts as people type them ({split} split)": text_to_image(
-                model, split, n, typed=True
-            ),
+            f"Image generation for short prompts ({split} split)": text_to_image(model, split, n, short=True),
         }
         if baseline is not None:
             title = "Image generation by the baseline, the surrogate Stable Diffusion, for the same captions"
@@ -138,13 +136,13 @@ def _diversity(folder: RunFolder) -> list[Score]:
     return scores
 
 
-def described_scenes(split: str, objects: int, n: int, typed: bool = False) -> list[tuple[Scene, str]]:
-    """The first ``n`` scenes of a split with so many objects, each with one of its captions or a prompt as people type it."""
+def described_scenes(split: str, objects: int, n: int, short: bool = False) -> list[tuple[Scene, str]]:
+    """The first ``n`` scenes of a split with so many objects, each with one of its captions or a short prompt."""
     scenes = ((index, draw_scene(split, index)) for index in count())
     described: list[tuple[Scene, str]] = []
     for index, scene in islice((pair for pair in scenes if len(pair[1].things) == objects), n):
         rng = Rng("told", split, index)
-        text = prompt(scene, rng) if typed else Rng("evaluation", split, index).pick(captions(scene, rng))
+        text = prompt(scene, rng) if short else Rng("evaluation", split, index).pick(captions(scene, rng))
         described.append((scene, text))
     return described
 
@@ -178,26 +176,29 @@ def _answers(model: Model, kind: Kind, prompts: Sequence[Document], **settings: 
     return [answers[i].document for i in ids]
 
 
-def text_to_image(model: Model, split: str, n: int, typed: bool = False, **settings: Any) -> list[Score]:
-    """What the probe reads in images for captions, or prompts, of ``n`` scenes each with one, two and three objects."""
+def text_to_image(model: Model, split: str, n: int, short: bool = False, **settings: Any) -> list[Score]:
+    """What the probe reads in images for captions, or short prompts, of ``n`` scenes each with one, two and three objects."""
     scores: list[Score] = []
     for objects, title in enumerate(WORDS, 1):
-        described = described_scenes(split, objects, n, typed)
+        described = described_scenes(split, objects, n, short)
         answers = _answers(model, "generate_image", [(Text(text),) for _, text in described], **settings)
         images = [decode_rgb(part) for answer in answers for part in answer if isinstance(part, Image)]
         readings = read_images(np.stack([np.asarray(image) for image in images]))
         judged = [(*pair, reading) for pair, reading in zip(described, readings, strict=True)]
         judges: list[tuple[str, Callable[[Scene, str, Reading], float], list[tuple[Scene, str, Reading]]]] = [
-            ("exactly what is told, in its place where that is told", shows, judged),
-            ("colors, shapes and background, nothing else", shows_objects, judged),
-            ("objects in the place that is told", share_in_place, [one for one in judged if is_placed(*one[:2])]),
+            ("exactly what is told, in its place where that is told", shows, judged)
         ]
-        if objects == 1:
+        if not short:
+            judges += [
+                ("colors, shapes and background, nothing else", shows_objects, judged),
+                ("objects in the place that is told", share_in_place, [one for one in judged if is_placed(*one[:2])]),
+            ]
+        if objects == 1 and not short:
             judges += [
                 (f"{shape}s", shows_objects, [one for one in judged if one[0].things[0].shape == shape])
                 for shape in SHAPES
             ]
-        for what, right, items in judges[:1] if typed else judges:
+        for what, right, items in judges:
             if items:
                 contents = [scene.content for scene, _, _ in items]
                 scores.append(share(f"{title}: {what}", [right(*item) for item in items], contents))
@@ -205,10 +206,10 @@ def text_to_image(model: Model, split: str, n: int, typed: bool = False, **setti
 
 
 def shows_objects(scene: Scene, text: str, reading: Reading) -> bool:
-    """A clear image of these objects, on this background where the text tells it."""
+    """A clear image of these objects, on this background where the text tells it. Sizes are not judged."""
     names = [Counter(t.name for t in one.things) for one in (scene, reading.scene)]
-    grounds = {scene.background, reading.scene.background}
-    return reading.clear and names[0] == names[1] and (len(grounds) == 1 or scene.background not in text)
+    on_told_background = reading.scene.background == scene.background or scene.background not in text
+    return reading.clear and names[0] == names[1] and on_told_background
 
 
 def share_in_place(scene: Scene, text: str, reading: Reading) -> float:

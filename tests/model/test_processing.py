@@ -57,7 +57,7 @@ def test_images_are_accepted_flat_nested_and_alone(processor, image, tmp_path) -
     ("texts", "images", "words"),
     [
         (["<image>"], [], r"images \(0\) and of image placeholders in the prompts \(1\)"),
-        (["none"], [0], r"images \(1\) and of image placeholders in the prompts \(0\)"),
+        (["none"], [0], r"placeholders in the prompts \(0\) differ: one <image> for each image"),
         (
             ["<image>", "<image><image>"],
             [[0, 1], [2]],

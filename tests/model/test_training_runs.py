@@ -281,9 +281,7 @@ def test_an_error_in_a_worker_process_is_reported_in_one_line(data: Path, tiny: 
         run.train(make_recipe(raw | {"trainer": raw["trainer"] | {"max_steps": 2}}))
 
 
-def test_two_processes_with_half_the_batch_each_equal_one_process(
-    data: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_with_half_the_batch_each_equal_one_process(data: Path, tiny: Path, tmp_path: Path) -> None:
     """Evaluation too, where the second process has no sample left for its last batch."""
     raw = recipe_dict("sft", data, tiny, tmp_path / "one", max_steps=3, per_device_train_batch_size=4)
     raw["data"] |= {"eval_sources": raw["data"]["sources"], "eval_samples": 5}
@@ -304,9 +302,16 @@ def test_two_processes_with_half_the_batch_each_equal_one_process(
     assert [line["step"] for line in two if "eval_loss" in line] == [3]
     ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
-    with pytest.raises(SystemExit, match="0"):
-        main(["train", str(tmp_path / "recipe.yaml")])
-    assert "nothing was trained" in capsys.readouterr().err
+
+
+def test_a_complete_run_that_is_started_again_says_that_nothing_was_trained(
+    data: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_dict("sft", data, tiny, tmp_path / "out", max_steps=1)))
+    for complete in (False, True):
+        with pytest.raises(SystemExit, match="0"):
+            main(["train", str(tmp_path / "recipe.yaml")])
+        assert ("nothing was trained" in capsys.readouterr().err) == complete
 
 
 def test_one_of_two_processes_on_the_cpu_is_the_main_one(tmp_path: Path) -> None:

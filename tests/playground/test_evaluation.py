@@ -119,12 +119,16 @@ def test_a_caption_tells_a_relation_and_not_the_places(generated: Any) -> None:
 
 
 def test_what_a_prompt_leaves_open_is_no_error() -> None:
-    described = [pair for objects in (1, 2, 3) for pair in evaluate.described_scenes("test", objects, 20, typed=True)]
+    described = [pair for objects in (1, 2, 3) for pair in evaluate.described_scenes("test", objects, 20, short=True)]
     grounds = {scene: "navy" if scene.background != "navy" else "mint" for scene, _ in described}
     readings = evaluate.read_images(render_many([replace(scene, background=grounds[scene]) for scene, _ in described]))
     right = [evaluate.shows(scene, text, reading) for (scene, text), reading in zip(described, readings, strict=True)]
     assert right == [scene.background not in text for scene, text in described]
     assert {True, False} == set(right)
+    perfect = evaluate.text_to_image(Painter([scene for scene, _ in described]), "test", 20, short=True)
+    assert [score.value for score in perfect] == [1.0, 1.0, 1.0]
+    wrong = evaluate.text_to_image(Painter([elsewhere(scene) for scene, _ in described]), "test", 20, short=True)
+    assert all(0 < (score.value or 0) < 1 for score in wrong)  # only some tell the places
 
 
 def test_repeated_contents_do_not_narrow_an_interval() -> None:

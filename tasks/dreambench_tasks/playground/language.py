@@ -78,7 +78,7 @@ def placed_caption(scene: Scene) -> str:
 
 
 def prompt(scene: Scene, rng: Rng) -> str:
-    """What people type who want such an image: no sentence, and only some of what there is to tell."""
+    """A short prompt for such an image: no sentence, and often without sizes, places or the background."""
     sized, placed, grounded = (rng.chance(percent) for percent in (30, 30, 50))
     things = [f"{t.size} {t.name}" if sized else t.name for t in scene.things]
     if rng.chance(80):
