@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import CLIPVisionModel
 
 import evaluate
 from dreambench.errors import DreambenchError
@@ -64,17 +65,21 @@ def build(directory: Path, step: str | None = None) -> None:
 
 
 def reuse(directory: Path) -> None:
-    """CLIP's image tower and the autoencoder of the shipped checkpoint, in place of the steps ``encoder`` and ``autoencoder``."""
-    model, processor = checkpoint.load(dtype="float32")
-    processor.image_processor.save_pretrained(directory / "encoder")
-    model.vision_tower.save_pretrained(directory / "encoder")
-    for name in ("vae", "vae_fine"):
-        model.image_decoder.vae.save_pretrained(directory / name)
+    """In place of the steps from ``autoencoder`` to ``questions``: the shipped checkpoint with this build's CLIP, which stage I makes it read."""
+    if not (directory / "start" / WEIGHTS).is_file():
+        model, processor = checkpoint.load(dtype="float32")
+        clip = CLIPVisionModel.from_pretrained(directory / "encoder", local_files_only=True)
+        model.vision_tower.load_state_dict(clip.state_dict())
+        model.config.training = f"{model.config.training}; then another CLIP"
+        checkpoint.save(directory / "start", model, processor)
+    stage(directory, STAGES[0])
+    if not (directory / "questions" / WEIGHTS).is_file():
+        checkpoint.save(directory / "questions", *checkpoint.load(directory / STAGES[0], dtype="float32"))
 
 
 def world(directory: Path) -> None:
-    """The training data: pairs, conversations, stories and instructions."""
-    write(directory / "world" / "images", "train", IMAGES, 0, ["pairs", "conversations"])
+    """The training data: pairs, short prompts, conversations, stories and instructions."""
+    write(directory / "world" / "images", "train", IMAGES, 0, ["pairs", "prompts", "conversations"])
     write(directory / "world" / "stories", "train", STORIES, 0, ["stories", "instructions"])
 
 

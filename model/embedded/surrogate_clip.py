@@ -92,6 +92,7 @@ class _Learner(nn.Module):
         self.patches = patches
         kinds = (SHAPES, COLOURS, SIZES) if patches else ()
         self.heads = nn.ModuleList(nn.Linear(WIDTH, len(values) + 1) for values in kinds)
+        self.position = nn.Linear(WIDTH, (IMAGE // PATCH) ** 2) if patches else None
         facts = _facts([draw_scene("train", index) for index in range(FACTS_FROM)])
         self.means, self.deviations = facts.mean(0), facts.std(0)
 
@@ -109,8 +110,11 @@ class _Learner(nn.Module):
         encoded = self.clip.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         text = self.clip.text_projection(encoded.pooler_output)
         loss = self._contrastive_loss(image, text, texts)
-        if self.patches:
-            return loss + _dense_loss([head(vision.hidden_states[-2][:, 1:]) for head in self.heads], scenes)
+        if self.position is not None:
+            patches = vision.hidden_states[-2][:, 1:]
+            guess = self.position(patches).transpose(1, 2)
+            where = F.cross_entropy(guess, torch.arange(guess.shape[2]).expand(len(scenes), -1))
+            return loss + where + _dense_loss([head(patches) for head in self.heads], scenes)
         facts = (_facts(scenes) - self.means) / self.deviations
         return loss + FACTS_WEIGHT * F.mse_loss(image[:, : facts.shape[1]], facts)
 

@@ -23,7 +23,7 @@ from PIL import Image
 from dreambench_tasks.mmbench.data import ROTATION
 from dreambench_tasks.playground.choices import CATEGORIES, LETTERS, choice, circular
 from dreambench_tasks.playground.conversations import conversation
-from dreambench_tasks.playground.language import captions, narrative
+from dreambench_tasks.playground.language import captions, narrative, prompt
 from dreambench_tasks.playground.open_questions import KINDS, open_question
 from dreambench_tasks.playground.questions import annotators, questions
 from dreambench_tasks.playground.render import CENTRES, SIDE, render
@@ -35,6 +35,7 @@ __all__ = ["BENCHMARK_FORMATS", "DOCUMENT_FORMATS", "TRAINING_FORMATS", "File", 
 T = TypeVar("T")
 
 QUESTIONS_PER_IMAGE = 2
+PROMPTS_PER_IMAGE = 4
 SECOND_NARRATIVE_PERCENT = 70  # COCO val has 8,573 narratives of 5,000 images
 SECONDS_PER_WORD = 0.35
 SOURCE = "dreambench playground"
@@ -250,6 +251,15 @@ def pairs(pool: Pool) -> Iterator[File]:
     yield _json_lines(f"pairs_{pool.split}.jsonl", records)
 
 
+def prompts(pool: Pool) -> Iterator[File]:
+    """``prompts_train.jsonl``: the same lines with short prompts, as people type them, in place of captions, four per image."""
+    records: list[dict[str, Any]] = []
+    for image_id, scene in pool:
+        rng, image = pool.rng("prompts", image_id), _image_path(pool, image_id)
+        records += [{"image": image, "caption": prompt(scene, rng)} for _ in range(PROMPTS_PER_IMAGE)]
+    yield _json_lines(f"prompts_{pool.split}.jsonl", records)
+
+
 def conversations(pool: Pool) -> Iterator[File]:
     """``conversations_train.json`` in LLaVA's format, up to twelve turns per image; the image precedes the first question."""
     records: list[dict[str, Any]] = []
@@ -325,6 +335,7 @@ BENCHMARK_FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {
 }
 TRAINING_FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {
     "pairs": pairs,
+    "prompts": prompts,
     "conversations": conversations,
     "stories": stories,
     "instructions": instructions,
