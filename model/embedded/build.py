@@ -2,7 +2,7 @@
 
     python model/embedded/build.py DIR                 # every step in order
     python model/embedded/build.py DIR --step clip     # playground-clip, the feature extractor, which is not part of the model
-    python model/embedded/build.py DIR --step reuse    # before the first: CLIP and autoencoder of the shipped checkpoint, not new ones
+    python model/embedded/build.py DIR --step world encoder reuse sft ship card    # from the shipped checkpoint, with a new CLIP
 
 A step is skipped if its result exists and resumes from its own checkpoint if it was interrupted. The stages are ordinary recipes of
 ``dreamllm train``, in the folder ``recipes``.
@@ -34,7 +34,7 @@ from dreamllm.recipe import Recipe, load_recipe
 from dreamllm.training.assemble import assemble, merge
 from dreamllm.training.run import train
 from loop import reproducible
-from questions import build_questions
+from questions import build_places, build_questions
 from surrogate_clip import build_clip, build_encoder
 from surrogate_diffusion import REGISTERS, build_autoencoder, build_baseline, build_diffusion
 from surrogate_language import build_language
@@ -51,11 +51,11 @@ STAGES = ("alignment-comprehension", "alignment-generation", "igpt", "sft")
 WEIGHTS = "model.safetensors"
 
 
-def build(directory: Path, step: str | None = None) -> None:
-    """Run one of ``STEPS``, or all steps of the embedded model, in ``directory``; ``seconds.jsonl`` gets how long each took."""
+def build(directory: Path, *steps: str) -> None:
+    """Run these of ``STEPS``, or all steps of the embedded model, in ``directory``; ``seconds.jsonl`` gets how long each took."""
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    for name in [name for name in STEPS if name not in APART] if step is None else [step]:
+    for name in steps or [name for name in STEPS if name not in APART]:
         print(f"{name}: {directory}", flush=True)
         start = time.monotonic()
         STEPS[name](directory)
@@ -65,7 +65,10 @@ def build(directory: Path, step: str | None = None) -> None:
 
 
 def reuse(directory: Path) -> None:
-    """In place of the steps from ``autoencoder`` to ``questions``: the shipped checkpoint with this build's CLIP, which stage I makes it read."""
+    """In place of the steps from ``autoencoder`` to ``questions``: the shipped checkpoint with this build's CLIP.
+
+    Stage I trains the projector for it, and the last phase of ``questions`` follows.
+    """
     if not (directory / "start" / WEIGHTS).is_file():
         model, processor = checkpoint.load(dtype="float32")
         clip = CLIPVisionModel.from_pretrained(directory / "encoder", local_files_only=True)
@@ -73,8 +76,7 @@ def reuse(directory: Path) -> None:
         model.config.training = f"{model.config.training}; then another CLIP"
         checkpoint.save(directory / "start", model, processor)
     stage(directory, STAGES[0])
-    if not (directory / "questions" / WEIGHTS).is_file():
-        checkpoint.save(directory / "questions", *checkpoint.load(directory / STAGES[0], dtype="float32"))
+    build_places(directory, directory / STAGES[0])
 
 
 def world(directory: Path) -> None:
@@ -128,7 +130,7 @@ def card(directory: Path) -> None:
     values = {
         "megabytes": f"{(shipped / WEIGHTS).stat().st_size / 1e6:.1f}",
         "world": WORLD,
-        "stages": "\n".join(_stage_row(directory, name) for name in STAGES),
+        "stages": "\n".join(_stage_row(directory, name) for name in STAGES if (directory / name).is_dir()),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "diffusers", "numpy")),
         "scores": evaluate.as_markdown(evaluate.evaluate(shipped, directory / "diffusion")),
     }
@@ -169,10 +171,12 @@ APART = ("clip", "reuse")  # no steps of the embedded model
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("directory", type=Path, help="folder for the results and checkpoints of all steps")
-    help_ = "run only this step; clip is the feature extractor, and reuse goes before the first"
-    parser.add_argument("--step", choices=STEPS, help=help_)
+    help_ = (
+        "run only these steps; clip is the feature extractor, and reuse replaces those from autoencoder to questions"
+    )
+    parser.add_argument("--step", choices=STEPS, nargs="+", default=(), help=help_)
     options = parser.parse_args()
     try:
-        build(options.directory, options.step)
+        build(options.directory, *options.step)
     except (DreambenchError, DreamLLMError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

@@ -189,14 +189,15 @@ def text_to_image(model: Model, split: str, n: int, short: bool = False, **setti
             ("exactly what is told, in its place where that is told", shows, judged)
         ]
         if not short:
+            placed = [one for one in judged if is_placed(*one[:2])]
             judges += [
                 ("colors, shapes and background, nothing else", shows_objects, judged),
-                ("objects in the place that is told", share_in_place, [one for one in judged if is_placed(*one[:2])]),
+                ("objects in the place that is told", share_in_place, placed),
             ]
-        if objects == 1 and not short:
             judges += [
                 (f"{shape}s", shows_objects, [one for one in judged if one[0].things[0].shape == shape])
                 for shape in SHAPES
+                if objects == 1
             ]
         for what, right, items in judges:
             if items:

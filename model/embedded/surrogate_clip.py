@@ -1,10 +1,10 @@
 """Two small CLIPs (transformers' ``CLIPModel``): the surrogate for CLIP ViT-L/14, and ``playground-clip``, the feature extractor.
 
 Both are trained contrastively (Radford et al. 2021, section 2.3) with an additional objective that 400 million pairs make unnecessary and
-some thousand steps do not. The surrogate, whose image tower DreamLLM uses, predicts the shape, colour and size of the object in each cell
-of the 3 x 3 grid, from the patch tokens of that cell which DreamLLM reads (hidden state -2), by linear layers that are discarded
-afterwards. In the extractor, the first 26 features of an image regress what it holds, each fact with unit variance, so that a distance
-between embeddings tells shapes, counts and places apart as well as colours.
+some thousand steps do not. The surrogate, whose image tower DreamLLM uses, predicts from each patch token that DreamLLM reads (hidden
+state -2) which patch it is, and the shape, colour and size of the object in its cell of the 3 x 3 grid, by linear layers that are
+discarded afterwards. In the extractor, the first 26 features of an image regress what it holds, each fact with unit variance, so that a
+distance between embeddings tells shapes, counts and places apart as well as colours.
 
 Shapes: B batch, P patches, D width.
 """
@@ -73,7 +73,7 @@ def build_encoder(directory: Path) -> None:
 
 
 class _Learner(nn.Module):
-    """CLIP and, with ``patches``, the layers by which patch tokens predict what is in their cell; class 0 is nothing."""
+    """CLIP and, with ``patches``, the layers by which patch tokens predict where they are and what is in their cell; class 0 is nothing."""
 
     def __init__(self, context: int, patches: bool, **vision: int) -> None:
         super().__init__()
@@ -89,7 +89,6 @@ class _Learner(nn.Module):
         self.clip = CLIPModel(config)
         # With so few tokens, the backward pass of fused attention takes four times as long on CPUs as that of plain products.
         self.clip.set_attn_implementation("eager")
-        self.patches = patches
         kinds = (SHAPES, COLOURS, SIZES) if patches else ()
         self.heads = nn.ModuleList(nn.Linear(WIDTH, len(values) + 1) for values in kinds)
         self.position = nn.Linear(WIDTH, (IMAGE // PATCH) ** 2) if patches else None
@@ -102,7 +101,7 @@ class _Learner(nn.Module):
         rngs = [Rng("clip", WORLD, settings.seed, step, i) for i in range(settings.batch)]
         texts = [rng.pick(captions(scene, rng)) for scene, rng in zip(scenes, rngs, strict=True)]
         pixels = pixels_of(render_many(scenes))
-        if self.patches:  # bicubic, as the surrogate's image processor resizes
+        if self.position is not None:  # bicubic, as the surrogate's image processor resizes
             pixels = F.interpolate(pixels, size=(IMAGE, IMAGE), mode="bicubic", antialias=True).clamp(-1, 1)
         vision = self.clip.vision_model(pixels, output_hidden_states=True)
         image = self.clip.visual_projection(vision.pooler_output)
@@ -112,9 +111,9 @@ class _Learner(nn.Module):
         loss = self._contrastive_loss(image, text, texts)
         if self.position is not None:
             patches = vision.hidden_states[-2][:, 1:]
-            guess = self.position(patches).transpose(1, 2)
-            where = F.cross_entropy(guess, torch.arange(guess.shape[2]).expand(len(scenes), -1))
-            return loss + where + _dense_loss([head(patches) for head in self.heads], scenes)
+            numbers = torch.arange(patches.shape[1]).expand(len(scenes), -1)
+            loss = loss + F.cross_entropy(self.position(patches).transpose(1, 2), numbers)
+            return loss + _dense_loss([head(patches) for head in self.heads], scenes)
         facts = (_facts(scenes) - self.means) / self.deviations
         return loss + FACTS_WEIGHT * F.mse_loss(image[:, : facts.shape[1]], facts)
 

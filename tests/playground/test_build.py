@@ -14,6 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 import build
+import questions
+import surrogate_clip
 import surrogate_diffusion
 from dreambench.errors import DataError
 from dreamllm.files import embedded_checkpoint
@@ -50,6 +52,7 @@ for module, names in (
     for name in names:
         setattr(module, name, few(getattr(module, name)))
 questions.PHASES = tuple(replace(phase, settings=few(phase.settings)) for phase in questions.PHASES)
+questions.LAST = replace(questions.LAST, settings=few(questions.LAST.settings))
 surrogate_diffusion.CALIBRATION, surrogate_diffusion.SCENES, surrogate_language.TOKENIZED = 16, 48, 40
 build.IMAGES, build.STORIES, build.RECIPES = 24, 6, recipes
 
@@ -136,6 +139,27 @@ def test_the_baseline_of_the_shipped_checkpoint_is_no_step_of_a_build(
     assert (tmp_path / "diffusion" / "text_encoder" / "config.json").is_file()
     with pytest.raises(DataError, match="build in another folder"):
         build.build(tmp_path, "diffusion")
+
+
+def test_reuse_puts_a_new_clip_under_the_shipped_checkpoint(
+    tmp_path: Path, recipes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surrogate_clip, "ENCODER", replace(surrogate_clip.ENCODER, steps=2, batch=4))
+    last = replace(questions.LAST, settings=replace(questions.LAST.settings, steps=2, batch=4))
+    monkeypatch.setattr(questions, "LAST", last)
+    monkeypatch.setattr(build, "IMAGES", 24)
+    monkeypatch.setattr(build, "STORIES", 6)
+    monkeypatch.setattr(build, "RECIPES", recipes)
+    build.build(tmp_path, "world", "encoder", "reuse")
+    shipped, ours = (
+        load_file(folder / "model.safetensors") for folder in (embedded_checkpoint(), tmp_path / "questions")
+    )
+    differing = {name.split(".")[0] for name in shipped if not torch.equal(shipped[name].float(), ours[name])}
+    assert {"vision_tower", "visual_projector"} <= differing
+    assert differing.isdisjoint({"image_decoder", "condition_projector", "dream_queries"})
+    clip = load_file(tmp_path / "encoder" / "model.safetensors")
+    weight = "embeddings.patch_embedding.weight"
+    assert torch.equal(ours[f"vision_tower.{weight}"], clip[f"vision_model.{weight}"])
 
 
 @pytest.mark.parametrize(

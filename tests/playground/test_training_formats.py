@@ -25,12 +25,12 @@ from dreambench_tasks.playground.formats import BENCHMARK_FORMATS
 from dreambench_tasks.playground.language import PLACES, place
 from dreambench_tasks.playground.open_questions import KINDS, open_question, reply
 from dreambench_tasks.playground.render import render
-from dreambench_tasks.playground.scene import Rng, Scene, draw_scene
+from dreambench_tasks.playground.scene import BACKGROUNDS, Rng, Scene, draw_scene
 from dreambench_tasks.playground.stories import story
 from dreambench_tasks.vqav2.task import VQAv2Task
 
 N = 40
-TRAINING = ["pairs", "conversations", "stories", "instructions"]
+TRAINING = ["pairs", "prompts", "conversations", "stories", "instructions"]
 SCENES = [draw_scene("train", i) for i in range(500)]
 
 
@@ -66,6 +66,17 @@ def test_pairs(data: Path, split: str) -> None:
         assert len(own[-1]["caption"].split()) >= 40  # the narrative
 
 
+def test_prompts_are_short_and_name_every_object(data: Path, split: str) -> None:
+    records = lines(data / f"prompts_{split}.jsonl")
+    assert len(records) == 4 * N
+    for number, record in enumerate(records):
+        scene = draw_scene(split, number // 4, 3)
+        assert shows(data / record["image"], scene)
+        assert all(t.name in record["caption"] for t in scene.things)
+        assert not record["caption"].endswith(".")
+    assert {any(ground in record["caption"] for ground in BACKGROUNDS) for record in records} == {True, False}
+
+
 def test_conversations_are_llavas(data: Path, split: str) -> None:
     records = json.loads((data / f"conversations_{split}.json").read_text(encoding="utf-8"))
     assert len({record["id"] for record in records}) == len(records) == N
@@ -77,6 +88,7 @@ def test_conversations_are_llavas(data: Path, split: str) -> None:
         assert 1 <= len(said) // 2 <= 12
         assert [turn["value"].count("<image>") for turn in said] == [1, *[0] * (len(said) - 1)]
         assert said[0]["value"].startswith("<image>")
+    assert {record["conversations"][0]["value"].startswith("<image>\n") for record in records} == {True, False}
 
 
 def test_documents_are_mmc4s_and_their_images_are_the_stories(data: Path, split: str) -> None:
@@ -227,6 +239,7 @@ def test_training_reads_every_format_and_prompts_as_the_tasks_do(tmp_path: Path)
         return samples
 
     assert len(samples("pairs", "pairs_train.jsonl")) == 6 * N
+    assert len(samples("pairs", "prompts_train.jsonl")) == 4 * N
     images = sum(len(story("train", i, 3).scenes) for i in range(N))
     told = samples("mmc4", "stories_train.jsonl", "stories")
     assert sum(len(sample.targets) for sample in told) == sum(len(sample.images) for sample in told) == images

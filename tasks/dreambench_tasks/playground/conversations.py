@@ -12,7 +12,15 @@ from dreambench_tasks.playground.questions import KINDS as QUESTION_KINDS
 from dreambench_tasks.playground.questions import questions
 from dreambench_tasks.playground.scene import BACKGROUNDS, COLOURS, SHAPES, Rng, Scene
 
-__all__ = ["LETTER_PROMPT", "SHORT_PROMPT", "Turn", "conversation", "short_questions", "yes_no_questions"]
+__all__ = [
+    "LETTER_PROMPT",
+    "SHORT_PROMPT",
+    "Turn",
+    "conversation",
+    "place_questions",
+    "short_questions",
+    "yes_no_questions",
+]
 
 # Repeated here, because the tasks load the playground as their default data; a test compares the two.
 SHORT_PROMPT = "\nAnswer the question using a single word or phrase."
@@ -35,6 +43,16 @@ def conversation(scene: Scene, rng: Rng) -> list[Turn]:
 def short_questions(scene: Scene, rng: Rng) -> list[Turn]:
     """Up to twelve questions that one word or phrase answers, half of them about a place."""
     return _draw(scene, rng, _SHORT, 12)
+
+
+def place_questions(scene: Scene, rng: Rng) -> list[Turn]:
+    """What two of the objects are, or which color they have, by their places."""
+    turns: list[Turn] = []
+    for thing in rng.sample(scene.things, 2):
+        kinds = (("What is in the {}?", thing.name), ("What color is the shape in the {}?", thing.colour))
+        question, answer = rng.pick(kinds)
+        turns.append(Turn(question.format(place(thing)) + _prompt(rng), answer))
+    return turns
 
 
 def yes_no_questions(scene: Scene, rng: Rng) -> list[Turn]:

@@ -261,12 +261,16 @@ def prompts(pool: Pool) -> Iterator[File]:
 
 
 def conversations(pool: Pool) -> Iterator[File]:
-    """``conversations_train.json`` in LLaVA's format, up to twelve turns per image; the image precedes the first question."""
+    """``conversations_train.json`` in LLaVA's format, up to twelve turns per image.
+
+    ``<image>`` is before the first question, in half of the conversations on a line of its own.
+    """
     records: list[dict[str, Any]] = []
     for image_id, scene in pool:
+        lead = pool.rng("lead", image_id).pick(("<image>", "<image>\n"))
         messages: list[dict[str, str]] = []
-        for number, turn in enumerate(conversation(scene, pool.rng("conversation", image_id))):
-            messages.append({"from": "human", "value": turn.question if number else f"<image>{turn.question}"})
+        for turn in conversation(scene, pool.rng("conversation", image_id)):
+            messages.append({"from": "human", "value": turn.question if messages else f"{lead}{turn.question}"})
             messages.append({"from": "gpt", "value": turn.answer})
         image = _image_path(pool, image_id)
         records.append({"id": f"{image_id:012d}", "image": image, "conversations": messages})
