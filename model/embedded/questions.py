@@ -37,7 +37,7 @@ from surrogate_diffusion import busy_scene
 __all__ = ["build_places", "build_questions"]
 
 
-def shared_row(seed: int, number: int) -> Scene:
+def _shared_row(seed: int, number: int) -> Scene:
     """A training scene in which two objects are in one row."""
     scenes = (draw_scene("train", number, seed + attempt) for attempt in count())
     return next(scene for scene in scenes if len({thing.row for thing in scene.things}) < len(scene.things))
@@ -58,7 +58,7 @@ PHASES = (
     Phase("questions-free", replace(HELD, steps=400, seed=7), yes_no_questions, holds=False),
     Phase("questions-restored", replace(HELD, steps=400, seed=8, decay=True), short_questions, holds=True),
 )
-LAST = Phase("questions", replace(HELD, steps=160, batch=64, seed=16), place_questions, False, shared_row)
+LAST = Phase("questions", replace(HELD, steps=160, batch=64, seed=16), place_questions, False, _shared_row)
 REPLAYED = 8  # samples of stage II in a step
 LANGUAGE_WEIGHT, CONDITION_WEIGHT = 0.5, 2.0  # of what is held, beside the language loss of the questions
 GROUPS = 6  # of rows of similar length, which go through the language model together
@@ -67,37 +67,36 @@ MAX_LENGTH = 400
 
 def build_questions(directory: Path, igpt: Recipe) -> None:
     """The checkpoint ``directory/questions`` from ``directory/igpt``, which ``igpt`` made."""
-    start = before = directory / "igpt"
+    start = directory / "igpt"
     for phase in PHASES:
-        folder = directory / phase.folder
-        if not is_finished(folder):
-            with reproducible(phase.settings.seed):
-                _train(folder, phase, start, before, igpt)
-        start = folder
+        _train(directory, phase, start, igpt if phase.holds else None)
+        start = directory / phase.folder
     build_places(directory, start)
 
 
 def build_places(directory: Path, start: Path) -> None:
     """The last phase, from the checkpoint ``start``."""
-    if not is_finished(directory / LAST.folder):
-        with reproducible(LAST.settings.seed):
-            _train(directory / LAST.folder, LAST, start)
+    _train(directory, LAST, start)
 
 
-def _train(folder: Path, phase: Phase, start: Path, before: Path | None = None, igpt: Recipe | None = None) -> None:
+def _train(directory: Path, phase: Phase, start: Path, igpt: Recipe | None = None) -> None:
+    folder = directory / phase.folder
+    if is_finished(folder):
+        return
     model, processor = checkpoint.load(start, dtype="float32")
     for part in (model.vision_tower, model.image_decoder):
         part.requires_grad_(False)
     model.set_attn_implementation("eager")  # a faster backward pass on CPUs than fused attention at these lengths
     collate = Collator(processor, model.config.image_decoder_config.resolution)
-    hold = _holding(model, processor, collate, before, igpt) if before and igpt and phase.holds else None
+    hold = None if igpt is None else _holding(model, processor, collate, directory / "igpt", igpt)
 
     def loss_of(step: int) -> Tensor:
         questions = collate(_conversations(processor, phase, step))
         loss = _language_loss(model, questions, _states(model, questions))
         return loss if hold is None else loss + hold(step)
 
-    train(folder, model, loss_of, phase.settings)
+    with reproducible(phase.settings.seed):
+        train(folder, model, loss_of, phase.settings)
     model.config.training = f"{model.config.training}; then {phase.folder} ({phase.settings.steps} steps)"
     finish(folder, processor, model)
 
