@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 from yaml.composer import ComposerError
 
@@ -40,6 +41,11 @@ LENGTHS = ("max_steps", "num_train_epochs")  # of `trainer`: a recipe has one of
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def expand_home(path: str | Path) -> Path:
+    """The path with the home folder in place of `~`, as transformers and datasets read it."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises RuntimeError for an unknown user)
 
 
 def later(default: Any, **checks: Any) -> Any:
@@ -218,7 +224,7 @@ class Monitor(Settings):
 class Recipe(Settings):
     stage: str = Field(min_length=1)  # name, recorded in config.training of the result
     start: Start
-    output: Path  # folder of the result, its checkpoints and its logs
+    output: Annotated[Path, AfterValidator(expand_home)]  # folder of the result, its checkpoints and its logs
     train: list[Part] = Field(min_length=1)  # the parts to train; all others are frozen
     loss: LossSettings = LossSettings()
     data: DataSettings

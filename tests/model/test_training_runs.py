@@ -249,6 +249,24 @@ def test_a_recipe_that_cannot_start_leaves_no_run_behind(data: Path, tiny: Path,
     assert run.train(make_recipe(raw))["steps"] == 1  # in the same folder
 
 
+def test_a_tilde_in_the_output_and_the_caches_is_the_home_folder(
+    data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all parts of a run: transformers writes its checkpoints there, and a second start has to find them."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    raw = recipe_dict("sft", data, tiny, Path("~/out"), max_steps=1)
+    raw["data"] |= {"cache": "~/out/tables", "feature_cache": "~/features"}
+    run.train(make_recipe(raw))
+    assert run.check_output(make_recipe(raw), "auto") == "complete"
+    home = tmp_path / "home"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert last_checkpoint(home / "out" / "checkpoints") is not None
+    assert list(home.glob("out/tables/**/*.arrow"))
+    assert list(home.glob("features/*/*/*"))
+    assert make_recipe(raw | {"output": "~nobody-of-this-name/out"}).output.parts[0] == "~nobody-of-this-name"
+
+
 def test_a_dry_run_shows_sizes_and_the_first_batch_and_trains_nothing(data: Path, tiny: Path, tmp_path: Path) -> None:
     recipe = make_recipe(recipe_dict("igpt", data, tiny, tmp_path / "out"))
     lines = dry_run(recipe)

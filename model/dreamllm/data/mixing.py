@@ -23,7 +23,7 @@ from dreamllm.data.sources import Source
 from dreamllm.errors import InputError, TooSmallError, UsageError
 from dreamllm.files import append_json_line, read_json_lines, write_text
 from dreamllm.processing import DreamLLMProcessor
-from dreamllm.recipe import DataSettings, make_data_settings
+from dreamllm.recipe import DataSettings, expand_home, make_data_settings
 
 ATTEMPTS = 50  # consecutive broken records after which a source counts as broken altogether
 FIELDS = ("source", "key", "reason")
@@ -178,7 +178,7 @@ def training_dataset(
     """
     settings = make_data_settings(data) if isinstance(data, dict) else data
     max_length = settings.max_length or processor.tokenizer.model_max_length
-    cache = str(Path(folder) / settings.cache) if settings.cache else None
+    cache = str(Path(folder) / expand_home(settings.cache)) if settings.cache else None
     if cache is not None and not all(source.streaming for source in settings.sources):
         try:
             Path(cache).mkdir(parents=True, exist_ok=True)

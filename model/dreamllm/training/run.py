@@ -20,7 +20,7 @@ from dreamllm.image_decoder import make_scheduler
 from dreamllm.modeling import DreamLLMForConditionalGeneration
 from dreamllm.options import Resume, choose
 from dreamllm.processing import DreamLLMProcessor
-from dreamllm.recipe import Lora, Recipe
+from dreamllm.recipe import Lora, Recipe, expand_home
 from dreamllm.training.assemble import assemble, assemble_outline
 from dreamllm.training.features import FeatureStore
 from dreamllm.training.losses import DreamLLMForTraining, check_decoder, check_packing
@@ -126,7 +126,7 @@ def check_output(recipe: Recipe, resume: str, main: bool = True) -> str | None:
 def _files(recipe: Recipe) -> set[Path]:
     """The files in the output folder, without those of a dry run, and tables and features of the data, which a failed start leaves."""
     folder = recipe.output
-    caches = [Path(path).resolve() for path in (recipe.data.cache, recipe.data.feature_cache) if path is not None]
+    caches = [expand_home(path).resolve() for path in (recipe.data.cache, recipe.data.feature_cache) if path is not None]
     inside = [path.relative_to(folder.resolve()) for path in caches if folder.resolve() in path.parents]
     ignored = [folder / DRY_RUN, *(folder / path for path in inside)]
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -199,7 +199,7 @@ def make_trainer(
     )
     trainable = make_trainable(model, recipe)
     if data.feature_cache is not None:
-        trainable.feature_store = FeatureStore(Path(data.feature_cache), model)
+        trainable.feature_store = FeatureStore(expand_home(data.feature_cache), model)
     collator = Collator(processor, model.config.image_decoder_config.resolution, keys=data.feature_cache is not None)
     try:
         return DreamLLMTrainer(trainable, recipe, collator, samples, eval_samples)
