@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dreamllm.data import Collator, TrainingData, training_dataset
-from dreamllm.data.mixing import _shares
+from dreamllm.data.mixing import BrokenRecords, _shares
 from dreamllm.data.samples import Sample
 from dreamllm.data.tables import Stream
 from dreamllm.errors import UsageError
@@ -157,6 +157,17 @@ def test_a_broken_record_is_replaced_by_another_of_its_source(processor, folder,
     assert {after[index][0] for index in changed} == {"a"}
     again = mixed(processor, tmp_path)
     assert captions(again, reversed(changed)) == [after[index] for index in reversed(changed)]
+
+
+def test_the_limit_on_broken_records_counts_those_of_all_processes_once(tmp_path) -> None:
+    one, two = (BrokenRecords(3, tmp_path / "broken.jsonl") for _ in range(2))
+    for record in ("record 1", "record 2"):
+        for process in (one, two):  # each finds both
+            process.add("a", record, "torn")
+    two.add("a", "record 3", "torn")
+    with pytest.raises(UsageError, match="more than 3 records or images are broken, most recently record 4 of a"):
+        one.add("a", "record 4", "torn")
+    assert len(one.entries()) == 4
 
 
 def streamed(processor, folder: Path, **options) -> TrainingData:

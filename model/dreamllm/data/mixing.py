@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.utils.data import Dataset
 from dreamllm.data.samples import Sample
 from dreamllm.data.sources import Source
 from dreamllm.errors import InputError, TooSmallError, UsageError
-from dreamllm.files import append_json_line, read_json_lines, write_text
+from dreamllm.files import append_json_line, write_text
 from dreamllm.processing import DreamLLMProcessor
 from dreamllm.recipe import DataSettings, expand_home, make_data_settings
 
@@ -39,6 +40,7 @@ class BrokenRecords:
     def __init__(self, limit: int, file: Path | None = None) -> None:
         self.limit, self.file = limit, file
         self._found: dict[tuple[str, ...], None] = {}  # a set in order
+        self._end = 0  # of what has been read of the file
         self._read()
 
     def add(self, source: str, key: str, reason: str) -> None:
@@ -48,6 +50,7 @@ class BrokenRecords:
         self._found[entry] = None
         if self.file is not None:
             append_json_line(self.file, dict(zip(FIELDS, entry, strict=True)))
+        self._read()  # the limit is that of all workers and processes
         if len(self._found) > self.limit:
             where = f"; all are listed in {self.file}" if self.file else ""
             raise UsageError(
@@ -67,8 +70,16 @@ class BrokenRecords:
             write_text(self.file, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries))
 
     def _read(self) -> None:
-        for entry in read_json_lines(self.file) if self.file is not None else ():
-            self._found[tuple(entry[field] for field in FIELDS)] = None
+        """What all workers and processes have added to the file since the last call."""
+        if self.file is None or not self.file.is_file():
+            return
+        with self.file.open("rb") as lines:
+            lines.seek(self._end)
+            for line in lines:
+                self._end += len(line)
+                with suppress(ValueError):  # left incomplete by a kill
+                    entry = json.loads(line)
+                    self._found[tuple(entry[field] for field in FIELDS)] = None
 
 
 class TrainingData(Dataset[Sample]):
