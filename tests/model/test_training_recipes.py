@@ -98,6 +98,12 @@ def test_a_wrong_recipe_is_reported_in_one_line(tmp_path: Path, changes: dict[st
         ({"max_steps": 3, "output_dir": "x"}, "trainer.output_dir cannot be set: use the recipe's output"),
         ({}, "max_steps or num_train_epochs"),
         ({"max_steps": 3, "num_train_epochs": 1}, "one of them"),
+        ({"max_steps": 3, "label_smoothing_factor": 0.1}, "trainer.label_smoothing_factor cannot be set: "),
+        ({"max_steps": 3, "train_sampling_strategy": "group_by_length"}, "_strategy cannot be set: .*length_groups"),
+        ({"max_steps": 3, "dataloader_drop_last": True}, "trainer.dataloader_drop_last cannot be set: "),
+        ({"max_steps": 3, "average_tokens_across_devices": False}, "across_devices cannot be set: "),
+        ({"max_steps": 3, "save_strategy": "epoch"}, "trainer.save_strategy cannot be epoch: .* use steps"),
+        ({"max_steps": 3, "save_strategy": False}, 'trainer.save_strategy: YAML reads no as false: write "no", in'),
         ({"max_steps": 3, "lr_scheduler_type": "sinus"}, "trainer: sinus is not a valid SchedulerType"),
     ],
 )

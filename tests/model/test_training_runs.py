@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from model.made_pairs import STAGES, recipe_dict, write_pairs
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModel
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from dreamllm import DreamLLMForConditionalGeneration, DreamLLMProcessor, checkpoint, files
 from dreamllm.cli import main
@@ -214,6 +216,55 @@ def test_trainer_options_that_do_not_go_together_are_reported_in_one_line(
     with pytest.raises(UsageError, match=r"^recipe: trainer: .*eval_strategy") as caught:
         run.train(make_recipe(raw))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adam_beta1": 1.5}, "wrong options of the optimizer: .*beta"),
+        ({"optim": "adamw_8bit"}, "wrong options of the optimizer: .*bitsandbytes"),
+        ({"optim_args": "foo"}, "wrong options of the optimizer: "),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "wrong options of the scheduler: .*min_lr"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, "wrong options of the scheduler: .*foo"),
+    ],
+)
+def test_wrong_options_of_the_optimizer_and_the_scheduler_are_reported_in_one_line(
+    data: Path, tiny: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    if options.get("optim") == "adamw_8bit" and is_bitsandbytes_available():
+        pytest.skip("bitsandbytes is installed")
+    recipe = make_recipe(recipe_dict("comprehension", data, tiny, tmp_path / "out", **options))
+    with pytest.raises(UsageError, match=f"^recipe: trainer: {message}") as caught:
+        run.train(recipe)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_number_of_processes_does_not_resume_a_run(data: Path, tiny: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(recipe_dict("comprehension", data, tiny, tmp_path / "out", max_steps=2))
+    run.train(recipe)
+    (tmp_path / "out" / "training.json").unlink()
+    folder = tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    for process in range(2):  # as two processes name them
+        (folder / f"rng_state_{process}.pth").write_bytes((folder / "rng_state.pth").read_bytes())
+    (folder / "rng_state.pth").unlink()
+    with pytest.raises(UsageError, match=r"checkpoint-2 was written by 2 processes, not 1: .*: start 2, or") as caught:
+        run.train(recipe)
+    assert "\n" not in str(caught.value)
+    trainer = run.make_trainer(recipe, *run.start(recipe))
+    check: Any = trainer._check_checkpoint
+    for size, index, files, accepted in (
+        (2, 1, [0, 1], True),
+        (4, 2, [0, 1], False),  # started with more processes
+        (4, 2, [2, 3], True),  # a folder of the second of two machines
+        (4, 2, [], True),
+    ):
+        for path in folder.glob("rng_state*"):
+            path.unlink()
+        for process in files:
+            (folder / f"rng_state_{process}.pth").touch()
+        trainer.args = SimpleNamespace(world_size=size, process_index=index)  # pyright: ignore[reportAttributeAccessIssue]
+        with contextlib.nullcontext() if accepted else pytest.raises(UsageError, match="was written by 2"):
+            check(folder)
 
 
 def test_a_recipe_that_cannot_start_leaves_no_run_behind(data: Path, tiny: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from dreamllm.training.losses import DreamLLMForTraining, check_decoder, check_p
 from dreamllm.training.simulate import FlopsModel, SimulatedTraining
 from dreamllm.training.trainer import (
     CHECKPOINTS,
+    IGNORED,
     LOGS,
     TIMINGS,
     DreamLLMTrainer,
@@ -42,6 +43,7 @@ DRY_RUN = "dry-run"  # folder of the first batch that `--dry-run` writes
 OBSERVING = {
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "disable_tqdm", "run_name"),
     *("eval_strategy", "eval_steps", "log_level", "logging_steps", "report_to", "save_steps", "save_total_limit"),
+    *IGNORED,  # a run that began with one of them goes on without it
 }
 
 

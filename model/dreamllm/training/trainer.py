@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -45,6 +46,14 @@ FIXED = {
     "load_best_model_at_end": "the last weights are the result",
     "auto_find_batch_size": "the result depends on the batch size",
 }
+IGNORED = {  # by this trainer's own losses and data loaders
+    "label_smoothing_factor": "the language loss has no smoothing",
+    "train_sampling_strategy": "data.seed alone gives the order of the samples; loss.length_groups avoids padding",
+    "length_column_name": "data.seed alone gives the order of the samples; loss.length_groups avoids padding",
+    "average_tokens_across_devices": "losses are always means over all processes",
+    "dataloader_drop_last": "all batches of training are full",
+}
+STRATEGIES = ("save_strategy", "eval_strategy", "logging_strategy")
 
 # Doors to the network: training uses none beyond the processes of its own launch.
 DOORS = ("push_to_hub", "hub_", "trackio_")
@@ -61,8 +70,12 @@ def check_fields(recipe: Recipe) -> None:
     known = {field.name for field in fields(TrainingArguments) if field.init}
     declared = get_type_hints(TrainingArguments)
     for name in options:
-        if name in FIXED:
-            raise recipe.error(f"trainer.{name} cannot be set: {FIXED[name]}")
+        if reason := (FIXED | IGNORED).get(name):
+            raise recipe.error(f"trainer.{name} cannot be set: {reason}")
+        if name in STRATEGIES and options[name] is False:
+            raise recipe.error(f'trainer.{name}: YAML reads no as false: write "no", in quotes')
+        if name in STRATEGIES and options[name] == "epoch":
+            raise recipe.error(f"trainer.{name} cannot be epoch: samples are one sequence without epochs; use steps")
         if name.startswith(DOORS):
             raise recipe.error(
                 f"trainer.{name} cannot be set: training does not use the network; upload the result yourself"
@@ -212,7 +225,7 @@ class DreamLLMTrainer(Trainer):
             # The data loader, which is made before the library reads its own state, needs the step.
             state = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint)) / TRAINER_STATE_NAME))
             self._first_step, history = state.global_step, state.log_history
-            self._check_optimizer(Path(str(resume_from_checkpoint)))
+            self._check_checkpoint(Path(str(resume_from_checkpoint)))
         if self.is_world_process_zero():
             # Without the lines that a killed run logged after its last checkpoint: they will be logged again.
             lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
@@ -221,8 +234,35 @@ class DreamLLMTrainer(Trainer):
         with tracking.mlflow_store(self.recipe.output):
             return super().train(resume_from_checkpoint, **kwargs)
 
-    def _check_optimizer(self, folder: Path) -> None:
-        """UsageError for a checkpoint without an optimizer's state of this kind, which the library would go on without, or stumble over."""
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        with self._refused("optimizer"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        with self._refused("scheduler"):
+            return super().create_scheduler(*args, **kwargs)
+
+    @contextmanager
+    def _refused(self, what: str) -> Generator[None]:
+        """UsageError for options of the recipe that the library refuses only when it makes the optimizer or the scheduler."""
+        try:
+            yield
+        except (ValueError, TypeError, ImportError) as error:
+            raise self.recipe.error(f"trainer: wrong options of the {what}: {one_line(error)}") from None
+
+    def _check_checkpoint(self, folder: Path) -> None:
+        """UsageError for a checkpoint of another number of processes, or without an optimizer's state of this kind.
+
+        The library would go on with other data, or without the state, or stumble over it.
+        """
+        states, size = {path.stem for path in folder.glob("rng_state*.pth")}, self.args.world_size
+        # One of each process; a folder of one machine alone has those of its own processes.
+        expected = [f"rng_state_{process}" for process in range(size)] if size > 1 else ["rng_state"]
+        if states and (states - {*expected} or expected[self.args.process_index] not in states):
+            raise UsageError(
+                f"{folder} was written by {len(states)} processes, not {size}: the size of a batch, and which samples have been seen, "
+                f"depend on their number: start {len(states)}, or choose another output"
+            )
         name = sharding.optimizer_file(self.accelerator) if self.is_fsdp_enabled else OPTIMIZER_NAME
         if not self.is_deepspeed_enabled and not (folder / name).exists():
             raise UsageError(
