@@ -8,6 +8,7 @@ import gc
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -511,11 +512,48 @@ def test_a_loss_that_is_not_finite_ends_the_run(data: Path, tiny: Path, tmp_path
         run.train(recipe)
 
 
-def test_data_without_targets_for_the_weighted_losses_end_the_run(data: Path, tiny: Path, tmp_path: Path) -> None:
-    raw = recipe_dict("comprehension", data, tiny, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("trainer", "step"),
+    [
+        ({"max_steps": 2}, 2),
+        ({"max_steps": 2, "logging_steps": 500, "save_strategy": "no"}, 2),  # at the end, at the latest
+        ({"max_steps": 9, "per_device_train_batch_size": 50}, 2),  # after 100 samples
+    ],
+)
+def test_data_without_targets_for_the_weighted_losses_end_the_run(
+    data: Path, tiny: Path, tmp_path: Path, trainer: dict[str, Any], step: int
+) -> None:
+    raw = recipe_dict("comprehension", data, tiny, tmp_path / "out", **trainer)
     raw["loss"] = {"weight_lm": 0.0, "weight_vm": 1.0}  # comprehension pairs have no target images
-    with pytest.raises(UsageError, match="nothing was learned up to step"):
+    with pytest.raises(UsageError, match=f"nothing was learned up to step {step}: "):
         run.train(make_recipe(raw))
+
+
+def test_steps_without_targets_do_not_end_a_run_that_learns_from_others(data: Path, tiny: Path, tmp_path: Path) -> None:
+    """Nor one that is resumed before such a step."""
+    raw = recipe_dict("igpt", data, tiny, tmp_path / "out", per_device_train_batch_size=1, save_steps=1)
+    raw["trainer"]["save_total_limit"] = 100
+    raw["loss"] = {"weight_lm": 0.0}
+    run.train(make_recipe(raw))
+    learned = [line["step"] for line in logs(tmp_path / "out") if "vm_loss" in line]
+    assert 1 not in learned
+    assert 8 not in learned
+    assert learned
+    (tmp_path / "out" / "training.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint-8")
+    assert run.train(make_recipe(raw))["steps"] == 8
+
+
+def test_a_resumed_run_does_not_evaluate_at_its_start_again(data: Path, tiny: Path, tmp_path: Path) -> None:
+    raw = recipe_dict("comprehension", data, tiny, tmp_path / "out", max_steps=4, eval_on_start=True, eval_steps=4)
+    raw["data"] |= {"eval_sources": raw["data"]["sources"], "eval_samples": 2}
+    run.train(make_recipe(raw))
+    lines = logs(tmp_path / "out")
+    (tmp_path / "out" / "training.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint-4")
+    run.train(make_recipe(raw))
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 4]
+    assert logs(tmp_path / "out") == lines
 
 
 def test_a_damaged_checkpoint_is_named_in_the_error(data: Path, tiny: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from dreamllm.training import sharding, tracking
 from dreamllm.training.callbacks import FlopsOf, Monitored, Monitors, Throughput, count_work, peak_tflops
 from dreamllm.training.losses import Draws, DreamLLMForTraining, count_targets, draw, weighted_loss
 
+PATIENCE = 100  # samples without anything to learn, from the start of a run, that end it
 CHECKPOINTS, LOGS, TIMINGS, WEIGHTS = "checkpoints", "logs.jsonl", "timings.jsonl", "model.safetensors"
 FIXED = {
     "output_dir": "use the recipe's output",
@@ -158,12 +159,15 @@ class BatchIndices:
 
 
 class LogAtCheckpoints(TrainerCallback):
-    """Logs at every checkpoint: a log line holds means since the line before, and a resumed run must log the same means."""
+    """Logs at every checkpoint: a log line holds means since the line before, and a resumed run must log the same means.
+
+    And after the last step, so that the progress of every run is checked.
+    """
 
     def on_step_end(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        control.should_log |= control.should_save
+        control.should_log |= control.should_save or state.global_step >= state.max_steps
         return control
 
 
@@ -226,6 +230,7 @@ class DreamLLMTrainer(Trainer):
             state = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint)) / TRAINER_STATE_NAME))
             self._first_step, history = state.global_step, state.log_history
             self._check_checkpoint(Path(str(resume_from_checkpoint)))
+            self.args.eval_on_start = False  # the start is over, and its line is in the history
         if self.is_world_process_zero():
             # Without the lines that a killed run logged after its last checkpoint: they will be logged again.
             lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
@@ -355,9 +360,9 @@ class DreamLLMTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         speed = self.throughput.read() if "loss" in logs else {}
         if "loss" in logs:
-            self._check_progress(logs["loss"])
             logs = logs | _mean_losses(self._sum_over_processes(self._sums), self._counted)
             self._sums, self._counted = torch.zeros(2), [0, 0]
+            self._check_progress(logs)
         # The sequence of samples has no epochs; the fraction of the run is also right after a resume.
         state: Any = self.state
         state.epoch = state.global_step / state.max_steps if state.max_steps else None
@@ -394,15 +399,18 @@ class DreamLLMTrainer(Trainer):
             )
         self.add_callback(Monitors(Monitored(recipe, processor, self.report, main), self.throughput))
 
-    def _check_progress(self, loss: float) -> None:
-        step, settings = self.state.global_step, self.recipe.loss
+    def _check_progress(self, logs: dict[str, float]) -> None:
+        """UsageError for a loss that is not finite, and for a run in which no loss with a weight has had a target so far."""
+        loss, step, args, settings = logs["loss"], self.state.global_step, self.args, self.recipe.loss
         if not math.isfinite(loss):
             raise UsageError(
                 f"the loss is {loss} at step {step}: lower trainer.learning_rate or trainer.max_grad_norm; "
-                f"the last checkpoint is in {self.args.output_dir}"
+                f"the last checkpoint is in {args.output_dir}"
             )
-        weighted = zip((settings.weight_lm, settings.weight_vm), self._counted, strict=True)
-        if not any(weight and count for weight, count in weighted):
+        samples = step * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        weighted = [name for name in ("lm_loss", "vm_loss") if getattr(settings, f"weight_{name[:2]}")]
+        learned = any(name in line for line in (logs, *self.state.log_history) for name in weighted)
+        if not learned and (samples >= PATIENCE or step >= self.state.max_steps):
             raise UsageError(
                 f"nothing was learned up to step {step}: the data have no labels or target images for the losses with a weight above 0; "
                 "change the weights in `loss`, or the `mode` of the sources"
