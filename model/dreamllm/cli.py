@@ -35,6 +35,8 @@ from dreamllm.options import (
     Resume,
     SchedulerName,
     check_device,
+    check_seed,
+    check_temperature,
     check_tokenizer,
 )
 
@@ -60,10 +62,13 @@ Images = Annotated[
     typer.Option("--image", metavar="FILE", exists=True, dir_okay=False, help="Input image; may be repeated."),
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's conversation template.")]
-Seed = Annotated[int, typer.Option(help="Seed for sampling and noise.")]
+Seed = Annotated[int, typer.Option(callback=check_seed, help="Seed for sampling and noise.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of generated tokens.")]
 OWN = "[default: the checkpoint's own]"
-Temperature = Annotated[float | None, typer.Option(min=0, help=f"Sampling temperature; 0: no sampling.  {OWN}")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(min=0, callback=check_temperature, help=f"Sampling temperature; 0: no sampling.  {OWN}"),
+]
 ENDS = {
     "length": "ended by the limit on tokens",
     "images": "ended by the limit on images",
@@ -215,6 +220,11 @@ def generate_image(
     if unwanted := settings.negative_prompt if negative_prompt is None else negative_prompt:
         options["negative_prompts"] = processor(unwanted)
     inputs = processor(settings.prefix + prompt, image or None)
+    from dreamllm.layers import check_room
+
+    config, needed = model.config, model.config.num_dream_queries + 2
+    for each in (inputs, options.get("negative_prompts", inputs)):
+        check_room(each["attention_mask"], config.text_config.max_position_embeddings, needed, "an image")
     generated = model.generate_images(inputs, seeds=[seed], **options)[0]
     with temporary(file) as unfinished:
         generated.save(unfinished)
@@ -390,9 +400,12 @@ def _answer(
 ) -> str:
     import torch
 
+    from dreamllm.layers import check_room
+
     torch.manual_seed(seed)
     options = _sampling(temperature) | ({} if num_beams is None else {"num_beams": num_beams})
     inputs = processor(text, images or None).to(model.device)
+    check_room(inputs["attention_mask"], model.config.text_config.max_position_embeddings)
     ids = model.generate(**inputs, max_new_tokens=limit, logits_processor=[_require_finite], **options)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :]).strip()
 
@@ -408,7 +421,7 @@ def _require_finite(_: Any, scores: Any) -> Any:
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
     preset: Annotated[Preset, typer.Option(help="Size of the model.")] = Preset.tiny,
-    seed: Annotated[int, typer.Option(help="Seed for the random weights.")] = 0,
+    seed: Annotated[int, typer.Option(callback=check_seed, help="Seed for the random weights.")] = 0,
     tokenizer: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Llama's tokenizer.model or tokenizer.json; 7b needs one."),

@@ -29,7 +29,7 @@ from transformers.cache_utils import DynamicLayer
 from dreamllm.configuration import DreamLLMConfig
 from dreamllm.errors import InputError, UsageError
 from dreamllm.image_decoder import Scheduler, to_pil
-from dreamllm.layers import CACHE, check_seeds, derived_seed, generator_for, position_ids_from_mask
+from dreamllm.layers import CACHE, check_room, check_seeds, derived_seed, generator_for, position_ids_from_mask
 from dreamllm.processing import DreamLLMProcessor
 
 
@@ -208,13 +208,8 @@ class InterleavedGeneration:
                 "a decoder with sliding attention generates interleaved documents one prompt at a time: its window counts padding"
             )
         seeds = check_seeds(seeds, len(ids), "prompt")
-        rows = [_Row(index, ids[index][mask[index].bool()].tolist(), seed) for index, seed in enumerate(seeds)]
-        longest = max(row.length for row in rows)
-        if longest >= self.positions:
-            raise InputError(
-                f"a prompt of {longest} tokens leaves no room for an answer: the model has {self.positions} positions"
-            )
-        return rows
+        check_room(mask.bool(), self.positions)
+        return [_Row(index, ids[index][mask[index].bool()].tolist(), seed) for index, seed in enumerate(seeds)]
 
     def _feed(self, rows: list[_Row], context: _Context) -> torch.Tensor:
         """Feed the last token of each row that writes text. Returns the next logits (B, V), of no use for the other rows."""

@@ -77,6 +77,13 @@ def derived_seed(*numbers: int) -> int:
     return int(sequence.generate_state(1, np.uint64)[0])
 
 
+def check_room(attention_mask: torch.Tensor, positions: int, needed: int = 1, what: str = "an answer") -> None:
+    """InputError if fewer than `needed` of a model's positions are left after a prompt of the batch (B, T)."""
+    longest = int(attention_mask.sum(1).max())
+    if longest + needed > positions:
+        raise InputError(f"a prompt of {longest} tokens leaves no room for {what}: the model has {positions} positions")
+
+
 def check_seeds(seeds: Sequence[int] | None, count: int, what: str) -> list[int]:
     """One seed for each of `count` items, by default drawn from torch's global generator. InputError for another number of seeds."""
     if seeds is None:

@@ -104,6 +104,20 @@ def check_device(device: str) -> str:
     return device
 
 
+def check_seed(seed: int) -> int:
+    """The seed, unchanged; UsageError for one that torch does not accept."""
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError("--seed is out of range: choose a number from 0 to 2**64 - 1")
+    return seed
+
+
+def check_temperature(temperature: float | None) -> float | None:
+    """The temperature, unchanged; UsageError for one that logits cannot be divided by."""
+    if temperature and not 1e-6 <= temperature <= 1e6:
+        raise UsageError(f"--temperature {temperature}: choose 0, or a number from 1e-6 to 1e6")
+    return temperature
+
+
 def check_tokenizer(preset: Preset, file: object) -> None:
     """Raise UsageError if the preset needs a tokenizer file and there is none."""
     if file is None and preset != Preset.tiny:

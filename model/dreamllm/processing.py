@@ -108,11 +108,16 @@ class DreamLLMProcessor(ProcessorMixin):
             images: a flat list in the order of all placeholders, or a list for each prompt; RGB images, uint8 arrays or files.
 
         Returns `input_ids` and `attention_mask` (B, T), and with images `pixel_values` (n, 3, S, S) float32. Raises InputError if
-        there are more or fewer images than placeholders.
+        there are more or fewer images than placeholders, or if a text has half of a surrogate pair.
         """
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise InputError("there is no prompt")
+        for each in texts:
+            try:
+                each.encode()
+            except UnicodeEncodeError:  # an argument or a line whose bytes are no text
+                raise InputError("the prompt is not UTF-8: correct its encoding") from None
         rows: list[list[int]] = [self.tokenizer(each)["input_ids"] for each in texts]
         placeholders = [sum(i in (self.image_id, self.dream_id) for i in row) for row in rows]
         flat = self._flatten(images, placeholders)

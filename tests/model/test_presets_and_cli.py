@@ -213,6 +213,27 @@ def test_chat_answers_until_the_input_ends(monkeypatch, capsys, tmp_path, image)
     assert "there is no file nowhere.png" in output.err
 
 
+@pytest.mark.parametrize("verb", [["generate"], ["generate", "--chat"], ["generate-image"], ["generate-interleaved"]])
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a red \udcff circle", "the prompt is not UTF-8"),  # as Python gives bytes that are no text
+        ("red " * 3000, "leaves no room for an {}: the model has 2048 positions"),
+    ],
+    ids=["not-utf-8", "too-long"],
+)
+def test_a_prompt_that_the_model_cannot_read_is_refused(
+    monkeypatch, capsys, tmp_path, built, verb, prompt, words
+) -> None:
+    monkeypatch.setattr(checkpoint, "load", lambda *arguments, **options: built)
+    monkeypatch.setattr(cli, "find_checkpoint", lambda model: tmp_path)
+    output = {"generate": [], "generate-image": [tmp_path / "x.png"], "generate-interleaved": [tmp_path / "story"]}
+    assert run(monkeypatch, *verb, prompt, *output[verb[0]], "--device", "cpu") == 2
+    _, error = capsys.readouterr().err.splitlines()  # the first line says that the model is untrained
+    assert words.format("image" if verb == ["generate-image"] else "answer") in error
+    assert not list(tmp_path.iterdir())
+
+
 IMAGE = ["generate-image", "hello", "{}/x.png"]
 
 
@@ -243,6 +264,11 @@ IMAGE = ["generate-image", "hello", "{}/x.png"]
         (["generate-interleaved", "hello", "{}/s/t", "--html", "{}/s"], "is the folder of the document"),
         (["generate-image", "hello", "{}/x.xyz"], "cannot save an image as"),
         (["generate-image", "hello", "{}/file/x.png"], "cannot create the folder of"),
+        (["generate", "hello", "--seed", "9" * 23], "--seed is out of range: choose a number from 0 to 2**64 - 1"),
+        ([*IMAGE, "--seed", "9" * 23], "--seed is out of range"),
+        (["init", "{}/m", "--seed", "9" * 23], "--seed is out of range"),
+        (["generate", "hello", "--temperature", "inf"], "--temperature inf: choose 0, or a number from 1e-6 to 1e6"),
+        (["generate-interleaved", "hello", "{}/s", "--temperature", "1e-300"], "--temperature 1e-300: choose 0"),
         ([*IMAGE, "--scheduler", "heun"], "'ddpm', 'ddim', 'dpm-solver++'"),
         ([*IMAGE, "--clip", "{}/nowhere"], "does not exist"),
         (["compose"], "No such command"),

@@ -253,7 +253,7 @@ def test_another_number_of_processes_does_not_resume_a_run(data: Path, tiny: Pat
     assert "\n" not in str(caught.value)
     trainer = run.make_trainer(recipe, *run.start(recipe))
     check: Any = trainer._check_checkpoint
-    for size, index, files, accepted in (
+    for size, index, states, accepted in (
         (2, 1, [0, 1], True),
         (4, 2, [0, 1], False),  # started with more processes
         (4, 2, [2, 3], True),  # a folder of the second of two machines
@@ -261,7 +261,7 @@ def test_another_number_of_processes_does_not_resume_a_run(data: Path, tiny: Pat
     ):
         for path in folder.glob("rng_state*"):
             path.unlink()
-        for process in files:
+        for process in states:
             (folder / f"rng_state_{process}.pth").touch()
         trainer.args = SimpleNamespace(world_size=size, process_index=index)  # pyright: ignore[reportAttributeAccessIssue]
         with contextlib.nullcontext() if accepted else pytest.raises(UsageError, match="was written by 2"):

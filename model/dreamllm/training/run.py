@@ -128,7 +128,8 @@ def check_output(recipe: Recipe, resume: str, main: bool = True) -> str | None:
 def _files(recipe: Recipe) -> set[Path]:
     """The files in the output folder, without those of a dry run, and tables and features of the data, which a failed start leaves."""
     folder = recipe.output
-    caches = [expand_home(path).resolve() for path in (recipe.data.cache, recipe.data.feature_cache) if path is not None]
+    named = (recipe.data.cache, recipe.data.feature_cache)
+    caches = [expand_home(path).resolve() for path in named if path is not None]
     inside = [path.relative_to(folder.resolve()) for path in caches if folder.resolve() in path.parents]
     ignored = [folder / DRY_RUN, *(folder / path for path in inside)]
     files = (path for path in folder.rglob("*") if path.is_file())
