@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import io
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dreamllm.errors import NOT_FINITE, DreamLLMError, NotFiniteError, UsageError, naming, refusal
+from dreamllm.errors import NOT_FINITE, DreamLLMError, NotFiniteError, UsageError, naming, one_line, refusal
 from dreamllm.files import (
     check_image_file,
     check_new_file,
@@ -352,7 +353,11 @@ def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) ->
 
     Example: dreamllm chat --image circle.png
     """
+    for file in image or []:
+        read_image(file)  # one that cannot be read would spoil every message
     model, processor, notify = load()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as for arguments: the processor refuses what is not UTF-8
     new, shown, messages = list(image or []), [], []
     while True:
         try:
@@ -361,20 +366,30 @@ def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) ->
             return
         if line == "/quit":
             return
-        if line.startswith("/image "):
-            path = Path(line.removeprefix("/image ").strip())
-            if path.is_file():
-                new.append(path)
-            else:
-                typer.echo(f"there is no file {path}", err=True)
-        elif line:
-            notify(line)
-            parts = [{"type": "image"} for _ in new] + [{"type": "text", "text": line}]
-            messages.append({"role": "user", "content": parts})
-            shown, new = shown + new, []
-            answer = _answer(model, processor, processor.apply_chat_template(messages), shown, max_new_tokens)
-            messages.append({"role": "assistant", "content": answer})
-            typer.echo(f"model: {_printable(answer)}")
+        command, _, name = line.partition(" ")
+        try:
+            if command == "/image":
+                new.append(_readable_image(name.strip()))
+            elif line:
+                notify(line)
+                parts = [{"type": "image"} for _ in new] + [{"type": "text", "text": line}]
+                asked = [*messages, {"role": "user", "content": parts}]
+                text = processor.apply_chat_template(asked)
+                answer = _answer(model, processor, text, shown + new, max_new_tokens)
+                messages = [*asked, {"role": "assistant", "content": answer}]
+                shown, new = shown + new, []
+                typer.echo(f"model: {_printable(answer)}")
+        except DreamLLMError as error:  # the conversation goes on without the message
+            typer.echo(_printable(one_line(error)), err=True)
+
+
+def _readable_image(name: str) -> Path:
+    if not name:
+        raise UsageError("name an image file: /image FILE")
+    if not Path(name).is_file():
+        raise UsageError(f"there is no file {name}")
+    read_image(name)
+    return Path(name)
 
 
 def _text(processor: "DreamLLMProcessor", prompt: str, chat: bool) -> str:

@@ -213,6 +213,36 @@ def test_chat_answers_until_the_input_ends(monkeypatch, capsys, tmp_path, image)
     assert "there is no file nowhere.png" in output.err
 
 
+def test_chat_goes_on_after_what_it_cannot_use(monkeypatch, capsys, tmp_path, built, image) -> None:
+    """An image stays for the next message if a message is refused, and the model is asked as if that had not been."""
+    asked: list[tuple[str, int]] = []
+
+    def answer(model, processor, text: str, images: list[Path], limit: int) -> str:
+        processor(text, images or None)
+        asked.append((text.removesuffix("ASSISTANT:")[-40:], len(images)))
+        return "yes"
+
+    monkeypatch.setattr(checkpoint, "load", lambda *arguments, **options: built)
+    monkeypatch.setattr(cli, "find_checkpoint", lambda model: tmp_path)
+    monkeypatch.setattr(cli, "_answer", answer)
+    image(0).save(tmp_path / "x.png")
+    (tmp_path / "bad.png").write_bytes(b"none")
+    typed = [f"/image {tmp_path / 'bad.png'}", "/image", f"/image {tmp_path / 'x.png'}", "what is <image>?", "and?"]
+    lines = iter([*typed, "a \udcff", "so?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert run(monkeypatch, "chat", "--device", "cpu") == 0
+    output = capsys.readouterr()
+    assert [images for _, images in asked] == [1, 1]
+    assert asked[1][0].endswith("USER: <image>and? ASSISTANT: yes</s>USER: so? "[-40:])
+    assert output.out.count("model: yes") == 2
+    bad, usage, placeholder, encoding = output.err.splitlines()[1:]
+    assert bad.startswith(f"image {tmp_path / 'bad.png'} cannot be read")
+    assert usage == "name an image file: /image FILE"
+    assert "one <image> for each image" in placeholder
+    assert "not UTF-8" in encoding
+    assert run(monkeypatch, "chat", "--image", tmp_path / "bad.png") == 2  # at once
+
+
 @pytest.mark.parametrize("verb", [["generate"], ["generate", "--chat"], ["generate-image"], ["generate-interleaved"]])
 @pytest.mark.parametrize(
     ("prompt", "words"),
