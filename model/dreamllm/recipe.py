@@ -126,7 +126,9 @@ class SourceSettings(Settings):
         default=None, gt=0, allow_inf_nan=False
     )  # share of the samples; for all sources or none
     mode: str | None = None  # one of MODES[kind]; default: the first
-    flip: bool | None = None  # mirror half of the generated images; default: the recipe's data.flip
+    flip: bool | None = (
+        None  # mirror half of the generated images; default: data.flip, but not for image_pairs in mode pair
+    )
     columns: dict[
         Literal["image", "caption", "target"], str
     ] = {}  # pairs, image_pairs: names of the fields, if unusual

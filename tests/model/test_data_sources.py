@@ -296,6 +296,9 @@ def test_an_image_is_generated_from_another_or_from_itself(processor, folder) ->
         ([0], [1], ""),
         ([2], [3], "Paint it."),
     ]
+    drawn = [opened(processor, folder, source | more) for more in ({}, {"flip": True}, {"mode": "reconstruction"})]
+    mirrored = [any(data[index].mirrored[0] for index in range(20)) for data in drawn]
+    assert mirrored == [False, True, True]  # the image of a pair is not
     samples = by_record(opened(processor, folder, source | {"mode": "reconstruction"}))
     assert [(numbers(s.images), numbers(s.targets)) for s in samples] == [([0], [0]), ([2], [2])]
     (folder / "edits.jsonl").write_text(lines([{"image": "0.png", "goal": "1.png"}]))

@@ -54,6 +54,8 @@ class Source:
         files, self.images = locate(settings, folder)
         self.settings, self.processor, self.max_length = settings, processor, max_length
         self.mode = settings.resolved_mode
+        # A mirrored target would not belong to its image.
+        flip = flip and (settings.kind, self.mode) != ("image_pairs", "pair")
         self.flip = flip if settings.flip is None else settings.flip
         self.name = settings.label
         self.table = Stream(files, seed, settings.shuffle_buffer) if settings.streaming else Table(files, cache)
