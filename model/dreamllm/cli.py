@@ -508,7 +508,7 @@ def train(
     """
     from dreamllm.recipe import load_recipe
 
-    loaded = load_recipe(recipe, change or [])
+    loaded, main_process = load_recipe(recipe, change or []), os.environ.get("RANK", "0") == "0"
     if memory is not None:
         if dry_run:
             raise UsageError("--dry-run loads the weights, --memory does not: choose one of them")
@@ -521,7 +521,9 @@ def train(
         from dreamllm.training.dry_run import dry_run as describe
 
         with naming(recipe):
-            typer.echo("\n".join(describe(loaded)))
+            lines = describe(loaded)
+        if main_process:
+            typer.echo("\n".join(lines))
         return
     from dreamllm.training import run
 
@@ -529,7 +531,7 @@ def train(
     was_complete = (loaded.output / run.RESULT).is_file()
     with naming(recipe):
         record = run.train(loaded, resume)
-    if os.environ.get("RANK", "0") != "0":
+    if not main_process:
         return
     losses = ", ".join(f"{name} {value:.4f}" for name, value in record["last"].items())
     typer.echo(f"{loaded.output}: {record['stage']}, {record['steps']} steps; {losses}")

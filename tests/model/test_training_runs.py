@@ -332,6 +332,21 @@ def test_a_dry_run_shows_sizes_and_the_first_batch_and_trains_nothing(data: Path
     assert not (recipe.output / "recipe.json").exists()
 
 
+def test_a_dry_run_in_two_processes_is_printed_once(data: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_dict("igpt", data, tiny, tmp_path / "out")))
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "dreamllm", "train", str(tmp_path / "recipe.yaml"), "--dry-run"],
+        timeout=900,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the first batch is in") == 1
+    assert "x 2 processes" in done.stdout
+
+
 def test_an_error_in_a_worker_process_is_reported_in_one_line(data: Path, tiny: Path, tmp_path: Path) -> None:
     raw = recipe_dict("comprehension", data, tiny, tmp_path / "out", dataloader_num_workers=1)
     raw["data"]["sources"][0]["images"] = str(tiny)

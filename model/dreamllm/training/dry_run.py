@@ -32,7 +32,10 @@ MEASURED_STEPS = 2
 
 
 def dry_run(recipe: Recipe) -> list[str]:
-    """The lines to print. Writes the first batch to `dry-run/` in the output folder, as text and as an image; no weight changes."""
+    """The lines to print. Process 0 writes its first batch to `dry-run/` in the output folder, as text and as an image.
+
+    No weight changes.
+    """
     check_recipe(recipe)
     folder = recipe.output / DRY_RUN
     make_folder(folder)
@@ -40,7 +43,8 @@ def dry_run(recipe: Recipe) -> list[str]:
     trainer = make_trainer(recipe.model_copy(update={"output": folder}), model, processor)
     with worker_errors_on_one_line():
         batches = list(islice(trainer.get_train_dataloader(), MEASURED_STEPS))
-    write_batch(batches[0], processor, folder)
+    if trainer.is_world_process_zero():
+        write_batch(batches[0], processor, folder)
     seconds = min(_measure(trainer, batch) for batch in batches)
     broken = len(trainer.data.broken.entries())
     found = [f"{broken:,} records or images are broken so far: {folder / BROKEN}"] if broken else []
