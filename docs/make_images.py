@@ -65,10 +65,11 @@ def document_sheet(runs: Path) -> Image.Image:
 
 
 def curve_sheet(build: Path) -> Figure:
-    """The losses of the four recipes, in the order of their stages."""
+    """The losses of the recipes that were run, in the order of their stages."""
     figure = Figure(figsize=(12, 2.6), layout="constrained")
-    stages = ("alignment-comprehension", "alignment-generation", "igpt", "sft")
-    for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
+    names = ("alignment-comprehension", "alignment-generation", "igpt", "sft")
+    stages = [stage for stage in names if (build / stage).is_dir()]
+    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         logs = pd.read_json(build / stage / "logs.jsonl", lines=True)
         for name, label, color in (("lm_loss", "language loss", "tab:blue"), ("vm_loss", "image loss", "tab:orange")):
             if name in logs:
