@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dreamllm.errors import NOT_FINITE, DreamLLMError, NotFiniteError, UsageError, naming, one_line, refusal
+from dreamllm.errors import NOT_FINITE, DreamLLMError, InputError, NotFiniteError, UsageError, naming, one_line, refusal
 from dreamllm.files import (
     check_image_file,
     check_new_file,
@@ -379,7 +379,7 @@ def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) ->
                 messages = [*asked, {"role": "assistant", "content": answer}]
                 shown, new = shown + new, []
                 typer.echo(f"model: {_printable(answer)}")
-        except DreamLLMError as error:  # the conversation goes on without the message
+        except (InputError, UsageError) as error:  # the conversation goes on without the message
             typer.echo(_printable(one_line(error)), err=True)
 
 
