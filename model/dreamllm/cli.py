@@ -349,7 +349,9 @@ def _printable(text: str) -> str:
 @app.command()
 @_with_options(load=_load)
 def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) -> None:
-    """Chat with the model. `/image FILE` adds an image to the next message; `/quit` or end of input ends the conversation.
+    """Chat with the model.
+
+    `/image FILE` adds an image to the next message, `/clear` starts anew; `/quit` or end of input ends the conversation.
 
     Example: dreamllm chat --image circle.png
     """
@@ -370,6 +372,8 @@ def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) ->
         try:
             if command == "/image":
                 new.append(_readable_image(name.strip()))
+            elif line == "/clear":
+                new, shown, messages = [], [], []
             elif line:
                 notify(line)
                 parts = [{"type": "image"} for _ in new] + [{"type": "text", "text": line}]
@@ -386,10 +390,11 @@ def chat(load: Any, image: Images = None, max_new_tokens: MaxNewTokens = 256) ->
 def _readable_image(name: str) -> Path:
     if not name:
         raise UsageError("name an image file: /image FILE")
-    if not Path(name).is_file():
+    file = os.path.expanduser(name)  # noqa: PTH111  (no shell does it here)
+    if not os.path.isfile(file):  # noqa: PTH113  (Path.is_file raises OSError for a name that is too long)
         raise UsageError(f"there is no file {name}")
-    read_image(name)
-    return Path(name)
+    read_image(file)
+    return Path(file)
 
 
 def _text(processor: "DreamLLMProcessor", prompt: str, chat: bool) -> str:

@@ -107,7 +107,7 @@ def check_device(device: str) -> str:
 def check_seed(seed: int) -> int:
     """The seed, unchanged; UsageError for one that torch does not accept."""
     if not -(2**63) <= seed < 2**64:
-        raise UsageError("--seed is out of range: choose a number from 0 to 2**64 - 1")
+        raise UsageError("--seed is out of range: choose a number from -2**63 to 2**64 - 1")
     return seed
 
 

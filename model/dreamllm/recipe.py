@@ -48,6 +48,9 @@ def expand_home(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises RuntimeError for an unknown user)
 
 
+HomePath = Annotated[Path, AfterValidator(expand_home)]
+
+
 def later(default: Any, **checks: Any) -> Any:
     """A field that is saved only where it differs from its default, so that older recipes keep their fingerprint and their runs."""
     return Field(default=default, exclude_if=lambda value: value == default, **checks)
@@ -56,10 +59,12 @@ def later(default: Any, **checks: Any) -> Any:
 class Start(Settings):
     """The initial weights: a checkpoint, or its three published parts."""
 
-    checkpoint: str | None = None  # folder or hub id, in our layout or the released one
-    language_model: Path | None = None  # folder of a Llama-like model and its tokenizer
-    clip: Path | None = None  # folder of a CLIP model; also accepted with a released checkpoint
-    diffusion: Path | None = None  # folder of a Stable Diffusion model; also accepted with a released checkpoint
+    checkpoint: Annotated[str, AfterValidator(os.path.expanduser)] | None = (
+        None  # folder or hub id, in our layout or the released one
+    )
+    language_model: HomePath | None = None  # folder of a Llama-like model and its tokenizer
+    clip: HomePath | None = None  # folder of a CLIP model; also accepted with a released checkpoint
+    diffusion: HomePath | None = None  # folder of a Stable Diffusion model; also accepted with a released checkpoint
     num_dream_queries: int | None = Field(default=None, ge=1)  # default 64
     vision_select_layer: int | None = None  # default -2
     resolution: int | None = Field(default=None, ge=8)  # pixels of generated images; default: the UNet's own
@@ -226,7 +231,7 @@ class Monitor(Settings):
 class Recipe(Settings):
     stage: str = Field(min_length=1)  # name, recorded in config.training of the result
     start: Start
-    output: Annotated[Path, AfterValidator(expand_home)]  # folder of the result, its checkpoints and its logs
+    output: HomePath  # folder of the result, its checkpoints and its logs
     train: list[Part] = Field(min_length=1)  # the parts to train; all others are frozen
     loss: LossSettings = LossSettings()
     data: DataSettings

@@ -2,7 +2,7 @@
 
     python model/embedded/build.py DIR                 # every step in order
     python model/embedded/build.py DIR --step clip     # playground-clip, the feature extractor, which is not part of the model
-    python model/embedded/build.py DIR --step world encoder reuse sft ship card    # from the shipped checkpoint, with a new CLIP
+    python model/embedded/build.py DIR --step world encoder reuse sft baseline ship card    # from the shipped checkpoint, with a new CLIP
 
 A step is skipped if its result exists and resumes from its own checkpoint if it was interrupted. The stages are ordinary recipes of
 ``dreamllm train``, in the folder ``recipes``.

@@ -30,8 +30,8 @@ def write(
 ) -> None:
     """Write scenes as benchmark or training data.
 
-    Benchmark formats: coco, localized_narratives, vqav2, mmbench, mmvet. Training formats: pairs, conversations, stories,
-    instructions. Interleaved documents for evaluation: documents.
+    Benchmark formats: coco, localized_narratives, vqav2, mmbench, mmvet. Training formats: pairs, prompts, conversations,
+    stories, instructions. Interleaved documents for evaluation: documents.
 
     Example: dreambench playground write world --split val --n 1000
     """

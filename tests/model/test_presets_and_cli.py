@@ -228,13 +228,15 @@ def test_chat_goes_on_after_what_it_cannot_use(monkeypatch, capsys, tmp_path, bu
     image(0).save(tmp_path / "x.png")
     (tmp_path / "bad.png").write_bytes(b"none")
     typed = [f"/image {tmp_path / 'bad.png'}", "/image", f"/image {tmp_path / 'x.png'}", "what is <image>?", "and?"]
-    lines = iter([*typed, "a \udcff", "so?", "/quit"])
+    lines = iter([*typed, "a \udcff", "so?", "/clear", "and now?", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     assert run(monkeypatch, "chat", "--device", "cpu") == 0
     output = capsys.readouterr()
-    assert [images for _, images in asked] == [1, 1]
+    assert [images for _, images in asked] == [1, 1, 0]
     assert asked[1][0].endswith("USER: <image>and? ASSISTANT: yes</s>USER: so? "[-40:])
-    assert output.out.count("model: yes") == 2
+    assert asked[2][0].endswith("USER: and now? ")
+    assert "yes" not in asked[2][0]
+    assert output.out.count("model: yes") == 3
     bad, usage, placeholder, encoding = output.err.splitlines()[1:]
     assert bad.startswith(f"image {tmp_path / 'bad.png'} cannot be read")
     assert usage == "name an image file: /image FILE"
@@ -294,7 +296,7 @@ IMAGE = ["generate-image", "hello", "{}/x.png"]
         (["generate-interleaved", "hello", "{}/s/t", "--html", "{}/s"], "is the folder of the document"),
         (["generate-image", "hello", "{}/x.xyz"], "cannot save an image as"),
         (["generate-image", "hello", "{}/file/x.png"], "cannot create the folder of"),
-        (["generate", "hello", "--seed", "9" * 23], "--seed is out of range: choose a number from 0 to 2**64 - 1"),
+        (["generate", "hello", "--seed", "9" * 23], "--seed is out of range: choose a number from -2**63 to 2**64 - 1"),
         ([*IMAGE, "--seed", "9" * 23], "--seed is out of range"),
         (["init", "{}/m", "--seed", "9" * 23], "--seed is out of range"),
         (["generate", "hello", "--temperature", "inf"], "--temperature inf: choose 0, or a number from 1e-6 to 1e6"),

@@ -316,6 +316,7 @@ def test_a_tilde_in_the_output_and_the_caches_is_the_home_folder(
     assert last_checkpoint(home / "out" / "checkpoints") is not None
     assert list(home.glob("out/tables/**/*.arrow"))
     assert list(home.glob("features/*/*/*"))
+    assert make_recipe(raw | {"start": {"checkpoint": "~/model"}}).start.checkpoint == str(home / "model")
     assert make_recipe(raw | {"output": "~nobody-of-this-name/out"}).output.parts[0] == "~nobody-of-this-name"
 
 

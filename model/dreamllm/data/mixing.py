@@ -41,6 +41,9 @@ class BrokenRecords:
         self.limit, self.file = limit, file
         self._found: dict[tuple[str, ...], None] = {}  # a set in order
         self._end = 0  # of what has been read of the file
+        if file is not None and file.is_file() and not (content := file.read_bytes()).endswith(b"\n") and content:
+            with file.open("ab") as lines:  # a line left incomplete by a kill must not take the next one with it
+                lines.write(b"\n")
         self._read()
 
     def add(self, source: str, key: str, reason: str) -> None:

@@ -33,7 +33,7 @@ FORMATS: dict[str, Callable[[Pool], Iterator[File]]] = {
 MANIFEST = "manifest.json"
 DEFAULT_IMAGES = 512  # 1,024 questions of VQAv2, 307 of MMBench, 307 of MM-Vet
 DEFAULT_DOCUMENTS = 240  # 8 of each topic, 509 images
-LAYOUT = 3  # version of what is written for a scene
+LAYOUT = 4  # version of what is written for a scene
 _WITH_IMAGES = {"coco", "localized_narratives", "vqav2", "pairs", "prompts", "conversations"}
 _WITH_STORY_IMAGES = {"stories", "instructions"}
 
