@@ -59,9 +59,8 @@ def later(default: Any, **checks: Any) -> Any:
 class Start(Settings):
     """The initial weights: a checkpoint, or its three published parts."""
 
-    checkpoint: Annotated[str, AfterValidator(os.path.expanduser)] | None = (
-        None  # folder or hub id, in our layout or the released one
-    )
+    # Folder or hub id, in our layout or the released one.
+    checkpoint: Annotated[str, AfterValidator(os.path.expanduser)] | None = None
     language_model: HomePath | None = None  # folder of a Llama-like model and its tokenizer
     clip: HomePath | None = None  # folder of a CLIP model; also accepted with a released checkpoint
     diffusion: HomePath | None = None  # folder of a Stable Diffusion model; also accepted with a released checkpoint
@@ -131,9 +130,8 @@ class SourceSettings(Settings):
         default=None, gt=0, allow_inf_nan=False
     )  # share of the samples; for all sources or none
     mode: str | None = None  # one of MODES[kind]; default: the first
-    flip: bool | None = (
-        None  # mirror half of the generated images; default: data.flip, but not for image_pairs in mode pair
-    )
+    # Mirror half of the generated images; default: data.flip, but not for image_pairs in mode pair.
+    flip: bool | None = None
     columns: dict[
         Literal["image", "caption", "target"], str
     ] = {}  # pairs, image_pairs: names of the fields, if unusual

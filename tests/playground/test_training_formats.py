@@ -20,7 +20,13 @@ from dreambench.spec import RunSpec
 from dreambench_tasks.mmbench.scoring import extract_choice
 from dreambench_tasks.mmbench.task import MMBenchTask
 from dreambench_tasks.playground import FORMATS, write
-from dreambench_tasks.playground.conversations import LETTER_PROMPT, SHORT_PROMPT, conversation, yes_no_questions
+from dreambench_tasks.playground.conversations import (
+    LETTER_PROMPT,
+    SHORT_PROMPT,
+    conversation,
+    place_questions,
+    yes_no_questions,
+)
 from dreambench_tasks.playground.formats import BENCHMARK_FORMATS
 from dreambench_tasks.playground.language import PLACES, place
 from dreambench_tasks.playground.open_questions import KINDS, open_question, reply
@@ -140,6 +146,21 @@ def test_conversations_have_every_kind_of_turn() -> None:
     lengths = {len(conversation(scene, Rng("test", 0, i))) for i, scene in enumerate(SCENES)}
     assert lengths <= set(range(1, 13))
     assert max(lengths) == 12
+
+
+def test_questions_about_places_are_about_two_objects_and_answered_truly() -> None:
+    kinds: Counter[bool] = Counter()
+    for i, scene in enumerate(scene for scene in SCENES if len(scene.things) > 1):
+        at = {place(thing): thing for thing in scene.things}
+        asked = [
+            (turn.question.split("?")[0].split("in the ")[1], turn) for turn in place_questions(scene, Rng("test", i))
+        ]
+        assert len({words for words, _ in asked}) == 2
+        for words, turn in asked:
+            colour = turn.question.startswith("What color")
+            kinds[colour] += 1
+            assert turn.answer == (at[words].colour if colour else at[words].name)
+    assert min(kinds.values()) > 0.4 * kinds.total()
 
 
 def test_whether_a_color_or_a_shape_occurs_is_answered_truly_and_as_often_yes_as_no() -> None:
